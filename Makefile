@@ -1,0 +1,31 @@
+# Two commands do everything on a machine with Python 3.11 and make: `make reproduce` and `make test`.
+# Both make .venv and install into it, or use the one that is there.
+PYTHON ?= python3
+BIN := .venv/bin
+PROFILE ?= quick
+
+.PHONY: reproduce test lint clean
+
+reproduce: .venv/.installed
+	$(BIN)/iadd-lab reproduce --profile $(PROFILE)
+
+test: .venv/.installed-dev lint
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch .venv/.installed $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

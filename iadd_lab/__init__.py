@@ -1,0 +1,56 @@
+"""Importance-aware adaptive dataset distillation: the method, its family, and what a study of it needs.
+
+    data = load_data("digits")
+    teachers = train_teachers(data, TeacherConfig(), "runs/teachers", count=5)
+    result = distill(data, teachers, DistillConfig(ipc=1), folder="runs/ipc1")
+    print(evaluate(result.distilled, data, EvaluateConfig()))
+"""
+
+from importlib.metadata import version
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.baselines import random_real
+from iadd_lab.data import DATASETS, DataConfig, ImageData, load_data
+from iadd_lab.device import pick_device
+from iadd_lab.distill import DistillConfig, DistillResult, distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import DivergenceError, InputError
+from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_draws
+from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
+from iadd_lab.networks import NETWORKS, NetworkConfig
+from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from iadd_lab.unroll import ENGINES
+
+__version__ = version("iadd-lab")
+
+__all__ = [
+    "DATASETS",
+    "ENGINES",
+    "MATCHINGS",
+    "NETWORKS",
+    "AugmentConfig",
+    "DataConfig",
+    "DistillConfig",
+    "DistillResult",
+    "DistilledSet",
+    "DivergenceError",
+    "EvaluateConfig",
+    "Evaluation",
+    "ImageData",
+    "InputError",
+    "Learned",
+    "Matching",
+    "NetworkConfig",
+    "Pruned",
+    "TeacherConfig",
+    "Teachers",
+    "Uniform",
+    "distill",
+    "evaluate",
+    "evaluate_draws",
+    "load_data",
+    "open_teachers",
+    "pick_device",
+    "random_real",
+    "train_teachers",
+]

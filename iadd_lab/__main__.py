@@ -1,0 +1,5 @@
+"""`python -m iadd_lab` is `iadd-lab`."""
+
+from iadd_lab.cli import main
+
+main()

@@ -1,0 +1,306 @@
+"""Differentiable siamese augmentation (DSA).
+
+After Zhao & Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021): one operation
+per call, its parameters per image. Drawing and applying are apart: `draw` takes the random numbers from a
+generator that the caller owns, and the `Augmentation` it returns can be applied again, to the same images or
+to others (the siamese part), with the same parameters. Every operation is affine in the images and can be
+differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iadd_lab.errors import check_number, check_whole, choose, require
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Which operations, and how strong they are.
+
+    operations: keys of `OPERATIONS`, each at most once; none means no augmentation.
+    flip: probability of a horizontal flip, in [0, 1].
+    scale: largest ratio by which an axis is shrunk or stretched, at least 1.
+    rotate: largest angle in degrees, in [0, 180].
+    crop: largest shift as a share of the side, in [0, 1].
+    cutout: side of the square that is blanked as a share of the image's, in [0, 1].
+    brightness, saturation, contrast: DSA's strengths of the three steps of "color", at least 0.
+
+    Raises `InputError` for anything else.
+    """
+
+    operations: tuple[str, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+    flip: float = 0.5
+    scale: float = 1.2
+    rotate: float = 15.0
+    crop: float = 0.125
+    cutout: float = 0.5
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_operations(self.operations)
+        object.__setattr__(self, "operations", tuple(self.operations))  # a list, as JSON and YAML give it
+        for share in ("flip", "crop", "cutout"):
+            check_number(share, getattr(self, share), maximum=1.0)
+        for strength in ("brightness", "saturation", "contrast"):
+            check_number(strength, getattr(self, strength))
+        check_number("scale", self.scale, minimum=1.0)
+        check_number("rotate", self.rotate, maximum=180.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """One drawn operation, to be called on images.
+
+    operation: a key of `OPERATIONS`, or "identity".
+    parameters: what was drawn, on the CPU: one tensor of shape (batch,) per parameter of the operation.
+    batch, height, width: the images it was drawn for.
+
+    Calling it on images of shape (batch, channels, height, width), of any floating dtype and on any device,
+    gives images of that shape, dtype and device; always the same for the same images. An augmentation drawn
+    for a batch of one treats every image of a larger batch alike: what DSA's gradient matching needs, where a
+    real and a distilled batch of different sizes share one augmentation.
+    Raises `InputError` for images of another size than it was drawn for.
+    """
+
+    operation: str
+    parameters: Parameters
+    batch: int
+    height: int
+    width: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._check(images)
+        if self.operation == "identity":
+            return images
+        here = {name: value.to(images.device) for name, value in self.parameters.items()}
+        return OPERATIONS[self.operation].apply(images, here)
+
+    def _check(self, images: Tensor) -> None:
+        fits = images.ndim == 4 and images.shape[2:] == (self.height, self.width)
+        require(
+            fits and self.batch in (1, images.shape[0]),
+            f"the images have shape {tuple(images.shape)}; this augmentation was drawn for "
+            f"({self.batch}, channels, {self.height}, {self.width}).",
+        )
+
+
+def draw(
+    config: AugmentConfig, *, batch: int, height: int, width: int, generator: torch.Generator
+) -> Augmentation:
+    """One of `config.operations`, each equally likely, with parameters for each of `batch` images.
+
+    The draws are made on the CPU in double precision: a state of `generator`, which must be a CPU generator,
+    gives the same augmentation for every device and dtype. Without operations nothing is drawn.
+    Raises `InputError` for a generator elsewhere, or sizes below 1.
+    """
+    for name, value in (("batch", batch), ("height", height), ("width", width)):
+        check_whole(name, value, minimum=1)
+    require(
+        generator.device.type == "cpu",
+        f"the augmentation's generator is on {generator.device}; give it a CPU generator.",
+    )
+    operation, parameters = "identity", {}
+    if config.operations:
+        chosen = torch.randint(len(config.operations), (), generator=generator)
+        operation = config.operations[int(chosen)]
+        parameters = OPERATIONS[operation].draw(config, _Draws(batch, height, width, generator))
+    return Augmentation(operation, parameters, batch, height, width)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for a batch of images of one size."""
+
+    batch: int
+    height: int
+    width: int
+    generator: torch.Generator
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Uniform in [low, high): (batch,), float64."""
+        numbers = torch.rand(self.batch, generator=self.generator, dtype=torch.float64)
+        return low + (high - low) * numbers
+
+    def whole(self, low: int, high: int) -> Tensor:
+        """Whole numbers from low to high, both included: (batch,), int64."""
+        return torch.randint(low, high + 1, (self.batch,), generator=self.generator)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How an operation draws its parameters, and how it applies them to a batch of images."""
+
+    draw: Callable[[AugmentConfig, _Draws], Parameters]
+    apply: Callable[[Tensor, Parameters], Tensor]
+
+
+def _draw_color(config: AugmentConfig, draws: _Draws) -> Parameters:
+    return {
+        "brightness": draws.uniform(-0.5 * config.brightness, 0.5 * config.brightness),
+        "saturation": draws.uniform(0.0, config.saturation),
+        "contrast": draws.uniform(config.contrast, 1.0 + config.contrast),
+    }
+
+
+def _apply_color(images: Tensor, parameters: Parameters) -> Tensor:
+    images = images + _per_image(parameters["brightness"], images)
+    grey = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
+    images = (images - grey) * _per_image(parameters["saturation"], images) + grey
+    level = images.mean(dim=(1, 2, 3), keepdim=True)  # (batch, 1, 1, 1)
+    return (images - level) * _per_image(parameters["contrast"], images) + level
+
+
+def _draw_crop(config: AugmentConfig, draws: _Draws) -> Parameters:
+    rows, columns = _share(draws.height, config.crop), _share(draws.width, config.crop)
+    return {"row_shift": draws.whole(-rows, rows), "column_shift": draws.whole(-columns, columns)}
+
+
+def _apply_crop(images: Tensor, parameters: Parameters) -> Tensor:
+    height, width = images.shape[2:]
+    rows, columns = _pixel_numbers(images)
+    # Positions in the image with a border of one zero pixel, to which all that lies outside is mapped.
+    row = (rows + parameters["row_shift"][:, None] + 1).clamp(0, height + 1)  # (batch, height)
+    column = (columns + parameters["column_shift"][:, None] + 1).clamp(0, width + 1)  # (batch, width)
+    return _gather(F.pad(images, (1, 1, 1, 1)), row[:, :, None] * (width + 2) + column[:, None])
+
+
+def _draw_cutout(config: AugmentConfig, draws: _Draws) -> Parameters:
+    top, bottom = _draw_span(draws, length=draws.height, share=config.cutout)
+    left, right = _draw_span(draws, length=draws.width, share=config.cutout)
+    return {"top": top, "bottom": bottom, "left": left, "right": right}
+
+
+def _draw_span(draws: _Draws, *, length: int, share: float) -> tuple[Tensor, Tensor]:
+    """First index and the one after the last of what is cut out; it may reach over both borders."""
+    side = _share(length, share)
+    # An even side has its centre between two pixels: one position more.
+    centre = draws.whole(0, length - side % 2)
+    first = centre - side // 2
+    return first, first + side
+
+
+def _apply_cutout(images: Tensor, parameters: Parameters) -> Tensor:
+    rows, columns = _pixel_numbers(images)
+    top, bottom, left, right = (parameters[name][:, None] for name in ("top", "bottom", "left", "right"))
+    within_rows = (rows >= top) & (rows < bottom)  # (batch, height)
+    within_columns = (columns >= left) & (columns < right)  # (batch, width)
+    hole = within_rows[:, :, None] & within_columns[:, None, :]  # (batch, height, width)
+    return images.masked_fill(hole[:, None], 0.0)
+
+
+def _draw_flip(config: AugmentConfig, draws: _Draws) -> Parameters:
+    return {"flipped": draws.uniform(0.0, 1.0) < config.flip}
+
+
+def _apply_flip(images: Tensor, parameters: Parameters) -> Tensor:
+    return torch.where(parameters["flipped"][:, None, None, None], images.flip(3), images)
+
+
+def _draw_scale(config: AugmentConfig, draws: _Draws) -> Parameters:
+    # Factors of the grid: below 1 enlarges what is seen.
+    return {axis: draws.uniform(1.0 / config.scale, config.scale) for axis in ("horizontal", "vertical")}
+
+
+def _apply_scale(images: Tensor, parameters: Parameters) -> Tensor:
+    horizontal, vertical = parameters["horizontal"], parameters["vertical"]
+    none = torch.zeros_like(horizontal)
+    return _sample_affine(images, x_from=(horizontal, none), y_from=(none, vertical))
+
+
+def _draw_rotate(config: AugmentConfig, draws: _Draws) -> Parameters:
+    largest = math.radians(config.rotate)
+    return {"angle": draws.uniform(-largest, largest)}
+
+
+def _apply_rotate(images: Tensor, parameters: Parameters) -> Tensor:
+    cosine, sine = parameters["angle"].cos(), parameters["angle"].sin()
+    return _sample_affine(images, x_from=(cosine, -sine), y_from=(sine, cosine))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "color": Operation(_draw_color, _apply_color),
+    "crop": Operation(_draw_crop, _apply_crop),
+    "cutout": Operation(_draw_cutout, _apply_cutout),
+    "flip": Operation(_draw_flip, _apply_flip),
+    "scale": Operation(_draw_scale, _apply_scale),
+    "rotate": Operation(_draw_rotate, _apply_rotate),
+}
+
+
+def _sample_affine(images: Tensor, *, x_from: tuple[Tensor, Tensor], y_from: tuple[Tensor, Tensor]) -> Tensor:
+    """Bilinear samples of the images, zero outside, at x' = a·x + b·y and y' = c·x + d·y.
+
+    x and y run from -1 to 1 between the centres of the border pixels; (a, b) = x_from and (c, d) = y_from,
+    each of shape (batch,) in float64. It equals `grid_sample` on an `affine_grid` with align_corners=True,
+    whose backward pass has no deterministic version on a GPU and, in older releases of PyTorch, can't be
+    differentiated again (pytorch issue 34704).
+    """
+    height, width = images.shape[2:]
+    rows, columns = _pixel_numbers(images)
+    x = (2.0 * columns.double() - (width - 1)) / max(width - 1, 1)  # (width,)
+    y = (2.0 * rows.double()[:, None] - (height - 1)) / max(height - 1, 1)  # (height, 1)
+    (a, b), (c, d) = ((first[:, None, None], second[:, None, None]) for first, second in (x_from, y_from))
+    column = (a * x + b * y + 1.0) * (0.5 * (width - 1))  # (batch, height, width)
+    row = (c * x + d * y + 1.0) * (0.5 * (height - 1))  # (batch, height, width)
+    return _interpolate(images, row, column)
+
+
+def _interpolate(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Bilinear samples at fractional positions (batch or 1, height, width), zero outside."""
+    height, width = images.shape[2:]
+    row, column = row.clamp(-1, height), column.clamp(-1, width)
+    # The four neighbours all lie in the image with a border of one zero pixel around it.
+    top, left = row.floor().clamp(max=height - 1), column.floor().clamp(max=width - 1)
+    down, across = ((row - top).to(images.dtype)[:, None], (column - left).to(images.dtype)[:, None])
+    bordered = F.pad(images, (1, 1, 1, 1))
+    first = top.long() * (width + 2) + left.long() + width + 3  # (batch, height, width)
+    upper = torch.lerp(_gather(bordered, first), _gather(bordered, first + 1), across)
+    below = first + width + 2
+    lower = torch.lerp(_gather(bordered, below), _gather(bordered, below + 1), across)
+    return torch.lerp(upper, lower, down)
+
+
+def _gather(images: Tensor, index: Tensor) -> Tensor:
+    """Pixels by flat index (batch or 1, height', width'), the same in all channels."""
+    batch, channels = images.shape[:2]
+    index_everywhere = index.flatten(1)[:, None].expand(batch, channels, -1)
+    return images.flatten(2).gather(2, index_everywhere).unflatten(2, index.shape[1:])
+
+
+def _pixel_numbers(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column numbers, (height,) and (width,), where the images are."""
+    height, width = images.shape[2:]
+    return torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+
+
+def _per_image(parameter: Tensor, images: Tensor) -> Tensor:
+    return parameter.to(images.dtype)[:, None, None, None]  # (batch, 1, 1, 1)
+
+
+def _share(length: int, share: float) -> int:
+    # Rounded half up, as DSA does; round() would go to the even neighbour.
+    return int(length * share + 0.5)
+
+
+def _check_operations(operations: object) -> None:
+    listed = isinstance(operations, (tuple, list)) and all(isinstance(name, str) for name in operations)
+    require(
+        listed, f"operations is {operations!r}; it must be a list of names, such as {', '.join(OPERATIONS)}."
+    )
+    for name in operations:
+        choose("augmentation operation", name, OPERATIONS)
+    require(
+        len(set(operations)) == len(operations),
+        f"operations {operations!r} names one twice; give each name once.",
+    )

@@ -1,0 +1,365 @@
+"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from iadd_lab import data as datasets
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.baselines import random_real
+from iadd_lab.data import DATASETS, DataConfig, ImageData, fetch_data, load_data, locate
+from iadd_lab.device import pick_device
+from iadd_lab.distill import DistillConfig, check_inputs
+from iadd_lab.distill import distill as run_distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import DivergenceError, InputError, choose, require
+from iadd_lab.evaluate import EvaluateConfig, evaluate_draws
+from iadd_lab.evaluate import evaluate as run_evaluate
+from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned
+from iadd_lab.networks import NETWORKS, NetworkConfig
+from iadd_lab.reproduce import reproduce as run_reproduce
+from iadd_lab.teachers import TeacherConfig, Teachers, import_replay_buffers, open_teachers, train_teachers
+
+
+class _FriendlyGroup(typer.core.TyperGroup):
+    """Bad input ends with one sentence and exit code 2, a divergence with one and 1; never a traceback."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except InputError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except DivergenceError as error:
+            typer.echo(f"stopped: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil a data set into a few images per class by matching network parameters, each with its own "
+    "importance (IADD, arXiv 2401.15863).\n\nThe usual order: teach, distill, evaluate. "
+    "Data sets are looked for under $IADD_DATA.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="List, fetch and check data sets.")
+app.add_typer(data_app, name="data")
+
+DataRoot = Annotated[Path | None, typer.Option(help="Where the data lies; $IADD_DATA if not given.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Augment = Annotated[
+    str | None,
+    typer.Option(help="Operations of differentiable siamese augmentation, comma-separated, or 'none'; "
+                 "the data set's own if not given."),
+]  # fmt: skip
+Width = Annotated[int | None, typer.Option(help="Filters per block of the ConvNet (128).")]
+Depth = Annotated[int | None, typer.Option(help="Blocks of the ConvNet (by image size).")]
+
+
+@data_app.command("list")
+def data_list(root: DataRoot = None) -> None:
+    """Show every data set and where it was found."""
+    for name, spec in DATASETS.items():
+        place = "part of scikit-learn" if name == "digits" else locate(name, root=root) or "not found"
+        typer.echo(f"{name:14} {spec.size:>4} px  {spec.title:32} {place}")
+    typer.echo(f"\nLooked under {root or datasets.data_root()} (set IADD_DATA to change it).")
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, root: DataRoot = None) -> None:
+    """Download a data set (the only command that uses the network)."""
+    typer.echo(f"{name} lies in {fetch_data(name, root=root)}")
+
+
+@data_app.command("check")
+def data_check(
+    name: str,
+    root: DataRoot = None,
+    size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Load a data set in full and show what is in it."""
+    started = time.perf_counter()
+    data = load_data(DataConfig(name=name, size=size, seed=seed), root=root)
+    shape = " × ".join(map(str, data.train.images.shape[1:]))
+    typer.echo(
+        f"{name}: {shape}, read in {time.perf_counter() - started:.1f} s, fingerprint {data.fingerprint}"
+    )
+    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)) for s in _SPLITS]
+    typer.echo(f"{'class':24}" + "".join(f"{split:>12}" for split in _SPLITS))
+    for index, label in enumerate(data.classes):
+        typer.echo(f"{label[:24]:24}" + "".join(f"{count[index].item():12}" for count in counts))
+    typer.echo(f"{'all':24}" + "".join(f"{count.sum().item():12}" for count in counts))
+    if data.remark:
+        typer.echo(f"Note: {data.remark}")
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+@app.command()
+def teach(
+    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}.")],
+    out: Annotated[Path, typer.Option(help="Folder of the teachers.")],
+    size: Annotated[int | None, typer.Option(help="Side in pixels (the set's own).")] = None,
+    train_limit: Annotated[int | None, typer.Option(help="Use so many training images at most.")] = None,
+    data_root: DataRoot = None,
+    data_seed: Annotated[int, typer.Option(help="Of the validation split.")] = 0,
+    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = "convnet",
+    width: Width = None,
+    depth: Depth = None,
+    preprocess: Annotated[str, typer.Option(help="standardise or zca.")] = "standardise",
+    teachers: Annotated[int, typer.Option(help="How many.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Of each: max start epoch + teacher epochs is enough.")] = 10,
+    rate: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 256,
+    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.0,
+    augment: Augment = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    import_buffers: Annotated[
+        list[Path] | None,
+        typer.Option(help="Convert others' replay_buffer_N.pt instead of training; may be repeated."),
+    ] = None,
+) -> None:
+    """Train teachers on the real set and store their trajectories.
+
+    Interrupted, it goes on with the first missing teacher when run again.
+    """
+    place = pick_device(device)
+    config = TeacherConfig(
+        network=NetworkConfig(name=network, width=width, depth=depth),
+        preprocess=preprocess,
+        epochs=epochs,
+        rate=rate,
+        batch=batch,
+        momentum=momentum,
+        augment=_augment(augment, data),
+        seed=seed,
+    )
+    images = load_data(
+        DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed), root=data_root
+    )
+    if import_buffers:
+        trained = import_replay_buffers(import_buffers, images, config, out)
+    else:
+        trained = train_teachers(images, config, out, count=teachers, device=place)
+    accuracies = [trained.history(n).get("validation_accuracy") for n in range(len(trained))]
+    known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
+    note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
+    typer.echo(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
+
+
+@app.command()
+def distill(
+    teachers: Annotated[Path, typer.Option(help="Folder of the teachers.")],
+    out: Annotated[Path, typer.Option(help="Folder of the result.")],
+    ipc: Annotated[int, typer.Option(help="Distilled images per class.")] = 1,
+    iterations: Annotated[int, typer.Option(help="Updates of images, α and W.")] = 5000,
+    student_steps: Annotated[int, typer.Option(help="J: the student's steps per iteration.")] = 50,
+    teacher_epochs: Annotated[int, typer.Option(help="K: the teacher's epochs they are to match.")] = 2,
+    max_start_epoch: Annotated[int, typer.Option(help="Start epochs are drawn below it.")] = 2,
+    batch: Annotated[int | None, typer.Option(help="Distilled images per student step (all).")] = None,
+    image_rate: Annotated[float, typer.Option(help="Learning rate of the images.")] = 100.0,
+    image_optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    alpha_rate: Annotated[float, typer.Option(help="Learning rate of α.")] = 1e-7,
+    alpha: Annotated[float, typer.Option(help="α at the start.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Of images and α.")] = 0.5,
+    matching: Annotated[str, typer.Option(help=f"{', '.join(MATCHINGS)}.")] = "learned",
+    weight_rate: Annotated[float, typer.Option(help="learned: learning rate of W.")] = Learned.rate,
+    literal: Annotated[bool, typer.Option(help="learned: the paper's unnormalised loss.")] = False,
+    granularity: Annotated[
+        str, typer.Option(help="learned: a weight per parameter or tensor.")
+    ] = "parameter",
+    prune: Annotated[float, typer.Option(help="pruned: share of parameters to drop.")] = Pruned.fraction,
+    gradient: Annotated[str, typer.Option(help="adjoint, full or frozen.")] = "adjoint",
+    initial_images: Annotated[str, typer.Option(help="real or noise.")] = "real",
+    augment: Augment = None,
+    snapshots: Annotated[int, typer.Option(help="States of images and W to keep for plots.")] = 11,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
+    network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
+    preprocess: Annotated[str | None, typer.Option(help="Require teachers with this preprocessing.")] = None,
+) -> None:
+    """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption."""
+    place = pick_device(device)
+    trained = open_teachers(teachers)
+    _require_teachers(trained, data=data, network=network, preprocess=preprocess)
+    config = DistillConfig(
+        ipc=ipc,
+        iterations=iterations,
+        student_steps=student_steps,
+        teacher_epochs=teacher_epochs,
+        max_start_epoch=max_start_epoch,
+        batch=batch,
+        image_rate=image_rate,
+        image_optimizer=image_optimizer,
+        alpha_rate=alpha_rate,
+        alpha=alpha,
+        momentum=momentum,
+        matching=_matching(matching, weight_rate, literal, granularity, prune),
+        gradient=gradient,
+        initial_images=initial_images,
+        augment=_augment(augment, trained.data.name),
+        snapshots=snapshots,
+        seed=seed,
+    )
+    images = load_data(trained.data, root=data_root)
+    check_inputs(images, trained, config)
+    result = run_distill(images, trained, config, folder=out, device=place)
+
+    from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
+
+    made = result.distilled
+    save_figure(image_grid(made.pictures(), made.labels, made.classes), out, "distilled")
+    save_figure(before_after(result), out, "before_after")
+    save_figure(history_plot(result.history), out, "history")
+    typer.echo(
+        f"α {result.alpha:.4g}, {_describe_history(result.history.loss)}; in {out / 'distilled.safetensors'}"
+    )
+
+
+@app.command()
+def evaluate(
+    distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors.")],
+    network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)} (the teachers').")] = None,
+    width: Width = None,
+    depth: Depth = None,
+    networks: Annotated[int, typer.Option(help="How many fresh networks.")] = 5,
+    epochs: Annotated[int, typer.Option(help="On the distilled set.")] = 1000,
+    rate: Annotated[float | None, typer.Option(help="Learning rate (the set's own α).")] = None,
+    split: Annotated[str, typer.Option(help="test, or validation for choosing anything.")] = "test",
+    random: Annotated[bool, typer.Option(help="Also random real images, as many of them.")] = True,
+    augment: Augment = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (beside the set).")] = None,
+) -> None:
+    """Train fresh networks on a distilled set and test them on real images."""
+    place = pick_device(device)
+    made = DistilledSet.load(distilled)
+    config = EvaluateConfig(
+        network=_evaluation_network(distilled, network, width, depth),
+        networks=networks,
+        epochs=epochs,
+        rate=rate,
+        augment=_augment(augment, made.data.name),
+        split=split,
+        seed=seed,
+    )
+    real = load_data(made.data, root=data_root)
+    results = [run_evaluate(made, real, config, device=place)]
+    if random:
+        results.append(_evaluate_random(made, real, config, place))
+
+    from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
+
+    folder, name = out or distilled.parent, f"evaluation_{config.network.name}_{split}"
+    results[0].save(folder / f"{name}.safetensors")
+    save_figure(accuracy_bars(results), folder, f"{name}_accuracy")
+    save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
+    for result in results:
+        typer.echo(str(result))
+    if real.remark:
+        typer.echo(f"Note: {real.remark}")
+    typer.echo(f"in {folder}/{name}*")
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help="quick: embedded real data, minutes on two cores.")] = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="A notebook's name; may be repeated.")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="NAME=VALUE for the notebooks' parameters; may be repeated."),
+    ] = None,
+    notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = Path("notebooks"),
+    figures: Annotated[Path, typer.Option(help="Folder of what they make.")] = Path("figures"),
+) -> None:
+    """Execute the notebooks and collect their pictures in figures/PROFILE."""
+    failed = run_reproduce(
+        profile=profile,
+        only=tuple(only or ()),
+        parameters=dict(_name_and_value(text) for text in parameter or ()),
+        notebooks=notebooks,
+        figures=figures,
+    )
+    if failed:
+        typer.echo(f"failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    require(bool(name and equals), f"parameter {text!r} is not of the form NAME=VALUE: write -p name=value.")
+    return name, value
+
+
+def _augment(text: str | None, data: str) -> AugmentConfig:
+    if text is None:
+        return AugmentConfig(operations=choose("data set", data, DATASETS).augment)
+    return AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
+
+
+def _matching(name: str, rate: float, literal: bool, granularity: str, prune: float) -> Matching:
+    kind = choose("matching", name, MATCHINGS)
+    if kind is Learned:
+        return Learned(rate=rate, normalised=not literal, granularity=granularity)
+    return Pruned(fraction=prune) if kind is Pruned else kind()
+
+
+def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
+    found = {
+        "data": teachers.data.name,
+        "network": teachers.config.network.name,
+        "preprocess": teachers.config.preprocess,
+    }
+    for name, value in expected.items():
+        require(
+            value is None or value == found[name],
+            f"--{name} is {value!r}, but the teachers in {teachers.folder} have {found[name]!r}: "
+            f"train teachers with --{name} {value}, or leave the option out.",
+        )
+
+
+def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
+    from iadd_lab.distill import DistillResult
+
+    own = DistillResult.load(path).teacher_config.network
+    if name is None:
+        return replace(own, width=width or own.width, depth=depth or own.depth)
+    if name == own.name:
+        width, depth = width or own.width, depth or own.depth
+    return NetworkConfig(name=name, width=width, depth=depth)
+
+
+def _evaluate_random(made: DistilledSet, real: ImageData, config: EvaluateConfig, device: torch.device):
+    rate = config.rate or 0.01
+    return evaluate_draws(
+        lambda index: random_real(real, made.preprocess, ipc=made.ipc, seed=config.seed + index, alpha=rate),
+        real,
+        config,
+        device=device,
+    )
+
+
+def _describe_history(loss: list[float]) -> str:
+    tenth = max(len(loss) // 10, 1)
+    return f"matching loss {sum(loss[:tenth]) / tenth:.3f} at first, {sum(loss[-tenth:]) / tenth:.3f} at last"
+
+
+def main() -> None:
+    """The entry point of `iadd-lab` and `python -m iadd_lab`."""
+    app()

@@ -1,0 +1,472 @@
+"""The distillation loop: images, the student's learning rate α and the importance W, optimised together."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.data import ImageData
+from iadd_lab.distilled import KIND, DistilledSet
+from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
+from iadd_lab.history import History
+from iadd_lab.matching import Learned, Matching, effective_share
+from iadd_lab.sampling import check_class_sizes, draw_rows
+from iadd_lab.seeds import generator
+from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
+from iadd_lab.teachers import TeacherConfig, Teachers
+from iadd_lab.unroll import ENGINES, Gradients, Segment, Step, StudentLoss, Variables
+
+OPTIMIZERS = {
+    "sgd": lambda parameters, config: torch.optim.SGD(
+        parameters, lr=config.image_rate, momentum=config.momentum
+    ),
+    "adam": lambda parameters, config: torch.optim.Adam(parameters, lr=config.image_rate),
+}
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One distillation; the defaults are MTT's for CIFAR-10 at IPC 1, with learned importance.
+
+    Args:
+        ipc: distilled images per class.
+        iterations: updates of images, α and W.
+        student_steps: J, the student's steps on the distilled set in each iteration.
+        teacher_epochs: K, the teacher's epochs that those J steps are to match.
+        max_start_epoch: start epochs are drawn from [0, max_start_epoch).
+        batch: distilled images per student step; None takes all of them.
+        image_rate: learning rate of the images.
+        image_optimizer: "sgd" (with `momentum`; the field's) or "adam".
+        alpha_rate: learning rate of α (SGD with `momentum`); 0 keeps α as it is.
+        alpha: α before the first iteration.
+        momentum: of SGD, in [0, 1).
+        matching: `Uniform()` (MTT), `Pruned()` (DDPP) or `Learned()` (IADD).
+        gradient: the engine, "adjoint", "full" or "frozen"; see `iadd_lab.unroll`.
+        initial_images: "real" (drawn from the training images) or "noise".
+        augment: differentiable siamese augmentation of every student batch.
+        snapshots: how many states of images and W to keep, evenly spaced, first and last included.
+        seed: of initial images, segments, batches and augmentation.
+    """
+
+    ipc: int = 1
+    iterations: int = 5000
+    student_steps: int = 50
+    teacher_epochs: int = 2
+    max_start_epoch: int = 2
+    batch: int | None = None
+    image_rate: float = 100.0
+    image_optimizer: str = "sgd"
+    alpha_rate: float = 1e-7
+    alpha: float = 0.01
+    momentum: float = 0.5
+    matching: Matching = Learned()
+    gradient: str = "adjoint"
+    initial_images: str = "real"
+    augment: AugmentConfig = AugmentConfig()
+    snapshots: int = 11
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch"):
+            check_whole(name, getattr(self, name), minimum=1)
+        if self.batch is not None:
+            check_whole("batch", self.batch, minimum=1)
+        check_number("image_rate", self.image_rate, above=True)
+        choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
+        check_number("alpha_rate", self.alpha_rate)
+        check_number("alpha", self.alpha, above=True)
+        check_number("momentum", self.momentum, maximum=0.999)
+        choose("gradient", self.gradient, ENGINES)
+        choose("initial_images", self.initial_images, INITIAL_IMAGES)
+        check_whole("snapshots", self.snapshots, minimum=2)
+        check_whole("seed", self.seed, minimum=0)
+        require(
+            isinstance(self.matching, Matching),
+            f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DistillResult:
+    """What a distillation made, and how."""
+
+    distilled: DistilledSet
+    importance: torch.Tensor  # W at the end, (P,); ones where nothing is learned
+    history: History
+    config: DistillConfig
+    teachers: dict[str, Any]  # the teachers' configuration and identity, as stored
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The distilled images, (classes * ipc, channels, height, width), preprocessed."""
+        return self.distilled.images
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Their classes, (classes * ipc,)."""
+        return self.distilled.labels
+
+    @property
+    def alpha(self) -> float:
+        """The student's learning rate."""
+        return self.distilled.alpha
+
+    @property
+    def teacher_config(self) -> TeacherConfig:
+        """How the teachers were trained, their network and preprocessing included."""
+        return restore(TeacherConfig, self.teachers["config"])
+
+    def save(self, path: Path) -> Path:
+        """Store everything in one file, from which `DistilledSet.load` reads the set alone."""
+        return self.distilled.save(
+            path,
+            more_tensors=self.history.tensors() | {"importance": self.importance},
+            more_metadata={"config": describe(self.config), "teachers": self.teachers},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> DistillResult:
+        """Read and verify the result at `path`.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds a set that was not distilled here.
+        """
+        artefact = load_artefact(path, kind=KIND)
+        require(
+            "config" in artefact.metadata,
+            f"{path} holds a set without a distillation: use DistilledSet.load.",
+        )
+        return cls(
+            distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
+            importance=artefact.tensors["importance"],
+            history=History.from_tensors(artefact.tensors),
+            config=restore(DistillConfig, artefact.metadata["config"]),
+            teachers=artefact.metadata["teachers"],
+        )
+
+
+def distill(
+    data: ImageData,
+    teachers: Teachers,
+    config: DistillConfig,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    on_iteration: Callable[[int, History], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> DistillResult:
+    """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
+
+    Args:
+        data: the real set; only its training images are used, and only to start from.
+        teachers: trained on that very set.
+        config: everything that the result depends on.
+        folder: where `distilled.safetensors` and the checkpoint go. A finished run is read from there, an
+            interrupted one goes on bit for bit. None keeps nothing.
+        device: where the student runs.
+        progress: whether to show a progress bar.
+        on_iteration: called with (iteration, history) after every update, for live plots.
+        checkpoint_seconds: at most so many seconds of work are lost to a kill.
+
+    Raises:
+        InputError: data, teachers and config do not fit together, or `folder` holds another run.
+        DivergenceError: the loss is not finite or α is not positive any more. The last good state is in
+            the checkpoint.
+    """
+    check_inputs(data, teachers, config)
+    finished = _finished(folder, teachers, config)
+    if finished is not None:
+        return finished
+    run = _Run(data, teachers, config, torch.device(device))
+    checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+    saved = time.monotonic()
+    first = run.iteration
+    with tqdm(total=config.iterations, initial=first, desc="distil", disable=not progress) as bar:
+        while run.iteration < config.iterations:
+            try:
+                run.iterate()
+            except DivergenceError as error:
+                kept = (
+                    f" The state of iteration {run.iteration} is kept in {run.save(checkpoint)}."
+                    if checkpoint
+                    else ""
+                )
+                raise DivergenceError(f"{error}{kept}") from None
+            bar.update()
+            bar.set_postfix(loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}")
+            if on_iteration is not None:
+                on_iteration(run.iteration, run.history)
+            if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
+                run.save(checkpoint)
+                saved = time.monotonic()
+    result = run.result()
+    if folder is not None:
+        result.save(Path(folder) / "distilled.safetensors")
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> None:
+    """Require that data, teachers and config fit together, before anything expensive starts.
+
+    Raises:
+        InputError: with what does not fit and how to mend it.
+    """
+    require(
+        data.fingerprint == teachers.data_fingerprint,
+        f"the teachers in {teachers.folder} were trained on {teachers.data} (fingerprint "
+        f"{teachers.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+        "load that data, or train teachers on this.",
+    )
+    needed = config.max_start_epoch - 1 + config.teacher_epochs
+    require(
+        needed <= teachers.config.epochs,
+        f"max_start_epoch {config.max_start_epoch} and teacher_epochs {config.teacher_epochs} reach epoch "
+        f"{needed}, but the teachers have {teachers.config.epochs} epochs: lower either, or train longer.",
+    )
+    if config.initial_images == "real":
+        check_class_sizes(data, config.ipc)
+    total = config.ipc * len(data.classes)
+    require(
+        config.batch is None or config.batch <= total,
+        f"batch is {config.batch}, but there are only {total} distilled images: lower it, or leave it out.",
+    )
+
+
+def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) -> DistillResult | None:
+    path = Path(folder) / "distilled.safetensors" if folder is not None else None
+    if path is None or not path.exists():
+        return None
+    result = DistillResult.load(path)
+    require(
+        result.config == config and result.teachers["identity"] == teachers.identity,
+        f"{path} is the result of another configuration: choose another folder, or delete it.",
+    )
+    return result
+
+
+def _real_images(data: ImageData, teachers: Teachers, config: DistillConfig) -> torch.Tensor:
+    rows = draw_rows(data, config.ipc, generator(config.seed, "initial images"))
+    return teachers.preprocess.apply(data.train.images[rows])
+
+
+def _noise_images(data: ImageData, teachers: Teachers, config: DistillConfig) -> torch.Tensor:
+    shape = (len(data.classes) * config.ipc, data.channels, data.size, data.size)
+    return torch.randn(shape, generator=generator(config.seed, "initial images"))
+
+
+INITIAL_IMAGES = {"real": _real_images, "noise": _noise_images}
+
+
+class _Run:
+    """The mutable state of one distillation: all that a checkpoint holds."""
+
+    def __init__(self, data: ImageData, teachers: Teachers, config: DistillConfig, device: torch.device):
+        self.data, self.teachers, self.config, self.device = data, teachers, config, device
+        self.loss = StudentLoss(teachers.network(0))
+        self.layout = self.loss.layout
+        self.engine = ENGINES[config.gradient]
+        initial = INITIAL_IMAGES[config.initial_images](data, teachers, config)
+        self.images = initial.to(device).requires_grad_()  # (classes * ipc, channels, height, width)
+        self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.ipc)
+        self.alpha = torch.tensor(config.alpha, device=device, requires_grad=True)  # ()
+        self.raw = config.matching.initial(self.layout).to(device)
+        self.image_optimizer = OPTIMIZERS[config.image_optimizer]([self.images], config)
+        self.alpha_optimizer = torch.optim.SGD([self.alpha], lr=config.alpha_rate, momentum=config.momentum)
+        self.generator = generator(config.seed, "segments")
+        self.pending: list[torch.Tensor] = []  # mini-batches left of the current pass
+        self.iteration = 0
+        self.history = History()
+        spaced = torch.linspace(0, config.iterations, config.snapshots)
+        self.snapshot_at = set(spaced.round().long().tolist())
+        self.importance = torch.ones(self.layout.count, device=device)
+        self.take_snapshot()
+
+    def iterate(self) -> None:
+        """One iteration: draw a segment, differentiate, update images, α and W.
+
+        Raises:
+            DivergenceError: before anything was changed, if the update would leave sane values.
+        """
+        started = time.perf_counter()
+        before = self.generator.get_state(), list(self.pending)
+        segment = self.draw_segment()
+        variables = Variables(self.images.detach(), self.labels, self.alpha.detach(), self.raw)
+        gradients = self.engine(self.loss, segment, variables, self.objective(segment))
+        try:
+            self.check(gradients)
+            self.update_alpha(gradients.alpha)
+        except DivergenceError:
+            self.generator.set_state(before[0])
+            self.pending = before[1]
+            raise
+        self.update_images_and_importance(gradients)
+        self.importance = self.weights(self.raw, gradients.end, segment.target)
+        self.record(gradients.loss.item(), time.perf_counter() - started)
+
+    def draw_segment(self) -> Segment:
+        """A teacher, a start epoch, and J steps of rows and augmentation."""
+        config = self.config
+        teacher = self.random_below(len(self.teachers))
+        epoch = self.random_below(config.max_start_epoch)
+        steps = tuple(self.draw_step() for _ in range(config.student_steps))
+        return Segment(
+            start=self.teachers.snapshot(teacher, epoch).to(self.device),
+            target=self.teachers.snapshot(teacher, epoch + config.teacher_epochs).to(self.device),
+            steps=steps,
+        )
+
+    def draw_step(self) -> Step:
+        if not self.pending:
+            order = torch.randperm(len(self.labels), generator=self.generator)
+            self.pending = list(order.split(self.config.batch or len(order)))
+        rows = self.pending.pop(0)
+        height, width = self.images.shape[2:]
+        augmentation = draw(
+            self.config.augment, batch=len(rows), height=height, width=width, generator=self.generator
+        )
+        return Step(rows.to(self.device), augmentation)
+
+    def random_below(self, bound: int) -> int:
+        return int(torch.randint(bound, (), generator=self.generator))
+
+    def objective(self, segment: Segment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        matching, layout = self.config.matching, self.layout
+        return lambda end, raw: matching.loss(
+            end, raw, start=segment.start, target=segment.target, layout=layout
+        )
+
+    def weights(self, raw: torch.Tensor, end: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.config.matching.weights(raw, end=end, target=target, layout=self.layout)
+
+    def check(self, gradients: Gradients) -> None:
+        finite = all(
+            torch.isfinite(t).all()
+            for t in (gradients.loss, gradients.images, gradients.alpha, gradients.raw)
+        )
+        if not finite:
+            raise DivergenceError(
+                f"the matching loss is {gradients.loss.item()} in iteration {self.iteration + 1}, or its gradient "
+                f"is not finite: lower alpha (now {self.alpha.item():.4g}) or image_rate "
+                f"({self.config.image_rate:g})."
+            )
+
+    def update_alpha(self, gradient: torch.Tensor) -> None:
+        before = self.alpha.item(), copy.deepcopy(self.alpha_optimizer.state_dict())
+        self.alpha.grad = gradient
+        self.alpha_optimizer.step()
+        after = self.alpha.item()
+        if not after > 0:
+            with torch.no_grad():
+                self.alpha.fill_(before[0])
+            self.alpha_optimizer.load_state_dict(before[1])
+            raise DivergenceError(
+                f"alpha would fall from {before[0]:.4g} to {after:.4g} in iteration {self.iteration + 1}: "
+                f"lower alpha_rate (now {self.config.alpha_rate:g})."
+            )
+
+    def update_images_and_importance(self, gradients: Gradients) -> None:
+        self.images.grad = gradients.images
+        self.image_optimizer.step()
+        self.raw = self.config.matching.learn(
+            self.raw, gradients.raw, layout=self.layout, iteration=self.iteration
+        )
+
+    def record(self, loss: float, seconds: float) -> None:
+        self.iteration += 1
+        history = self.history
+        history.loss.append(loss)
+        history.alpha.append(self.alpha.item())
+        history.seconds.append(seconds)
+        history.importance_min.append(self.importance.min().item())
+        history.importance_max.append(self.importance.max().item())
+        history.importance_share.append(effective_share(self.importance))
+        self.take_snapshot()
+
+    def take_snapshot(self) -> None:
+        if self.iteration in self.snapshot_at:
+            self.history.snapshot_iterations.append(self.iteration)
+            self.history.snapshot_images.append(self.images.detach().cpu().clone())
+            if self.config.matching.varies:
+                self.history.snapshot_importance.append(self.importance.detach().cpu().clone())
+
+    def result(self) -> DistillResult:
+        distilled = DistilledSet(
+            images=self.images.detach().cpu().clone(),
+            labels=self.labels.cpu(),
+            alpha=self.alpha.item(),
+            preprocess=self.teachers.preprocess,
+            classes=self.data.classes,
+            data=self.data.config,
+            data_fingerprint=self.data.fingerprint,
+            method=self.config.matching.name,
+        )
+        teachers = {
+            "config": describe(self.teachers.config),
+            "identity": self.teachers.identity,
+            "count": len(self.teachers),
+        }
+        importance = self.importance.detach().cpu()
+        return DistillResult(distilled, importance, self.history, self.config, teachers)
+
+    def identity(self) -> str:
+        return fingerprint(describe(self.config), self.teachers.identity, len(self.teachers))
+
+    def save(self, path: Path) -> Path:
+        """Write a checkpoint, atomically."""
+        tensors = {
+            "images": self.images,
+            "alpha": self.alpha,
+            "raw": self.raw,
+            "importance": self.importance,
+            "generator": self.generator.get_state(),
+            "pending": torch.cat(self.pending) if self.pending else torch.zeros(0, dtype=torch.int64),
+            **self.history.tensors(),
+        }
+        for owner, optimizer in self.optimizers().items():
+            for name, value in optimizer.state_dict()["state"].get(0, {}).items():
+                if value is not None:
+                    tensors[f"optimizer/{owner}/{name}"] = value
+        sizes = [len(rows) for rows in self.pending]
+        metadata = {"run": self.identity(), "iteration": self.iteration, "pending": sizes}
+        return save_artefact(path, kind="checkpoint", tensors=tensors, metadata=metadata)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint, bit for bit.
+
+        Raises:
+            InputError: it is damaged, or of another run.
+        """
+        artefact = load_artefact(path, kind="checkpoint")
+        if artefact.metadata["run"] != self.identity():
+            raise InputError(
+                f"{path} is of a run with another configuration: choose another folder, or delete it."
+            )
+        stored = artefact.tensors
+        with torch.no_grad():
+            self.images.copy_(stored["images"])
+            self.alpha.copy_(stored["alpha"])
+        self.raw, self.importance = stored["raw"].to(self.device), stored["importance"].to(self.device)
+        self.generator.set_state(stored["generator"])
+        self.pending = list(stored["pending"].split(artefact.metadata["pending"]))
+        self.iteration = artefact.metadata["iteration"]
+        self.history = History.from_tensors(stored)
+        for owner, optimizer in self.optimizers().items():
+            prefix = f"optimizer/{owner}/"
+            state = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
+            if state:
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: state}})
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"images": self.image_optimizer, "alpha": self.alpha_optimizer}

@@ -1,0 +1,99 @@
+"""A distilled set: what is needed to train on it, and to test on real images in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iadd_lab.data import DataConfig, ImageData
+from iadd_lab.errors import require
+from iadd_lab.preprocess import Preprocess, preprocess_from_tensors, preprocess_tensors
+from iadd_lab.store import describe, load_artefact, restore, save_artefact
+
+KIND = "distilled"
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet:
+    """A few images per class, with the preprocessing without which they mean nothing.
+
+    Real test images go through `preprocess` before a network trained on `images` sees them; `evaluate`
+    does that by itself.
+    """
+
+    images: torch.Tensor  # (classes * ipc, channels, height, width) float32, preprocessed
+    labels: torch.Tensor  # (classes * ipc,) int64
+    alpha: float  # the learning rate to train with
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    data: DataConfig  # of the real set
+    data_fingerprint: str
+    method: str  # how it was made, as in "learned" or "random real"
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.images) // len(self.classes)
+
+    def pictures(self) -> torch.Tensor:
+        """The images without the preprocessing, clamped to [0, 1], for the eye."""
+        return self.preprocess.invert(self.images).clamp(0, 1)
+
+    def check_data(self, data: ImageData) -> None:
+        """Require that `data` is the real set, split as it was, that this set stands for."""
+        require(
+            data.fingerprint == self.data_fingerprint,
+            f"this set was made from {self.data} (fingerprint {self.data_fingerprint}), but the data given is "
+            f"{data.config} (fingerprint {data.fingerprint}): load the data with the set's own configuration.",
+        )
+
+    def save(
+        self,
+        path: Path,
+        *,
+        more_tensors: Mapping[str, torch.Tensor] | None = None,
+        more_metadata: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Store the set at `path`, atomically, with whatever else describes how it was made."""
+        tensors = {"images": self.images, "labels": self.labels} | preprocess_tensors(self.preprocess)
+        metadata = {
+            "alpha": self.alpha,
+            "classes": list(self.classes),
+            "data": describe(self.data),
+            "data_fingerprint": self.data_fingerprint,
+            "method": self.method,
+        }
+        return save_artefact(
+            path,
+            kind=KIND,
+            tensors=tensors | dict(more_tensors or {}),
+            metadata=metadata | dict(more_metadata or {}),
+        )
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> DistilledSet:
+        """The set among the tensors and metadata of an artefact."""
+        return cls(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            alpha=metadata["alpha"],
+            preprocess=preprocess_from_tensors(tensors),
+            classes=tuple(metadata["classes"]),
+            data=restore(DataConfig, metadata["data"]),
+            data_fingerprint=metadata["data_fingerprint"],
+            method=metadata["method"],
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> DistilledSet:
+        """Read and verify the set at `path`, whoever of this package wrote it.
+
+        Raises:
+            InputError: the file is missing, damaged, or not a distilled set.
+        """
+        artefact = load_artefact(path, kind=KIND)
+        return cls.from_parts(artefact.tensors, artefact.metadata)

@@ -1,0 +1,58 @@
+"""The two ways in which a run refuses to go on, and the checks that say so in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class InputError(ValueError):
+    """Bad input. The message is one sentence: the value, what was expected, and how to mend it.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class DivergenceError(RuntimeError):
+    """A computation left the region where it means anything (NaN, infinity, a negative learning rate)."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `InputError(sentence)` unless `condition` holds."""
+    if not condition:
+        raise InputError(sentence)
+
+
+def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
+    """`registry[name]`, or an `InputError` that lists the choices and the closest match.
+
+    `kind` is the noun for the message, as in "network".
+    """
+    if name in registry:
+        return registry[name]
+    close = difflib.get_close_matches(str(name), registry, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise InputError(f"unknown {kind} {name!r}{hint}: choose one of {', '.join(sorted(registry))}.")
+
+
+def check_whole(name: str, value: object, *, minimum: int) -> None:
+    """Require an int of at least `minimum`; `name` is the field as the user wrote it."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(
+        whole and value >= minimum, f"{name} is {value!r}; it must be a whole number of at least {minimum}."
+    )
+
+
+def check_number(
+    name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf, above: bool = False
+) -> None:
+    """Require a finite number in [minimum, maximum], or in (minimum, maximum] if `above`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    inside = number and (value > minimum if above else value >= minimum) and value <= maximum
+    bound = f"above {minimum:g}" if above else f"of at least {minimum:g}"
+    limit = "" if maximum == math.inf else f" and at most {maximum:g}"
+    require(bool(inside), f"{name} is {value!r}; it must be a finite number {bound}{limit}.")

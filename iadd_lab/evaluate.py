@@ -1,0 +1,221 @@
+"""The accuracy of fresh networks trained on a distilled set: the one protocol that every method shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.data import ImageData
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import check_number, check_whole
+from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.seeds import derive_seed, generator
+from iadd_lab.store import describe, load_artefact, restore, save_artefact
+from iadd_lab.training import predict, train
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How fresh networks are trained and tested; the defaults are the field's (MTT, DC-BENCH).
+
+    Args:
+        network: any architecture, the one distilled with or another.
+        networks: how many, each with an initialisation of its own.
+        epochs: on the distilled set.
+        rate: learning rate of SGD, times 0.1 at half time; None takes the set's own α.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        batch: images per step at most.
+        augment: differentiable siamese augmentation of every batch.
+        split: "test", or "validation" for choosing anything at all.
+        seed: of initialisations, order and augmentation.
+    """
+
+    network: NetworkConfig = NetworkConfig()
+    networks: int = 5
+    epochs: int = 1000
+    rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 256
+    augment: AugmentConfig = AugmentConfig()
+    split: str = "test"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_whole("networks", self.networks, minimum=1)
+        check_whole("epochs", self.epochs, minimum=1)
+        if self.rate is not None:
+            check_number("rate", self.rate, above=True)
+        check_number("momentum", self.momentum, maximum=0.999)
+        check_number("weight_decay", self.weight_decay)
+        check_whole("batch", self.batch, minimum=1)
+        check_whole("seed", self.seed, minimum=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the networks got right, from their final states."""
+
+    confusion: torch.Tensor  # (networks, classes, classes) int64: [n, true, predicted] counts
+    classes: tuple[str, ...]
+    method: str
+    config: EvaluateConfig
+
+    @property
+    def accuracies(self) -> torch.Tensor:
+        """The share of images classified correctly by each network: (networks,) in [0, 1]."""
+        correct = self.confusion.diagonal(dim1=1, dim2=2).sum(1)
+        return correct.double() / self.confusion.sum((1, 2))
+
+    @property
+    def balanced_accuracies(self) -> torch.Tensor:
+        """The mean of the classes' recalls for each network: (networks,) in [0, 1]."""
+        recalls = self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)
+        return recalls.mean(1)
+
+    def summary(self) -> dict[str, float | int | str]:
+        """Means and standard deviations over the networks, in per cent, as a row of a table."""
+        return {
+            "method": self.method,
+            "network": self.config.network.name,
+            "split": self.config.split,
+            "networks": self.config.networks,
+            "accuracy": 100 * self.accuracies.mean().item(),
+            "std": 100 * spread(self.accuracies),
+            "balanced accuracy": 100 * self.balanced_accuracies.mean().item(),
+            "balanced std": 100 * spread(self.balanced_accuracies),
+        }
+
+    def __str__(self) -> str:
+        row = self.summary()
+        return (
+            f"{self.method}: {row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy, "
+            f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced "
+            f"({row['networks']} × {row['network']})"
+        )
+
+    def save(self, path: Path) -> Path:
+        """Store the evaluation at `path`, atomically."""
+        metadata = {"classes": list(self.classes), "method": self.method, "config": describe(self.config)}
+        return save_artefact(
+            path, kind="evaluation", tensors={"confusion": self.confusion}, metadata=metadata
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read and verify the evaluation at `path`."""
+        artefact = load_artefact(path, kind="evaluation")
+        stored: dict[str, Any] = artefact.metadata
+        return cls(
+            confusion=artefact.tensors["confusion"],
+            classes=tuple(stored["classes"]),
+            method=stored["method"],
+            config=restore(EvaluateConfig, stored["config"]),
+        )
+
+
+def spread(values: torch.Tensor) -> float:
+    """The sample standard deviation; 0 for a single value."""
+    return values.std().item() if len(values) > 1 else 0.0
+
+
+def evaluate(
+    distilled: DistilledSet,
+    data: ImageData,
+    config: EvaluateConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Evaluation:
+    """Train fresh networks on `distilled` and test them on real images of `config.split`.
+
+    The real images go through the set's own preprocessing.
+
+    Raises:
+        InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
+        DivergenceError: a training loss is not finite.
+    """
+    return evaluate_each([distilled] * config.networks, data, config, device=device, progress=progress)
+
+
+def evaluate_draws(
+    draw: Callable[[int], DistilledSet],
+    data: ImageData,
+    config: EvaluateConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Evaluation:
+    """As `evaluate`, but network n is trained on a set of its own, `draw(n)`.
+
+    For baselines that are random themselves: the spread then covers the draw as well.
+    """
+    sets = [draw(index) for index in range(config.networks)]
+    return evaluate_each(sets, data, config, device=device, progress=progress)
+
+
+def evaluate_each(
+    sets: Iterable[DistilledSet],
+    data: ImageData,
+    config: EvaluateConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Evaluation:
+    """As `evaluate`, with one set per network."""
+    sets = list(sets)
+    for distilled in sets:
+        distilled.check_data(data)
+    split = data.split(config.split)
+    real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
+    confusions = []
+    total = len(sets) * config.epochs
+    with tqdm(total=total, desc=f"evaluate {sets[0].method}", unit="epoch", disable=not progress) as bar:
+        for index, distilled in enumerate(sets):
+            network = _trained(distilled, index, config, data, torch.device(device), bar)
+            confusions.append(_confusion(split.labels, predict(network, real), len(data.classes)))
+    return Evaluation(torch.stack(confusions), data.classes, sets[0].method, config)
+
+
+def _trained(
+    distilled: DistilledSet,
+    index: int,
+    config: EvaluateConfig,
+    data: ImageData,
+    device: torch.device,
+    bar: tqdm,
+) -> torch.nn.Module:
+    network = build_network(
+        config.network,
+        channels=data.channels,
+        size=data.size,
+        classes=len(data.classes),
+        seed=derive_seed(config.seed, "evaluation", index),
+    ).to(device)
+    for _ in train(
+        network,
+        distilled.images.to(device),
+        distilled.labels.to(device),
+        epochs=config.epochs,
+        batch=config.batch,
+        rate=config.rate or distilled.alpha,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decay_at=config.epochs // 2,
+        augment=config.augment,
+        generator=generator(config.seed, "evaluation", index, "order"),
+    ):
+        bar.update()
+    return network
+
+
+def _confusion(true: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
+    flat = torch.bincount(true * classes + predicted, minlength=classes * classes)
+    return flat.view(classes, classes)  # [true, predicted]

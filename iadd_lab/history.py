@@ -1,0 +1,44 @@
+"""What happened during a distillation, iteration by iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class History:
+    """What happened, one value per iteration, and states at chosen iterations for later plots."""
+
+    loss: list[float] = field(default_factory=list)  # the matching loss L
+    alpha: list[float] = field(default_factory=list)  # after the update
+    seconds: list[float] = field(default_factory=list)  # wall-clock of the iteration
+    importance_min: list[float] = field(default_factory=list)
+    importance_max: list[float] = field(default_factory=list)
+    importance_share: list[float] = field(default_factory=list)  # `effective_share` of W
+    snapshot_iterations: list[int] = field(default_factory=list)
+    snapshot_images: list[torch.Tensor] = field(default_factory=list)  # each (classes * ipc, c, h, w)
+    snapshot_importance: list[torch.Tensor] = field(default_factory=list)  # each (P,), or none at all
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Named tensors for an artefact."""
+        return {
+            f"history/{name}": torch.stack(values)
+            if isinstance(values[0], torch.Tensor)
+            else torch.tensor(values, dtype=torch.int64 if isinstance(values[0], int) else torch.float64)
+            for name, values in vars(self).items()
+            if values
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
+        """The history among an artefact's tensors."""
+        stored = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("history/")}
+        return cls(
+            **{
+                name: list(tensor.unbind()) if tensor.ndim > 1 else tensor.tolist()
+                for name, tensor in stored.items()
+            }
+        )

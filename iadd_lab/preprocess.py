@@ -1,0 +1,167 @@
+"""Standardising and ZCA-whitening, with inverses; the fitted state travels with every artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from iadd_lab.errors import InputError, choose, require
+from iadd_lab.store import tensor_fingerprint
+
+_CHUNK = 4096  # images converted to float at a time: bounds memory on large sets
+_ZCA_LIMIT = 3 * 64 * 64  # the whitening matrix has this many columns at most: 600 MB
+
+
+def as_float(images: torch.Tensor) -> torch.Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point is taken as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _chunks(images: torch.Tensor) -> Iterable[torch.Tensor]:
+    return (as_float(chunk) for chunk in images.split(_CHUNK))
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise:
+    """Each channel to mean 0 and standard deviation 1 over the training images."""
+
+    mean: torch.Tensor  # (channels,)
+    deviation: torch.Tensor  # (channels,)
+    kind: ClassVar[str] = "standardise"
+
+    @classmethod
+    def fit(cls, images: torch.Tensor) -> Standardise:
+        """Fit on images of shape (count, channels, height, width), uint8 or float in [0, 1]."""
+        count = images.numel() // images.shape[1]
+        mean = sum(chunk.double().sum((0, 2, 3)) for chunk in _chunks(images)) / count
+        centred = (chunk.double() - mean[:, None, None] for chunk in _chunks(images))
+        deviation = (sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count).sqrt()
+        # A constant channel carries nothing; dividing by a tiny number would only blow up rounding.
+        return cls(mean=mean.float(), deviation=deviation.float().clamp_min(1e-3))
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (uint8, or float in [0, 1]) to network input of the same shape, float, on their device."""
+        mean, deviation = self._columns(images.device)
+        return torch.cat([(chunk - mean) / deviation for chunk in _chunks(images)])
+
+    def invert(self, images: torch.Tensor) -> torch.Tensor:
+        """Network input back to images whose real ones lie in [0, 1]; distilled ones may lie outside."""
+        mean, deviation = self._columns(images.device)
+        return images * deviation + mean
+
+    def _columns(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.mean.to(device)[:, None, None], self.deviation.to(device)[
+            :, None, None
+        ]  # (channels, 1, 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fitted state, for `from_tensors`."""
+        return {"mean": self.mean, "deviation": self.deviation}
+
+
+@dataclass(frozen=True, eq=False)
+class Zca:
+    """Standardise, then decorrelate all pixels with the symmetric whitening matrix (C + 0.1·I)^(-1/2).
+
+    The regularisation of 0.1 on standardised pixels is the one of the field (MTT and its successors).
+    """
+
+    standardise: Standardise
+    centre: torch.Tensor  # (channels * height * width,)
+    eigenvalues: torch.Tensor  # (channels * height * width,), of the covariance C
+    eigenvectors: torch.Tensor  # (channels * height * width,) squared, in columns
+    kind: ClassVar[str] = "zca"
+    regularisation: ClassVar[float] = 0.1
+
+    @classmethod
+    def fit(cls, images: torch.Tensor) -> Zca:
+        """Fit on images of shape (count, channels, height, width), uint8 or float in [0, 1].
+
+        Raises:
+            InputError: the images are too large for a dense whitening matrix.
+        """
+        columns = images[0].numel()
+        require(
+            columns <= _ZCA_LIMIT,
+            f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; "
+            f"at most {_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
+        )
+        standardise = Standardise.fit(images)
+        centre = sum(standardise.apply(chunk).flatten(1).double().sum(0) for chunk in images.split(_CHUNK))
+        centre = (centre / len(images)).float()
+        covariance = torch.zeros(columns, columns, dtype=torch.float64)
+        for chunk in images.split(_CHUNK):
+            centred = standardise.apply(chunk).flatten(1) - centre  # (chunk, columns)
+            covariance += (centred.T @ centred).double()
+        eigenvalues, eigenvectors = torch.linalg.eigh((covariance / max(len(images) - 1, 1)).float())
+        return cls(standardise, centre, eigenvalues.clamp_min(0), eigenvectors.contiguous())
+
+    @cached_property
+    def _whiten(self) -> torch.Tensor:
+        scale = (self.eigenvalues + self.regularisation).rsqrt()
+        return (self.eigenvectors * scale) @ self.eigenvectors.T
+
+    @cached_property
+    def _colour(self) -> torch.Tensor:
+        scale = (self.eigenvalues + self.regularisation).sqrt()
+        return (self.eigenvectors * scale) @ self.eigenvectors.T
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
+        matrix, centre = self._whiten.to(images.device), self.centre.to(images.device)
+        whitened = [(self.standardise.apply(c).flatten(1) - centre) @ matrix for c in images.split(_CHUNK)]
+        return torch.cat(whitened).view(images.shape)
+
+    def invert(self, images: torch.Tensor) -> torch.Tensor:
+        """Whitened network input back to images whose real ones lie in [0, 1]."""
+        matrix, centre = self._colour.to(images.device), self.centre.to(images.device)
+        return self.standardise.invert((images.flatten(1) @ matrix + centre).view(images.shape))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fitted state, for `from_tensors`."""
+        own = {"centre": self.centre, "eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
+        return self.standardise.tensors() | own
+
+
+Preprocess = Standardise | Zca
+
+PREPROCESSES: dict[str, type[Standardise] | type[Zca]] = {"standardise": Standardise, "zca": Zca}
+
+
+def fit_preprocess(kind: str, images: torch.Tensor) -> Preprocess:
+    """Fit the preprocessing named `kind` (a key of `PREPROCESSES`) on training images.
+
+    Raises:
+        InputError: `kind` is unknown, or the images are too large for it.
+    """
+    return choose("preprocess", kind, PREPROCESSES).fit(images)
+
+
+def preprocess_tensors(preprocess: Preprocess) -> dict[str, torch.Tensor]:
+    """The state as it is stored in an artefact: every name starts with `preprocess/<kind>/`."""
+    return {f"preprocess/{preprocess.kind}/{name}": tensor for name, tensor in preprocess.tensors().items()}
+
+
+def preprocess_from_tensors(tensors: Mapping[str, torch.Tensor]) -> Preprocess:
+    """The preprocessing that `preprocess_tensors` put among an artefact's tensors.
+
+    Raises:
+        InputError: there is none, or a part of it is missing.
+    """
+    stored = {tuple(name.split("/")[1:]): t for name, t in tensors.items() if name.startswith("preprocess/")}
+    try:
+        (kind,) = {key[0] for key in stored}
+        state = {key[1]: tensor for key, tensor in stored.items()}
+        standardise = Standardise(mean=state.pop("mean"), deviation=state.pop("deviation"))
+        return standardise if kind == Standardise.kind else Zca(standardise, **state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("the artefact carries no complete preprocessing: make it again.") from error
+
+
+def preprocess_fingerprint(preprocess: Preprocess) -> str:
+    """16 hex digits that identify the fitted state."""
+    return tensor_fingerprint(preprocess_tensors(preprocess))

@@ -1,0 +1,29 @@
+"""Drawing the same number of real images from every class."""
+
+from __future__ import annotations
+
+import torch
+
+from iadd_lab.data import ImageData
+from iadd_lab.errors import require
+
+
+def check_class_sizes(data: ImageData, ipc: int) -> None:
+    """Require at least `ipc` training images in every class.
+
+    Raises:
+        InputError: naming the smallest class.
+    """
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes))
+    smallest = int(counts.argmin())
+    require(
+        ipc <= int(counts[smallest]),
+        f"ipc is {ipc}, but class {data.classes[smallest]!r} has only {int(counts[smallest])} training images: "
+        "lower ipc.",
+    )
+
+
+def draw_rows(data: ImageData, ipc: int, generator: torch.Generator) -> torch.Tensor:
+    """`ipc` random training rows of each class, class after class: (classes * ipc,) int64."""
+    by_class = [torch.nonzero(data.train.labels == label).flatten() for label in range(len(data.classes))]
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)[:ipc]] for rows in by_class])

@@ -1,0 +1,197 @@
+"""Atomic, self-describing artefacts: safetensors files that carry their kind, configuration and checksum."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import types
+import typing
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from iadd_lab.errors import InputError, require
+
+FORMAT_VERSION = 1
+_HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a file holds: named tensors and JSON metadata."""
+
+    path: Path
+    kind: str
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+
+
+def describe(config: Any) -> Any:
+    """A configuration (nested frozen dataclasses) as plain JSON values; each dataclass names its `kind`."""
+    if dataclasses.is_dataclass(config):
+        values = {field.name: describe(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"kind": type(config).__name__, **values}
+    if isinstance(config, (list, tuple)):
+        return [describe(value) for value in config]
+    return config
+
+
+def restore(expected: Any, description: Any) -> Any:
+    """The inverse of `describe`: rebuild a value of type `expected`, validating every dataclass on the way.
+
+    Where a base class is expected, the stored `kind` names the subclass. Of unions only `X | None` is known.
+
+    Raises:
+        InputError: a field is unknown, or the description is not one of `expected`.
+    """
+    if dataclasses.is_dataclass(expected):
+        return _restore_dataclass(expected, description)
+    if typing.get_origin(expected) is types.UnionType and description is not None:
+        (expected,) = (choice for choice in typing.get_args(expected) if choice is not types.NoneType)
+        return restore(expected, description)
+    return tuple(description) if typing.get_origin(expected) is tuple else description
+
+
+def _restore_dataclass(expected: Any, description: Any) -> Any:
+    named = description.get("kind") if isinstance(description, Mapping) else None
+    found = next((kind for kind in (expected, *expected.__subclasses__()) if kind.__name__ == named), None)
+    if found is None:
+        raise InputError(
+            f"a stored {expected.__name__} was expected, but {str(description)[:80]!r} was found."
+        )
+    hints = typing.get_type_hints(found)
+    values = {name: value for name, value in description.items() if name != "kind"}
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(found)})
+    require(not unknown, f"{named} has no field {', '.join(unknown)}: it was written by another version.")
+    return found(**{name: restore(hints[name], value) for name, value in values.items()})
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that are equal exactly when the described parts (configurations, JSON values) are."""
+    text = json.dumps([describe(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits over the names, dtypes, shapes and bytes of `tensors`."""
+    return _checksum(tensors, "")[:16]
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path):
+    """A temporary path beside `path` that takes its place only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text)
+
+
+def save_artefact(
+    path: Path, *, kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+) -> Path:
+    """Write an artefact atomically: a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: where to; its folder is made.
+        kind: what the file is, as in "trajectory"; a reader that expects another kind refuses it.
+        tensors: named tensors of any dtype and device; stored on the CPU, bit for bit.
+        metadata: JSON values; the format version and a SHA-256 over everything are added.
+    """
+    path = Path(path)
+    # safetensors wants contiguous tensors that share no memory.
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
+    header = {"content": text, "sha256": _checksum(stored, text)}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
+    return path
+
+
+def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
+    """The metadata of the artefact at `path`, without reading its tensors.
+
+    Raises:
+        InputError: the file is missing, truncated, not ours, of another format version or of another kind.
+    """
+    with open_artefact(path) as file:
+        return json.loads(_header(path, file, kind)["content"])["metadata"]
+
+
+def load_artefact(path: Path, *, kind: str) -> Artefact:
+    """Read and verify the artefact at `path`.
+
+    Raises:
+        InputError: as `read_metadata`, or the checksum does not fit the content.
+    """
+    path = Path(path)
+    with open_artefact(path) as file:
+        header = _header(path, file, kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    require(
+        _checksum(tensors, header["content"]) == header["sha256"],
+        f"{path} is damaged (its checksum does not fit its content): delete it and make it again.",
+    )
+    return Artefact(path=path, kind=kind, tensors=tensors, metadata=json.loads(header["content"])["metadata"])
+
+
+@contextmanager
+def open_artefact(path: Path):
+    """The safetensors file at `path`, memory-mapped; an `InputError` where it cannot be read as one."""
+    path = Path(path)
+    require(path.is_file(), f"{path} is not there: check the path, or make the file first.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): delete it and make it again."
+        ) from error
+
+
+def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
+    try:
+        header = json.loads((file.metadata() or {})[_HEADER])
+        content = json.loads(header["content"])
+        found_format, found_kind = content["format"], content["kind"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} was not written by iadd-lab: expected a {kind} file of its own.") from error
+    require(
+        found_format == FORMAT_VERSION,
+        f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: make it again.",
+    )
+    require(
+        found_kind == kind, f"{path} holds a {found_kind}, but a {kind} was expected: pass the right file."
+    )
+    return header

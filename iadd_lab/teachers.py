@@ -1,0 +1,353 @@
+"""Teachers: networks trained on the real set, and the trajectories that their parameters took."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.data import DataConfig, ImageData
+from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
+from iadd_lab.preprocess import (
+    PREPROCESSES,
+    Preprocess,
+    fit_preprocess,
+    preprocess_from_tensors,
+    preprocess_tensors,
+)
+from iadd_lab.seeds import derive_seed, generator
+from iadd_lab.store import (
+    describe,
+    fingerprint,
+    load_artefact,
+    open_artefact,
+    read_metadata,
+    restore,
+    save_artefact,
+)
+from iadd_lab.training import predict, train
+
+_MANIFEST = "teachers.safetensors"
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How teachers are trained; the defaults are the field's (MTT; Cazenavette et al., CVPR 2022).
+
+    Args:
+        network: the architecture of teacher and student.
+        preprocess: "standardise" or "zca", fitted on the training images.
+        epochs: of each teacher; train no more than max_start_epoch + teacher_epochs of the distillation.
+        rate: learning rate of SGD.
+        batch: images per step.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        augment: differentiable siamese augmentation of every batch.
+        seed: of initialisations, order and augmentation; each teacher has streams of its own.
+    """
+
+    network: NetworkConfig = NetworkConfig()
+    preprocess: str = "standardise"
+    epochs: int = 50
+    rate: float = 0.01
+    batch: int = 256
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        choose("preprocess", self.preprocess, PREPROCESSES)
+        check_whole("epochs", self.epochs, minimum=1)
+        check_number("rate", self.rate, above=True)
+        check_whole("batch", self.batch, minimum=1)
+        check_number("momentum", self.momentum, maximum=0.999)
+        check_number("weight_decay", self.weight_decay)
+        check_whole("seed", self.seed, minimum=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Teachers:
+    """A folder of trajectories of one architecture on one preprocessed data set.
+
+    Trajectories stay on disk, memory-mapped; `snapshot` reads one parameter vector.
+    """
+
+    folder: Path
+    config: TeacherConfig
+    data: DataConfig
+    data_fingerprint: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    preprocess: Preprocess
+    identity: str  # of everything above but the folder: equal for interchangeable teachers
+
+    @cached_property
+    def layout(self) -> ParameterLayout:
+        """Which parameter of a snapshot belongs to which tensor."""
+        return ParameterLayout.of(self.network(0))
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The verified trajectory files, in order of the teachers' numbers."""
+        paths = tuple(sorted(self.folder.glob("teacher_*.safetensors")))
+        for path in paths:
+            self._verify(path)
+        return paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def network(self, seed: int) -> nn.Module:
+        """A fresh network of the teachers' architecture."""
+        return build_network(
+            self.config.network, channels=self.channels, size=self.size, classes=len(self.classes), seed=seed
+        )
+
+    def snapshot(self, teacher: int, epoch: int) -> torch.Tensor:
+        """θ of `teacher` after `epoch` epochs (0 is its initialisation): (P,) float32 on the CPU."""
+        with open_artefact(self.paths[teacher]) as file:
+            return file.get_slice("trajectory")[epoch].clone()
+
+    def history(self, teacher: int) -> dict[str, object]:
+        """What was noted while training: "train_loss" per epoch, "validation_accuracy" at the end."""
+        return read_metadata(self.paths[teacher], kind="trajectory")["history"]
+
+    def path(self, teacher: int) -> Path:
+        """Where the trajectory of `teacher` is, or will be."""
+        return self.folder / f"teacher_{teacher:03d}.safetensors"
+
+    def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
+        """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
+        metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
+        save_artefact(
+            self.path(teacher), kind="trajectory", tensors={"trajectory": trajectory}, metadata=metadata
+        )
+
+    def _verify(self, path: Path) -> None:
+        artefact = load_artefact(path, kind="trajectory")
+        require(
+            artefact.metadata["teachers"] == self.identity,
+            f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it from the folder.",
+        )
+        shape = tuple(artefact.tensors["trajectory"].shape)
+        expected = (self.config.epochs + 1, self.layout.count)
+        require(
+            shape == expected,
+            f"{path} holds {shape}, expected {expected} (epochs + 1, parameters): remove it.",
+        )
+
+
+def train_teachers(
+    data: ImageData,
+    config: TeacherConfig,
+    folder: Path,
+    *,
+    count: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Teachers:
+    """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
+
+    Each teacher depends on the seed and its own number alone, so an interrupted run goes on where it was,
+    and more teachers can be added later.
+
+    Raises:
+        InputError: `folder` holds teachers of other settings, or a damaged file.
+        DivergenceError: a training loss is not finite.
+    """
+    check_whole("count", count, minimum=1)
+    teachers = _open_or_create(data, config, Path(folder))
+    missing = [index for index in range(count) if not teachers.path(index).exists()]
+    if missing:
+        images = teachers.preprocess.apply(data.train.images.to(device))
+        labels = data.train.labels.to(device)
+        total = len(missing) * config.epochs
+        with tqdm(total=total, desc="teachers", unit="epoch", disable=not progress) as bar:
+            for index in missing:
+                _train_one(teachers, index, images, labels, data, bar)
+    return open_teachers(folder)
+
+
+def _train_one(
+    teachers: Teachers, index: int, images: torch.Tensor, labels: torch.Tensor, data: ImageData, bar: tqdm
+) -> None:
+    config, device = teachers.config, images.device
+    network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
+    snapshots = [_snapshot(teachers, network)]  # each (P,), a copy
+    losses = []
+    for loss in train(
+        network,
+        images,
+        labels,
+        epochs=config.epochs,
+        batch=config.batch,
+        rate=config.rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        augment=config.augment,
+        generator=generator(config.seed, "teacher", index, "order"),
+    ):
+        snapshots.append(_snapshot(teachers, network))
+        losses.append(loss)
+        bar.update()
+        bar.set_postfix(teacher=index, loss=f"{loss:.3f}")
+    validation = teachers.preprocess.apply(data.validation.images.to(device))
+    accuracy = (predict(network, validation) == data.validation.labels).double().mean().item()
+    history = {"train_loss": losses, "validation_accuracy": accuracy}
+    teachers.save(index, torch.stack(snapshots), history=history)
+
+
+def _snapshot(teachers: Teachers, network: nn.Module) -> torch.Tensor:
+    # `flatten` copies: a snapshot must not follow the live weights.
+    return teachers.layout.flatten(network.parameters()).detach().cpu()  # (P,)
+
+
+def open_teachers(folder: Path) -> Teachers:
+    """Open the teachers stored in `folder`; every trajectory is verified.
+
+    Raises:
+        InputError: there are none, or a file is damaged or belongs to other teachers.
+    """
+    folder = Path(folder)
+    require(
+        (folder / _MANIFEST).is_file(),
+        f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
+    )
+    artefact = load_artefact(folder / _MANIFEST, kind="teachers")
+    teachers = _from_manifest(folder, artefact.metadata, preprocess_from_tensors(artefact.tensors))
+    require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
+    return teachers
+
+
+def _from_manifest(folder: Path, metadata: dict, preprocess: Preprocess) -> Teachers:
+    return Teachers(
+        folder=folder,
+        config=restore(TeacherConfig, metadata["config"]),
+        data=restore(DataConfig, metadata["data"]),
+        data_fingerprint=metadata["data_fingerprint"],
+        classes=tuple(metadata["classes"]),
+        channels=metadata["channels"],
+        size=metadata["size"],
+        preprocess=preprocess,
+        identity=fingerprint(metadata),
+    )
+
+
+def _open_or_create(data: ImageData, config: TeacherConfig, folder: Path) -> Teachers:
+    metadata = {
+        "config": describe(config),
+        "data": describe(data.config),
+        "data_fingerprint": data.fingerprint,
+        "classes": list(data.classes),
+        "channels": data.channels,
+        "size": data.size,
+    }
+    # Before anything expensive: can this network be built for these images at all?
+    build_network(config.network, channels=data.channels, size=data.size, classes=len(data.classes), seed=0)
+    manifest = folder / _MANIFEST
+    if manifest.exists():
+        stored = load_artefact(manifest, kind="teachers")
+        differences = sorted(_differences("", stored.metadata, metadata))
+        require(
+            not differences,
+            f"{folder} holds teachers of other settings ({'; '.join(differences)}): choose another folder.",
+        )
+        return _from_manifest(folder, stored.metadata, preprocess_from_tensors(stored.tensors))
+    preprocess = fit_preprocess(config.preprocess, data.train.images)
+    save_artefact(manifest, kind="teachers", tensors=preprocess_tensors(preprocess), metadata=metadata)
+    return _from_manifest(folder, metadata, preprocess)
+
+
+def _differences(prefix: str, there: object, asked: object) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in there.keys() | asked.keys():
+            yield from _differences(f"{prefix}.{key}" if prefix else key, there.get(key), asked.get(key))
+    elif there != asked:
+        yield f"{prefix} is {there!r} there, {asked!r} asked for"
+
+
+def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
+    """Others' expert trajectories, as MTT's code stores them in `replay_buffer_N.pt`.
+
+    Returns:
+        trajectories, each a list of snapshots, each a list of parameter tensors in the network's order.
+
+    Raises:
+        InputError: the file is missing, not such a buffer, or holds anything but tensors. It is read by
+            PyTorch's weights-only loader, so no code in it ever runs.
+    """
+    path = Path(path)
+    require(path.is_file(), f"{path} is not there: pass the path of a replay_buffer_N.pt.")
+    try:
+        buffer = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
+            "which could run code: get it again from a source that you trust."
+        ) from error
+    nested = (
+        isinstance(buffer, list)
+        and all(isinstance(trajectory, list) and trajectory for trajectory in buffer)
+        and all(isinstance(snapshot, list) for trajectory in buffer for snapshot in trajectory)
+        and all(isinstance(t, torch.Tensor) for trajectory in buffer for s in trajectory for t in s)
+    )
+    require(
+        nested and bool(buffer),
+        f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.",
+    )
+    return buffer
+
+
+def import_replay_buffers(
+    paths: Sequence[Path], data: ImageData, config: TeacherConfig, folder: Path, *, progress: bool = True
+) -> Teachers:
+    """Convert others' `replay_buffer_N.pt` files into teachers of our own, in `folder`.
+
+    Args:
+        paths: the files, all of one network and one length.
+        data: the real set that they were trained on.
+        config: the network and preprocessing that they were trained with; its `epochs` is replaced by the
+            length of the trajectories found.
+        folder: where the teachers go.
+
+    Raises:
+        InputError: as `read_replay_buffer`, or the parameters do not fit the network.
+    """
+    require(len(paths) > 0, "no replay buffers were given: pass at least one replay_buffer_N.pt.")
+    teachers, index = None, 0
+    for path in tqdm(paths, desc="replay buffers", disable=not progress):
+        for trajectory in read_replay_buffer(path):
+            if teachers is None:
+                config = replace(config, epochs=len(trajectory) - 1)
+                teachers = _open_or_create(data, config, Path(folder))
+            _check_trajectory(path, trajectory, teachers)
+            stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
+            teachers.save(index, stacked, history={"source": Path(path).name})
+            index += 1
+    return open_teachers(folder)
+
+
+def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:
+    epochs, layout = teachers.config.epochs, teachers.layout
+    require(
+        len(trajectory) == epochs + 1,
+        f"{path} has a trajectory of {len(trajectory)} snapshots, expected {epochs + 1}: import equal lengths.",
+    )
+    for snapshot in trajectory:
+        shapes = tuple(tuple(tensor.shape) for tensor in snapshot)
+        require(
+            shapes == layout.shapes,
+            f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start with "
+            f"{shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the network "
+            "that the teachers were trained with.",
+        )

@@ -1,0 +1,52 @@
+"""Toy data that every test shares: two classes of real 8×8 digits, and tiny teachers trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.data import DataConfig, ImageData, load_data
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.store import fingerprint
+from iadd_lab.teachers import TeacherConfig, Teachers, train_teachers
+
+# Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.
+torch.set_num_threads(1)
+
+AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache of decoded images."""
+    monkeypatch.setenv("IADD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def toy_data() -> ImageData:
+    """The zeros and ones among scikit-learn's digits, in the usual three splits."""
+    full = load_data(DataConfig(name="digits"), progress=False)
+    splits = {}
+    for name in ("train", "validation", "test"):
+        split = full.split(name)
+        kept = split.labels < 2
+        splits[name] = type(split)(split.images[kept], split.labels[kept])
+    return ImageData(
+        config=full.config, classes=full.classes[:2], fingerprint=fingerprint("toy", full.fingerprint), **splits
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_config() -> TeacherConfig:
+    """Three epochs of a ConvNet of width 4."""
+    return TeacherConfig(network=NetworkConfig(width=4, depth=2), epochs=3, batch=64, rate=0.05, augment=AUGMENT)
+
+
+@pytest.fixture(scope="session")
+def toy_teachers(toy_data, toy_config, tmp_path_factory) -> Teachers:
+    """Two teachers on `toy_data`."""
+    folder: Path = tmp_path_factory.mktemp("teachers")
+    return train_teachers(toy_data, toy_config, folder, count=2, progress=False)

@@ -1,0 +1,479 @@
+"""The networks against plain functional code, and the flat view of their parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from iadd_lab.errors import InputError
+from iadd_lab.networks import NETWORKS, NetworkConfig, ParameterLayout, build_network, default_depth
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+NAMES = sorted(NETWORKS)
+OTHERS = ["alexnet", "resnet18", "vgg11"]
+# PyTorch's own, on its first forward-mode derivative.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+
+
+def build(name="convnet", *, channels=3, size=32, classes=10, seed=0, **options) -> nn.Module:
+    return build_network(
+        NetworkConfig(name, **options), channels=channels, size=size, classes=classes, seed=seed
+    )
+
+
+def noise(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Parameter counts and shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("convnet", 320_010), ("alexnet", 1_872_202), ("vgg11", 9_231_114), ("resnet18", 11_173_962)],
+)
+def test_counts_are_the_fields(name, expected):
+    assert count(build(name)) == expected
+
+
+def test_count_of_a_narrower_deeper_convnet():
+    # 64 px through four poolings leaves 4 px.
+    blocks = (27 + 1 + 2) * 64 + 3 * (9 * 64 + 1 + 2) * 64
+    assert count(build(width=64, depth=4, size=64, classes=200)) == blocks + (64 * 16 + 1) * 200
+
+
+def test_count_for_grey_28_px_images():
+    # Padded to 32 px: three poolings leave 4 px, as for colour images of 32 px.
+    assert count(build(channels=1, size=28)) == 320_010 - 2 * 9 * 128
+
+
+def test_the_first_block_pads_grey_28_px_images_alone():
+    def paddings(**task):
+        return [
+            layer.padding[0] for layer in build(width=2, **task).modules() if isinstance(layer, nn.Conv2d)
+        ]
+
+    assert paddings(channels=1, size=28) == [3, 1, 1]
+    assert paddings(channels=3, size=28) == [1, 1, 1]
+    assert paddings(channels=1, size=32) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "depth"),
+    [(8, 2), (16, 2), (28, 3), (32, 3), (64, 4), (112, 5), (128, 5), (224, 6)],
+)
+def test_depth_follows_the_size(size, depth):
+    assert default_depth(size) == depth
+    convolutions = [layer for layer in build(width=1, size=size).modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == depth
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 9, 28, 31, 32, 33, 64, 112, 224])
+def test_convnet_gives_logits_for_every_size(size, channels):
+    network = build(width=4, channels=channels, size=size, classes=7)
+    assert network(noise(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels"), [(8, 1), (27, 3), (28, 1), (28, 3), (29, 1), (31, 3), (32, 1), (33, 3), (64, 3)]
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_give_logits_for_every_size(name, size, channels):
+    network = build(name, channels=channels, size=size, classes=7)
+    with torch.no_grad():
+        assert network(noise(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "features"), [("alexnet", 192 * 28**2), ("resnet18", 512 * 49), ("vgg11", 512 * 49)]
+)
+def test_other_networks_flatten_more_features_of_large_images(name, features):
+    network = build(name, channels=1, size=224, classes=2)
+    assert network.classifier.in_features == features
+    with torch.no_grad():
+        assert network(noise(1, 1, 224, 224)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_buffers_no_randomness_nothing_in_place(name):
+    network = build(name, size=8, channels=1)
+    assert not list(network.buffers())
+    assert not any(getattr(layer, "inplace", False) for layer in network.modules())
+    images = noise(2, 1, 8, 8)
+    before = images.clone()
+    assert torch.equal(network(images), network(images))
+    assert torch.equal(images, before)
+
+
+# Initialisation
+
+
+def test_the_seed_alone_decides():
+    torch.manual_seed(1)
+    first = ParameterLayout.of(build(width=4)).flatten(build(width=4, seed=5).parameters())
+    torch.manual_seed(2)
+    layout = ParameterLayout.of(build(width=4))
+    assert torch.equal(first, layout.flatten(build(width=4, seed=5).parameters()))
+    assert not torch.equal(first, layout.flatten(build(width=4, seed=6).parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_generator_stays_as_it_was(name):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    build(name, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialisation_is_pytorchs_own():
+    network = build(width=4, size=8, channels=1, seed=11)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.Conv2d(4, 4, 3, padding=1)]
+        layers += [nn.GroupNorm(4, 4), nn.Linear(16, 10)]
+    expected = [parameter for layer in layers for parameter in layer.parameters()]
+    for parameter, same in zip(network.parameters(), expected, strict=True):
+        assert torch.equal(parameter, same)
+
+
+def test_default_dtype_and_device_do_not_matter():
+    expected = ParameterLayout.of(build(width=2)).flatten(build(width=2).parameters())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            network = build(width=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(ParameterLayout.of(network).flatten(network.parameters()), expected)
+
+
+# Independent references: plain functional code that consumes the parameters in their order
+
+
+def reference_norm(maps: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    return F.instance_norm(maps, weight=next(weights), bias=next(weights), eps=1e-5)
+
+
+def reference_convnet(images: Tensor, weights: Iterator[Tensor], *, depth=3, padding=1) -> Tensor:
+    for block in range(depth):
+        images = F.conv2d(images, next(weights), next(weights), padding=1 if block else padding)
+        images = F.avg_pool2d(F.relu(reference_norm(images, weights)), 2)
+    return F.linear(images.flatten(1), next(weights), next(weights))
+
+
+def reference_alexnet(images: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    for layer, padding in enumerate((2, 2, 1, 1, 1)):
+        images = F.relu(F.conv2d(images, next(weights), next(weights), padding=padding))
+        images = images if layer in (2, 3) else F.max_pool2d(images, 2)
+    return F.linear(images.flatten(1), next(weights), next(weights))
+
+
+def reference_vgg11(images: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    for layer in range(8):
+        images = F.conv2d(images, next(weights), next(weights), padding=1)
+        images = F.relu(reference_norm(images, weights))
+        images = F.max_pool2d(images, 2) if layer in (0, 1, 3, 5, 7) else images
+    return F.linear(images.flatten(1), next(weights), next(weights))
+
+
+def reference_resnet18(images: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    maps = F.relu(reference_norm(F.conv2d(images, next(weights), padding=1), weights))
+    for block in range(8):
+        halves = block in (2, 4, 6)
+        inner = F.conv2d(maps, next(weights), padding=1, stride=2 if halves else 1)
+        inner = F.conv2d(F.relu(reference_norm(inner, weights)), next(weights), padding=1)
+        inner = reference_norm(inner, weights)
+        if halves:
+            maps = reference_norm(F.conv2d(maps, next(weights), stride=2), weights)
+        maps = F.relu(inner + maps)
+    return F.linear(F.avg_pool2d(maps, 4).flatten(1), next(weights), next(weights))
+
+
+REFERENCES = {
+    "convnet": reference_convnet,
+    "alexnet": reference_alexnet,
+    "vgg11": reference_vgg11,
+    "resnet18": reference_resnet18,
+}
+
+
+def shake(network: nn.Module) -> None:
+    # Norms start at weight 1 and bias 0, which would hide a mistake in their order.
+    with torch.no_grad():
+        for index, parameter in enumerate(network.parameters()):
+            parameter.add_(0.02 * noise(*parameter.shape, seed=index, dtype=parameter.dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_agrees_with_plain_functions(name):
+    network = build(name).double()
+    shake(network)
+    images = noise(2, 3, 32, 32, dtype=torch.float64)
+    weights = iter(network.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), REFERENCES[name](images, weights), rtol=1e-9, atol=1e-9)
+    assert next(weights, None) is None
+
+
+def test_forward_of_grey_28_px_images_agrees_with_plain_functions():
+    network = build(width=8, channels=1, size=28).double()
+    shake(network)
+    images = noise(2, 1, 28, 28, dtype=torch.float64)
+    expected = reference_convnet(images, iter(network.parameters()), padding=3)
+    torch.testing.assert_close(network(images), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_small_images_are_enlarged_inside(name):
+    small, large = build(name, channels=1, size=8), build(name, channels=1, size=32)
+    images = noise(2, 1, 8, 8)
+    enlarged = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        assert torch.equal(small(images), large(enlarged))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_device_are_kept(dtype, device):
+    network = build(width=4).to(device, dtype)
+    logits = network(noise(2, 3, 32, 32, dtype=dtype).to(device))
+    assert logits.dtype == dtype
+    assert logits.device.type == device
+
+
+# The flat vector
+
+
+@st.composite
+def layouts(draw) -> ParameterLayout:
+    shapes = draw(st.lists(st.lists(st.integers(1, 3), max_size=3).map(tuple), min_size=1, max_size=5))
+    return ParameterLayout(tuple(f"p{index}" for index in range(len(shapes))), tuple(shapes))
+
+
+@given(layouts())
+@settings(max_examples=50, deadline=None)
+def test_layout_round_trip(layout):
+    flat = torch.arange(float(layout.count))
+    pieces = layout.split(flat)
+    assert tuple(tuple(piece.shape) for piece in pieces.values()) == layout.shapes
+    assert torch.equal(layout.flatten(pieces), flat)
+    assert torch.equal(layout.flatten(pieces.values()), flat)
+    backwards = dict(reversed(pieces.items()))
+    assert torch.equal(layout.flatten(backwards), flat)
+    for offset, size, piece in zip(layout.offsets, layout.sizes, pieces.values(), strict=True):
+        assert piece.numel() == size == math.prod(piece.shape)
+        assert piece.flatten()[0] == offset
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_follows_the_parameters(name):
+    network = build(name)
+    layout = ParameterLayout.of(network)
+    assert layout.names == tuple(name for name, _ in network.named_parameters())
+    assert layout.count == count(network)
+    flat = layout.flatten(network.parameters())
+    assert torch.equal(flat, torch.cat([parameter.flatten() for parameter in network.parameters()]))
+    assert layout == ParameterLayout.of(build(name, seed=1))
+
+
+def test_convnet_parameters_lie_in_the_fields_order():
+    layout = ParameterLayout.of(build(depth=1, width=5, classes=4))
+    assert layout.shapes == ((5, 3, 3, 3), (5,), (5,), (5,), (4, 5 * 16 * 16), (4,))
+    assert [name.rpartition(".")[2] for name in layout.names] == ["weight", "bias"] * 3
+
+
+def test_flatten_is_a_copy():
+    for network in (build(width=2), nn.Linear(3, 1, bias=False)):
+        flat = ParameterLayout.of(network).flatten(network.parameters()).detach()
+        before = flat.clone()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(1.0)
+        assert torch.equal(flat, before)
+
+
+def test_split_gives_views_that_can_be_differentiated():
+    layout = ParameterLayout(("a", "b"), ((2,), (1, 2)))
+    flat = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    pieces = layout.split(flat)
+    assert pieces["b"].data_ptr() == flat[2:].data_ptr()
+    (gradient,) = torch.autograd.grad((pieces["b"] ** 2).sum(), flat)
+    assert gradient.tolist() == [0.0, 0.0, 6.0, 8.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functional_call_equals_the_module_bit_for_bit(name):
+    network = build(name)
+    layout = ParameterLayout.of(network)
+    images = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        flat = layout.flatten(network.parameters())
+        assert torch.equal(functional_call(network, layout.split(flat), (images,)), network(images))
+
+
+# Derivatives
+
+
+def loss_of(network: nn.Module, labels: Tensor):
+    layout = ParameterLayout.of(network)
+
+    def loss(flat: Tensor, images: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, layout.split(flat), (images,)), labels)
+
+    return loss
+
+
+def tiny(*, channels=1, classes=2) -> tuple[nn.Module, Tensor, Tensor]:
+    """A ConvNet in float64, its flat parameters, and two images."""
+    network = build(width=2, channels=channels, size=8, classes=classes, seed=3).double()
+    shake(network)
+    flat = ParameterLayout.of(network).flatten(network.parameters()).detach()
+    return network, flat, noise(2, channels, 8, 8, dtype=torch.float64)
+
+
+def test_gradient_of_the_loss_gradient():
+    network, flat, images = tiny()
+    loss = loss_of(network, torch.tensor([0, 1]))
+
+    def loss_gradient(flat, images):
+        return torch.autograd.grad(loss(flat, images), flat, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(loss_gradient, (flat.requires_grad_(), images.requires_grad_()))
+
+
+@forward_mode
+@pytest.mark.parametrize("name", NAMES)
+def test_reverse_over_forward_equals_reverse_over_reverse(name):
+    size = 8 if name == "convnet" else 32
+    options = {"width": 4} if name == "convnet" else {}
+    network = build(name, channels=1, size=size, **options).double()
+    flat = ParameterLayout.of(network).flatten(network.parameters()).detach()
+    images = noise(1, 1, size, size, dtype=torch.float64)
+    direction = noise(flat.numel(), dtype=torch.float64)
+    loss = loss_of(network, torch.tensor([1]))
+
+    def slope_forward(flat, images):
+        return jvp(lambda point: loss(point, images), (flat,), (direction,))[1]
+
+    def slope_reverse(flat, images):
+        return grad(loss)(flat, images) @ direction
+
+    forward = grad(slope_forward, argnums=(0, 1))(flat, images)
+    reverse = grad(slope_reverse, argnums=(0, 1))(flat, images)
+    torch.testing.assert_close(forward, reverse, rtol=1e-9, atol=1e-10)
+
+
+def test_vmap_over_parameters_equals_a_loop():
+    network, flat, images = tiny(channels=3, classes=4)
+    loss = loss_of(network, torch.tensor([2, 3]))
+    stack = flat + 0.1 * noise(3, flat.numel(), dtype=torch.float64)  # (trajectories, parameters)
+    together = vmap(grad(loss), in_dims=(0, None))(stack, images)
+    apart = torch.stack([grad(loss)(point, images) for point in stack])
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-12)
+
+
+@forward_mode
+def test_vmap_over_forward_derivatives_equals_a_loop():
+    network, flat, images = tiny()
+    loss = loss_of(network, torch.tensor([0, 1]))
+    directions = noise(3, flat.numel(), dtype=torch.float64)
+
+    def slope(direction):
+        return jvp(lambda point: loss(point, images), (flat,), (direction,))[1]
+
+    expected = directions @ grad(loss)(flat, images)
+    torch.testing.assert_close(vmap(slope)(directions), expected, rtol=1e-10, atol=1e-12)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"name": "convnt"},
+            "unknown network 'convnt' (did you mean 'convnet'?): "
+            "choose one of alexnet, convnet, resnet18, vgg11.",
+        ),
+        ({"width": 0}, "width is 0; it must be a whole number of at least 1."),
+        ({"depth": 2.0}, "depth is 2.0; it must be a whole number of at least 1."),
+        (
+            {"name": "vgg11", "width": 64},
+            "width is 64 for network 'vgg11'; only convnet has a width: leave it out.",
+        ),
+        (
+            {"name": "alexnet", "depth": 3},
+            "depth is 3 for network 'alexnet'; only convnet has a depth: leave it out.",
+        ),
+    ],
+)
+def test_bad_configurations_are_refused(fields, sentence):
+    with pytest.raises(InputError) as refusal:
+        NetworkConfig(**fields)
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ({"channels": 2}, "channels is 2; it must be 1 (grey) or 3 (colour)."),
+        ({"size": 7}, "size is 7; it must be a whole number of at least 8."),
+        (
+            {"size": 256},
+            "size is 256; images of at most 224 px are supported: choose a smaller size.",
+        ),
+        ({"classes": 1}, "classes is 1; it must be a whole number of at least 2."),
+        ({"seed": -1}, "seed is -1; it must be a whole number of at least 0."),
+        ({"seed": 2**64}, "seed is 18446744073709551616; it must be below 2**63."),
+        (
+            {"size": 8, "depth": 4},
+            "depth is 4, too deep for images of 8 px, of which the last block's norm would see "
+            "less than 2×2; choose a depth of at most 3.",
+        ),
+    ],
+)
+def test_bad_tasks_are_refused(task, sentence):
+    with pytest.raises(InputError) as refusal:
+        build(**task)
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize(("size", "channels", "deepest"), [(8, 1, 3), (28, 1, 5), (28, 3, 4), (224, 1, 7)])
+def test_the_deepest_convnet_works_and_one_deeper_is_refused(size, channels, deepest):
+    network = build(width=1, size=size, channels=channels, depth=deepest)
+    assert network(noise(1, channels, size, size)).shape == (1, 10)
+    with pytest.raises(InputError, match=f"at most {deepest}"):
+        build(width=1, size=size, channels=channels, depth=deepest + 1)
+
+
+def test_tensors_that_do_not_fit_the_layout_are_refused():
+    layout = ParameterLayout(("a", "b"), ((2,), (1, 2)))
+    with pytest.raises(InputError, match=r"has shape \(5,\); this network's has shape \(4,\)"):
+        layout.split(torch.zeros(5))
+    with pytest.raises(InputError, match="there are 1 tensors; this network has 2 parameters"):
+        layout.flatten([torch.zeros(2)])
+    with pytest.raises(
+        InputError, match=r"tensor for b has shape \(2, 1\); this network's has shape \(1, 2\)"
+    ):
+        layout.flatten([torch.zeros(2), torch.zeros(2, 1)])
+    with pytest.raises(InputError, match="parameters b, c are not in both"):
+        layout.flatten({"a": torch.zeros(2), "c": torch.zeros(1, 2)})
+    with pytest.raises(InputError, match="2 names and 1 shapes"):
+        ParameterLayout(("a", "b"), ((2,),))
