@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.data import ImageData
@@ -192,7 +192,7 @@ def distill(
         run.load(checkpoint)
     saved = time.monotonic()
     first = run.iteration
-    with tqdm(total=config.iterations, initial=first, desc="distil", disable=not progress) as bar:
+    with tqdm(total=config.iterations, initial=first, desc="distill", disable=not progress) as bar:
         while run.iteration < config.iterations:
             try:
                 run.iterate()

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
-from iadd_lab.errors import check_number, check_whole
+from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.preprocess import preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store import describe, load_artefact, restore, save_artefact
 from iadd_lab.training import predict, train
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class EvaluateConfig:
         check_whole("epochs", self.epochs, minimum=1)
         if self.rate is not None:
             check_number("rate", self.rate, above=True)
+        choose("split", self.split, dict.fromkeys(SPLITS))
         check_number("momentum", self.momentum, maximum=0.999)
         check_number("weight_decay", self.weight_decay)
         check_whole("batch", self.batch, minimum=1)
@@ -173,6 +177,8 @@ def evaluate_each(
     sets = list(sets)
     for distilled in sets:
         distilled.check_data(data)
+    states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
+    require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     split = data.split(config.split)
     real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
     confusions = []

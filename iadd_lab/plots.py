@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from iadd_lab.distill import DistillResult
 from iadd_lab.evaluate import Evaluation, spread
 from iadd_lab.history import History
 from iadd_lab.networks import ParameterLayout
+from iadd_lab.preprocess import Preprocess
 from iadd_lab.store import atomic_path
 
 _WIDTH = 7.0  # inches: a two-column paper's text width
@@ -30,9 +31,17 @@ def _style():
         yield
 
 
+class _NotebookFigure(Figure):
+    """A figure that a notebook shows once, where it is returned; pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, dpi=110)
+        return buffer.getvalue()
+
+
 def _figure(width: float, height: float) -> Figure:
-    # Not through pyplot: nothing to close, and a notebook shows it once, where it is returned.
-    return Figure(figsize=(width, height), layout="constrained")
+    return _NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> Figure:
@@ -86,25 +95,25 @@ def _show(ax: Axes, picture: torch.Tensor) -> None:
 
 def before_after(result: DistillResult) -> Figure:
     """The first image of each class (ten at most): where it started, and where it arrived."""
-    first, last, names = _first_of_each_class(result)
-    figure = _figure(_WIDTH, 0.35 + 2 * _WIDTH / max(len(names), 5) * 1.05)
-    axes = figure.subplots(2, len(names), squeeze=False)
-    for column, name in enumerate(names):
-        _show(axes[0, column], first[column])
-        _show(axes[1, column], last[column])
-        axes[0, column].set_title(_short(name), fontsize=8)
-    for row, caption in enumerate(("start", "distilled")):
-        axes[row, 0].text(-0.15, 0.5, caption, rotation=90, va="center", ha="right", fontsize=8,
-                          transform=axes[row, 0].transAxes)  # fmt: skip
+    columns = min(len(result.distilled.classes), 10)
+    figure = _figure(_WIDTH, 0.3 + 2 * _WIDTH / max(columns, 5))
+    draw_before_after(figure, result)
     return figure
 
 
-def _first_of_each_class(result: DistillResult) -> tuple[torch.Tensor, torch.Tensor, Sequence[str]]:
+def draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> None:
+    """Draw what `before_after` shows into an empty figure."""
     count = min(len(result.distilled.classes), 10)
     rows = torch.arange(count) * result.distilled.ipc
-    invert = result.distilled.preprocess.invert
-    first = invert(result.history.snapshot_images[0]).clamp(0, 1)[rows]
-    return first, result.distilled.pictures()[rows], result.distilled.classes[:count]
+    first = result.distilled.preprocess.invert(result.history.snapshot_images[0]).clamp(0, 1)[rows]
+    axes = figure.subplots(2, count, squeeze=False)
+    for line, pictures in enumerate((first, result.distilled.pictures()[rows])):
+        for ax, picture in zip(axes[line], pictures, strict=True):
+            _show(ax, picture)
+    for ax, name in zip(axes[0], result.distilled.classes, strict=False):
+        ax.set_title(_short(name), fontsize=8)
+    for ax, caption in zip(axes[:, 0], (result.config.initial_images, "distilled"), strict=True):
+        ax.text(-0.12, 0.5, caption, rotation=90, va="center", ha="right", fontsize=8, transform=ax.transAxes)
 
 
 def history_plot(history: History) -> Figure:
@@ -197,24 +206,22 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 def overview(result: DistillResult, evaluations: Sequence[Evaluation]) -> Figure:
     """The whole story in one picture: images before and after, and what they are worth."""
-    first, last, names = _first_of_each_class(result)
     with _style():
-        figure = _figure(10.0, 2.7)
-        left, right = figure.subfigures(1, 2, width_ratios=(3, 1.15))
-        axes = left.subplots(2, len(names), squeeze=False)
-        for column, name in enumerate(names):
-            _show(axes[0, column], first[column])
-            _show(axes[1, column], last[column])
-            axes[0, column].set_title(_short(name), fontsize=8)
-        left.suptitle(f"{len(first)} real images (top) distilled (bottom)", fontsize=10)
+        figure = _figure(10.0, 1.95)
+        left, right = figure.subfigures(1, 2, width_ratios=(3.4, 1))
+        draw_before_after(left, result)
         draw_accuracies(right.subplots(), evaluations)
     return figure
 
 
 class LivePlot:
-    """A callback for `distill(..., on_iteration=LivePlot())` that redraws one notebook output in place."""
+    """A callback for `distill(..., on_iteration=LivePlot(preprocess))`: one notebook output, redrawn in place.
 
-    def __init__(self, *, every: int = 25):
+    It shows the matching loss so far and the latest snapshot of the distilled images (ten at most).
+    """
+
+    def __init__(self, preprocess: Preprocess, *, every: int = 25):
+        self.preprocess = preprocess
         self.every = every
         self.handle = None
 
@@ -224,12 +231,24 @@ class LivePlot:
             return
         from IPython.display import display  # only a notebook has it, and only a notebook needs it
 
-        figure = history_plot(history)
+        figure = self.draw(history)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
 
-
-# Registers matplotlib's figure formatters where the kernel asks for the inline backend.
-plt.ioff()
+    def draw(self, history: History) -> Figure:
+        """The picture at this moment."""
+        pictures = self.preprocess.invert(history.snapshot_images[-1][:10]).clamp(0, 1)
+        with _style():
+            figure = _figure(_WIDTH, 1.8)
+            left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
+            ax = left.subplots()
+            ax.plot(np.arange(1, len(history.loss) + 1), history.loss, lw=0.8)
+            ax.set(xlabel="iteration", title="matching loss")
+            for ax, picture in zip(
+                right.subplots(1, len(pictures), squeeze=False).flat, pictures, strict=True
+            ):
+                _show(ax, picture)
+            right.suptitle(f"distilled images, iteration {history.snapshot_iterations[-1]}", fontsize=9)
+        return figure

@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nbformat
 import papermill
 import yaml
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from iadd_lab.errors import choose, require
 from iadd_lab.store import atomic_path, save_text
@@ -115,7 +116,17 @@ def _execute(source: Path, target: Path, parameters: dict, progress: bool) -> No
             kernel_name="python3",
             cwd=str(source.parent),
             progress_bar=progress,
+            coalesce_streams=True,  # of a progress bar, keep the last state
         )
+        _name_output(temporary, target)
+
+
+def _name_output(notebook: Path, target: Path) -> None:
+    # papermill noted the temporary name, which means nothing to a reader.
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.papermill.output_path = target.name
+    content.metadata.papermill.input_path = target.name
+    nbformat.write(content, notebook)
 
 
 def _report(profile: str, folder: Path) -> str:

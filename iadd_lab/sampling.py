@@ -16,11 +16,8 @@ def check_class_sizes(data: ImageData, ipc: int) -> None:
     """
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     smallest = int(counts.argmin())
-    require(
-        ipc <= int(counts[smallest]),
-        f"ipc is {ipc}, but class {data.classes[smallest]!r} has only {int(counts[smallest])} training images: "
-        "lower ipc.",
-    )
+    name, count = data.classes[smallest], int(counts[smallest])
+    require(ipc <= count, f"ipc is {ipc}, but class {name!r} has only {count} training images: lower ipc.")
 
 
 def draw_rows(data: ImageData, ipc: int, generator: torch.Generator) -> torch.Tensor:

@@ -81,6 +81,11 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def run_folder(root: Path | str, name: str, *parts: Any) -> Path:
+    """`root`/`name`-<fingerprint of `parts`>: the same configuration finds its results, a changed one starts anew."""
+    return Path(root) / f"{name}-{fingerprint(*parts)}"
+
+
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """16 hex digits over the names, dtypes, shapes and bytes of `tensors`."""
     return _checksum(tensors, "")[:16]
@@ -192,6 +197,6 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
         f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: make it again.",
     )
     require(
-        found_kind == kind, f"{path} holds a {found_kind}, but a {kind} was expected: pass the right file."
+        found_kind == kind, f"{path} is of kind {found_kind!r}, but {kind!r} was expected: pass the right file."
     )
     return header

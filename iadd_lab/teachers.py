@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.data import DataConfig, ImageData
@@ -290,7 +289,7 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
     require(path.is_file(), f"{path} is not there: pass the path of a replay_buffer_N.pt.")
     try:
         buffer = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a loader that meets a foreign file may raise almost anything
         raise InputError(
             f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
             "which could run code: get it again from a source that you trust."

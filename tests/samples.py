@@ -1,0 +1,63 @@
+"""What the tests of the data modules share: noise in folders and IDX files, and ways to look at splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iadd_lab.data import DataConfig, load_data
+from iadd_lab.splits import Split
+
+
+def load(name, root=None, **options):
+    return load_data(DataConfig(name, **options), root=root, progress=False)
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+
+
+def make_tree(folder: Path, classes=("cat", "dog"), count=6, shape=(8, 8, 3), suffix=".png"):
+    """A folder per class; every image differs from every other."""
+    for label, name in enumerate(classes):
+        for index in range(count):
+            save(folder / name / f"{index:03}{suffix}", noise(shape, seed=1000 * label + index))
+    return folder
+
+
+def rows(split: Split) -> list[bytes]:
+    return [image.tobytes() for image in split.images.numpy()]
+
+
+def counts(split: Split) -> list[int]:
+    return torch.bincount(split.labels).tolist()
+
+
+def three(data):
+    """The three splits of `data`."""
+    return data.split("train"), data.split("validation"), data.split("test")
+
+
+def write_idx(path: Path, values: np.ndarray):
+    header = (0x0800 | values.ndim).to_bytes(4, "big")
+    header += b"".join(length.to_bytes(4, "big") for length in values.shape)
+    path.write_bytes(header + values.tobytes())
+
+
+def make_idx(root: Path, folder="MNIST", size=28):
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for part, each in (("train", 3), ("t10k", 2)):
+        labels = np.repeat(np.arange(10, dtype=np.uint8), each)
+        write_idx(raw / f"{part}-images-idx3-ubyte", noise((len(labels), size, size), seed=each))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    return raw

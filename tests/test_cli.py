@@ -1,0 +1,192 @@
+"""The command line end to end, and one sentence with exit code 2 for everything that is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from iadd_lab.cli import app
+from iadd_lab.distill import DistillResult
+from iadd_lab.evaluate import Evaluation
+
+runner = CliRunner()
+TEACH = "teach --data digits --width 4 --teachers 2 --epochs 3 --batch 256 --device cpu"
+DISTILL = (
+    "distill --ipc 1 --iterations 3 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 "
+    "--alpha 0.02 --alpha-rate 1e-6 --device cpu"
+)
+
+
+def run(command: str, *paths: object):
+    """Run `command`, in which {} stand for `paths`."""
+    pieces = iter(map(str, paths))
+    arguments = [next(pieces) if word == "{}" else word for word in command.split()]
+    return runner.invoke(app, arguments)
+
+
+def refused(command: str, *paths: object) -> str:
+    """The sentence with which `command` is refused: one line on stderr, exit code 2, no traceback."""
+    result = run(command, *paths)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Teachers and a distilled set made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    taught = run(f"{TEACH} --out {{}}", folder / "teachers")
+    assert taught.exit_code == 0, taught.output
+    assert "2 teachers of 3 epochs" in taught.stdout
+    made = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
+    assert made.exit_code == 0, made.output
+    assert re.search(r"α 0.0\d+, matching loss \d\.\d+ at first", made.stdout)
+    return folder
+
+
+def test_distill_leaves_the_set_and_its_pictures(folder):
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {
+        "distilled.safetensors",
+        *(f"{name}.{kind}" for name in ("distilled", "before_after", "history") for kind in ("png", "pdf")),
+    }
+    result = DistillResult.load(folder / "run" / "distilled.safetensors")
+    assert result.config.iterations == 3
+    assert result.config.augment.operations == ("color", "crop", "cutout", "scale", "rotate")
+
+
+def test_evaluate_prints_and_stores(folder):
+    path = folder / "run" / "distilled.safetensors"
+    result = run("evaluate {} --epochs 3 --networks 2 --device cpu --out {}", path, folder / "scores")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", result.stdout)
+    assert "random real: " in result.stdout
+    stored = Evaluation.load(folder / "scores" / "evaluation_convnet_test.safetensors")
+    assert stored.config.network.width == 4  # the teachers' network, unless another is asked for
+
+
+def test_evaluate_on_another_network_without_random(folder):
+    path = folder / "run" / "distilled.safetensors"
+    command = "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
+    result = run(f"{command} --out {{}}", path, folder / "scores")
+    assert result.exit_code == 0, result.output
+    assert "(1 × alexnet)" in result.stdout
+    assert "random real" not in result.stdout
+
+
+def test_finished_work_is_not_done_again(folder):
+    path = folder / "run" / "distilled.safetensors"
+    stamp = path.stat().st_mtime_ns
+    again = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
+    assert again.exit_code == 0
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_data_list_and_check():
+    listed = run("data list")
+    assert listed.exit_code == 0
+    assert re.search(r"digits .* scikit-learn", listed.stdout)
+    checked = run("data check digits")
+    assert checked.exit_code == 0
+    assert re.search(r"all +1213 +135 +449", checked.stdout)
+
+
+def test_help_names_the_order_of_work():
+    result = run("--help")
+    assert result.exit_code == 0
+    for word in ("teach", "distill", "evaluate", "reproduce", "data"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("entry", [["-m", "iadd_lab"], ["-c", "from iadd_lab.cli import main; main()"]])
+def test_both_entries_refuse_with_one_sentence(entry):
+    done = subprocess.run(
+        [sys.executable, *entry, "data", "check", "digist"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown data set 'digist' (did you mean 'digits'?): choose one of")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--data cifar", "unknown data set 'cifar' (did you mean 'cifar10'?)"),
+        ("--network resnet", "unknown network 'resnet' (did you mean 'resnet18'?)"),
+        ("--preprocess pca", "unknown preprocess 'pca' (did you mean 'zca'?)"),
+        ("--teachers 0", "count is 0; it must be a whole number of at least 1"),
+        ("--epochs 0", "epochs is 0"),
+        ("--rate -0.1", "rate is -0.1; it must be a finite number above 0"),
+        ("--width 0", "width is 0"),
+        ("--depth 9", "depth"),
+        ("--augment flop", "'flop'"),
+        ("--device cuda:99", "device is 'cuda:99'"),
+        ("--device gpu", "device is 'gpu': expected auto, cpu, cuda or cuda:N"),
+        ("--size 300", "300"),
+        ("--train-limit 3", "train_limit is 3"),
+    ],
+)
+def test_teach_refuses_before_training(tmp_path, option, sentence):
+    assert sentence in refused(f"{TEACH} {option} --out {{}}", tmp_path / "teachers")
+    assert not list(tmp_path.glob("**/teacher_*"))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--ipc 500", "ipc is 500, but class"),
+        ("--ipc 0", "ipc is 0"),
+        ("--max-start-epoch 3 --teacher-epochs 2", "reach epoch 4, but the teachers have 3 epochs"),
+        ("--image-rate -1", "image_rate is -1.0"),
+        ("--alpha -0.01", "alpha is -0.01"),
+        ("--alpha-rate nan", "alpha_rate is nan"),
+        ("--weight-rate -1", "rate is -1.0"),
+        ("--matching learnt", "unknown matching 'learnt' (did you mean 'learned'?)"),
+        ("--matching pruned --prune 1", "fraction is 1.0"),
+        ("--granularity layer", "unknown granularity 'layer'"),
+        ("--gradient exact", "unknown gradient 'exact'"),
+        ("--batch 11", "batch is 11, but there are only 10 distilled images"),
+        ("--data cifar10", "--data is 'cifar10', but the teachers in"),
+        ("--network alexnet", "--network is 'alexnet', but the teachers in"),
+        ("--preprocess zca", "--preprocess is 'zca', but the teachers in"),
+    ],
+)
+def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
+    assert sentence in refused(f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_truncated_artefact_is_named(folder, tmp_path):
+    whole = (folder / "run" / "distilled.safetensors").read_bytes()
+    path = tmp_path / "distilled.safetensors"
+    path.write_bytes(whole[:-10])
+    assert f"{path} is not a whole safetensors file" in refused("evaluate {}", path)
+
+
+def test_a_file_of_another_kind_is_named(folder):
+    path = folder / "teachers" / "teachers.safetensors"
+    assert "is of kind 'teachers', but 'distilled' was expected" in refused("evaluate {}", path)
+
+
+def test_missing_things_say_where_and_how(tmp_path):
+    assert "no teachers in" in refused(f"{DISTILL} --teachers {{}} --out {{}}", tmp_path, tmp_path)
+    assert "is not there" in refused("evaluate {}", tmp_path / "nothing.safetensors")
+    sentence = refused("teach --data fashion_mnist --data-root {} --out {}", tmp_path, tmp_path / "teachers")
+    assert "iadd-lab data fetch fashion_mnist" in sentence
+    assert str(tmp_path) in sentence
+
+
+def test_a_divergence_ends_with_code_one_and_what_to_lower(folder, tmp_path):
+    command = f"{DISTILL} --alpha-rate 1.0 --teachers {{}} --out {{}}"
+    result = run(command, folder / "teachers", tmp_path)
+    assert result.exit_code == 1
+    assert "stopped: alpha would fall" in result.stderr
+    assert "lower alpha_rate" in result.stderr
+    assert "Traceback" not in result.output

@@ -1,0 +1,145 @@
+"""The cache of decoded images: used, renewed with the files, healed, and never the cause of a failure."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import safetensors.torch
+import torch
+
+from iadd_lab import decoded
+from iadd_lab.store import load_artefact, save_artefact
+from tests.samples import load, make_tree, three
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """This test's own folder of decoded images."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("IADD_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """Paths of the files that were decoded."""
+    seen = []
+    decode = decoded.decode_file
+    monkeypatch.setattr(decoded, "decode_file", lambda path, *rest: seen.append(path) or decode(path, *rest))
+    return seen
+
+
+def test_the_cache_is_used_and_equal(tmp_path, cache, decodes):
+    root = make_tree(tmp_path / "mine")
+    first = load("image_folder", root)
+    assert len(decodes) == 12
+    second = load("image_folder", root)
+    assert len(decodes) == 12
+    assert first.fingerprint == second.fingerprint
+    for one, two in zip(three(first), three(second), strict=True):
+        assert torch.equal(one.images, two.images)
+    assert len(list(cache.iterdir())) == 1  # nothing half-written beside it
+    load("image_folder", root, seed=7, validation_fraction=0.3)
+    assert len(decodes) == 12
+    load("image_folder", root, size=8)
+    load("image_folder", root, channels=1)
+    assert len(decodes) == 36
+
+
+def test_a_changed_file_is_decoded_again(tmp_path, decodes):
+    root = make_tree(tmp_path / "mine")
+    load("image_folder", root)
+    path = root / "cat" / "000.png"
+    times = path.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    load("image_folder", root)
+    assert len(decodes) == 24
+
+
+def _flip_last(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def _foreign(content: bytes) -> bytes:
+    return safetensors.torch.save({"weights": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("harm", [lambda content: b"", lambda content: content[:-9], _flip_last, _foreign])
+def test_a_harmed_cache_heals(tmp_path, cache, decodes, harm):
+    root = make_tree(tmp_path / "mine")
+    first = load("image_folder", root)
+    (path,) = cache.iterdir()
+    path.write_bytes(harm(path.read_bytes()))
+    assert load("image_folder", root).fingerprint == first.fingerprint
+    assert len(decodes) == 24
+    assert load("image_folder", root).fingerprint == first.fingerprint
+    assert len(decodes) == 24
+
+
+def test_sound_images_under_another_key_are_not_taken(tmp_path, cache, decodes, caplog):
+    root = make_tree(tmp_path / "mine")
+    first = load("image_folder", root)
+    (path,) = cache.iterdir()
+    stored = load_artefact(path, kind=decoded.KIND)
+    inverted = {part: 255 - images for part, images in stored.tensors.items()}
+    save_artefact(path, kind=decoded.KIND, tensors=inverted, metadata={"key": "another"})
+    assert load("image_folder", root).fingerprint == first.fingerprint
+    assert len(decodes) == 24
+    assert "holds other images" in caplog.text
+
+
+def test_loaded_images_outlive_a_rewritten_cache(tmp_path, cache):
+    for part in ("train", "test"):
+        make_tree(tmp_path / "mine" / part)
+    load("image_folder", tmp_path / "mine")
+    data = load("image_folder", tmp_path / "mine")
+    before = [split.images.clone() for split in three(data)]
+    (path,) = cache.iterdir()
+    zeros = {part: torch.zeros(12, 3, 32, 32, dtype=torch.uint8) for part in ("train", "test")}
+    save_artefact(path, kind=decoded.KIND, tensors=zeros, metadata={})
+    assert all(torch.equal(split.images, images) for split, images in zip(three(data), before, strict=True))
+    path.unlink()
+    assert all(torch.equal(split.images, images) for split, images in zip(three(data), before, strict=True))
+
+
+def test_changing_loaded_images_leaves_the_cache_alone(tmp_path, decodes):
+    for part in ("train", "test"):
+        make_tree(tmp_path / "mine" / part)
+    load("image_folder", tmp_path / "mine")
+    data = load("image_folder", tmp_path / "mine")
+    data.test.images.zero_()
+    assert load("image_folder", tmp_path / "mine").fingerprint == data.fingerprint
+    assert len(decodes) == 24
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, decodes, caplog):
+    root = make_tree(tmp_path / "mine")
+    cache.write_text("a file where the folder should be")
+    first, second = load("image_folder", root), load("image_folder", root)
+    assert first.fingerprint == second.fingerprint
+    assert len(decodes) == 24
+    assert "can't be kept" in caplog.text
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, cache, monkeypatch):
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    load("image_folder", make_tree(tmp_path / "mine"))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_is_no_error(tmp_path, cache, caplog):
+    resource = pytest.importorskip("resource")  # not on Windows
+    root = make_tree(tmp_path / "mine")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        data = load("image_folder", root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(data.train) > 0
+    assert "can't be kept" in caplog.text
+    assert list(cache.iterdir()) == []

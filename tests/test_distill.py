@@ -1,0 +1,231 @@
+"""The distillation loop: what it updates, that it repeats and resumes bit for bit, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iadd_lab.data import load_data
+from iadd_lab.distill import DistillConfig, DistillResult, distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import DivergenceError, InputError
+from iadd_lab.matching import Learned, Pruned, Uniform
+from iadd_lab.teachers import open_teachers
+from tests.conftest import AUGMENT
+
+CONFIG = DistillConfig(
+    ipc=2,
+    iterations=6,
+    student_steps=3,
+    teacher_epochs=1,
+    max_start_epoch=2,
+    batch=3,
+    image_rate=10.0,
+    alpha_rate=1e-4,
+    alpha=0.05,
+    matching=Learned(rate=0.05),
+    augment=AUGMENT,
+    snapshots=3,
+)
+
+
+@pytest.fixture(scope="module")
+def result(toy_data, toy_teachers):
+    return distill(toy_data, toy_teachers, CONFIG, progress=False)
+
+
+def assert_same(found: DistillResult, expected: DistillResult, *, clock: bool = False) -> None:
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.importance, expected.importance)
+    assert found.alpha == expected.alpha
+    stored, other = found.history.tensors(), expected.history.tensors()
+    assert stored.keys() == other.keys()
+    for name in stored.keys() - (set() if clock else {"history/seconds"}):
+        assert torch.equal(stored[name], other[name]), name
+
+
+def test_images_alpha_and_importance_are_all_learned(result):
+    history = result.history
+    assert result.images.shape == (4, 1, 8, 8)
+    assert result.labels.tolist() == [0, 0, 1, 1]
+    assert not torch.equal(history.snapshot_images[0], result.images)
+    assert len(set(history.alpha)) == CONFIG.iterations
+    assert result.importance.min() < 1 < result.importance.max()
+    assert torch.isclose(result.importance.square().mean(), torch.tensor(1.0))
+
+
+def test_history_is_complete(result):
+    history = result.history
+    for series in (history.loss, history.alpha, history.seconds, history.importance_share):
+        assert len(series) == CONFIG.iterations
+    assert history.snapshot_iterations == [0, 3, 6]
+    assert torch.equal(history.snapshot_images[-1], result.images)
+    assert torch.equal(history.snapshot_importance[-1], result.importance)
+    assert torch.equal(history.snapshot_importance[0], torch.ones_like(result.importance))
+
+
+def test_images_start_as_real_training_images(result, toy_data, toy_teachers):
+    real = toy_teachers.preprocess.apply(toy_data.train.images)
+    for image, label in zip(result.history.snapshot_images[0], result.labels, strict=True):
+        rows = (real == image).flatten(1).all(1).nonzero().flatten()
+        assert len(rows) > 0
+        assert (toy_data.train.labels[rows] == label).all()
+
+
+def test_noise_start_needs_no_real_images(toy_data, toy_teachers):
+    noisy = replace(CONFIG, initial_images="noise", iterations=1, ipc=1000, batch=4)
+    assert distill(toy_data, toy_teachers, noisy, progress=False).images.shape == (2000, 1, 8, 8)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_same_seed_same_bits_whatever_the_global_generator(toy_data, toy_teachers, optimizer):
+    config = replace(CONFIG, image_optimizer=optimizer, iterations=3, image_rate=0.1)
+    first = distill(toy_data, toy_teachers, config, progress=False)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    assert_same(distill(toy_data, toy_teachers, config, progress=False), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = distill(toy_data, toy_teachers, replace(config, seed=1), progress=False)
+    assert not torch.equal(other.images, first.images)
+
+
+@pytest.mark.parametrize("gradient", ["full", "frozen"])
+def test_engines_tell_the_same_story(toy_data, toy_teachers, result, gradient):
+    other = distill(toy_data, toy_teachers, replace(CONFIG, gradient=gradient, iterations=1), progress=False)
+    assert other.history.loss[0] == pytest.approx(result.history.loss[0], rel=1e-5)
+
+
+def test_learning_nothing_about_importance_is_uniform(toy_data, toy_teachers):
+    uniform = distill(toy_data, toy_teachers, replace(CONFIG, matching=Uniform()), progress=False)
+    for matching in (Learned(rate=0.0), Learned(rate=0.0, normalised=False), Pruned(fraction=0.0)):
+        same = distill(toy_data, toy_teachers, replace(CONFIG, matching=matching), progress=False)
+        assert torch.equal(same.images, uniform.images)
+        assert same.history.loss == uniform.history.loss
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing in the loop handles it."""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("stop_at", [1, 2, 5])
+def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, optimizer, stop_at):
+    config = replace(CONFIG, image_optimizer=optimizer, image_rate=0.1)
+    whole = distill(toy_data, toy_teachers, config, progress=False)
+
+    def kill(iteration, history):
+        if iteration == stop_at + 1:
+            raise Killed
+
+    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        distill(toy_data, toy_teachers, config, on_iteration=kill, **options)
+    seen = []
+    resumed = distill(toy_data, toy_teachers, config, on_iteration=lambda i, h: seen.append(i), **options)
+    assert seen == list(range(stop_at + 1, CONFIG.iterations + 1))
+    assert_same(resumed, whole)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_finished_run_is_read_back(toy_data, toy_teachers, tmp_path, result):
+    made = distill(toy_data, toy_teachers, CONFIG, folder=tmp_path, progress=False)
+    assert_same(made, result)
+    called = []
+    again = distill(
+        toy_data, toy_teachers, CONFIG, folder=tmp_path, progress=False, on_iteration=lambda *a: called.append(a)
+    )
+    assert not called
+    assert_same(again, made, clock=True)
+    assert again.config == CONFIG
+    assert again.teacher_config == toy_teachers.config
+    assert DistilledSet.load(tmp_path / "distilled.safetensors").alpha == made.alpha
+    with pytest.raises(InputError, match="another configuration"):
+        distill(toy_data, toy_teachers, replace(CONFIG, seed=5), folder=tmp_path, progress=False)
+
+
+def test_the_matching_loss_falls(toy_data, toy_teachers):
+    config = replace(CONFIG, iterations=60, matching=Uniform(), max_start_epoch=1, batch=None)
+    loss = distill(toy_data, toy_teachers, config, progress=False).history.loss
+    assert sum(loss[-10:]) < 0.9 * sum(loss[:10])
+
+
+def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tmp_path):
+    steep = replace(CONFIG, alpha_rate=0.05, iterations=50)
+    with pytest.raises(DivergenceError, match=r"alpha would fall .* lower alpha_rate .* is kept in"):
+        distill(toy_data, toy_teachers, steep, folder=tmp_path, progress=False)
+    # Another try starts from the kept state and stops at the very same place.
+    checkpoint = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(DivergenceError, match="alpha would fall"):
+        distill(toy_data, toy_teachers, steep, folder=tmp_path, progress=False)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == checkpoint
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_loss_that_is_not_finite_stops(toy_data, toy_teachers):
+    wild = replace(CONFIG, alpha=1e30, student_steps=5)
+    with pytest.raises(DivergenceError, match=r"not finite: lower alpha .* or image_rate"):
+        distill(toy_data, toy_teachers, wild, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"max_start_epoch": 4}, r"max_start_epoch 4 and teacher_epochs 1 reach epoch 4, but .* 3 epochs: lower"),
+        ({"teacher_epochs": 9}, "teacher_epochs 9 reach epoch 10"),
+        ({"ipc": 5000}, r"ipc is 5000, but class '\d' has only \d+ training images: lower ipc"),
+        ({"batch": 5}, "batch is 5, but there are only 4 distilled images"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(toy_data, toy_teachers, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        distill(toy_data, toy_teachers, replace(CONFIG, **change), progress=False)
+
+
+def test_teachers_of_another_data_set_are_refused(toy_teachers):
+    with pytest.raises(InputError, match=r"were trained on .* but the data is .*: load that data, or train"):
+        distill(load_data("digits", progress=False), toy_teachers, CONFIG, progress=False)
+
+
+def test_a_checkpoint_of_another_run_is_refused(toy_data, toy_teachers, tmp_path):
+    def kill(iteration, history):
+        if iteration == 2:
+            raise Killed
+
+    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        distill(toy_data, toy_teachers, CONFIG, on_iteration=kill, **options)
+    with pytest.raises(InputError, match="another configuration"):
+        distill(toy_data, toy_teachers, replace(CONFIG, seed=1), **options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("ipc", 0, "ipc is 0; it must be a whole number of at least 1"),
+        ("iterations", 1.5, "iterations is 1.5"),
+        ("student_steps", -1, "student_steps is -1"),
+        ("batch", 0, "batch is 0"),
+        ("image_rate", -1.0, "image_rate is -1.0; it must be a finite number above 0"),
+        ("alpha", 0.0, "alpha is 0.0; it must be a finite number above 0"),
+        ("alpha", float("nan"), "alpha is nan"),
+        ("alpha_rate", -1e-9, "alpha_rate is -1e-09"),
+        ("momentum", 1.0, "momentum is 1.0"),
+        ("image_optimizer", "sdg", "did you mean 'sgd'"),
+        ("gradient", "adjiont", "did you mean 'adjoint'"),
+        ("initial_images", "fake", "unknown initial_images 'fake'"),
+        ("snapshots", 1, "snapshots is 1"),
+        ("matching", "learned", "it must be a Matching"),
+    ],
+)
+def test_configs_name_the_bad_value(field, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        replace(CONFIG, **{field: value})
+
+
+def test_teachers_opened_again_are_the_same(toy_teachers):
+    again = open_teachers(toy_teachers.folder)
+    assert again.identity == toy_teachers.identity
+    assert torch.equal(again.snapshot(1, 3), toy_teachers.snapshot(1, 3))

@@ -1,0 +1,103 @@
+"""What is refused, and that every refusal is one helpful sentence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
+
+repeatable = settings(derandomize=True, deadline=None, database=None)
+
+
+def test_bad_input_is_a_value_error_and_divergence_is_not():
+    assert issubclass(InputError, ValueError)
+    assert issubclass(DivergenceError, RuntimeError)
+    assert not issubclass(DivergenceError, InputError)
+
+
+def test_require_raises_its_sentence_unless_the_condition_holds():
+    require(True, "fine.")
+    with pytest.raises(InputError, match=r"^x is 3; it must be 2\.$"):
+        require(False, "x is 3; it must be 2.")
+
+
+def test_choose_returns_the_value_even_a_false_one():
+    assert choose("thing", "zero", {"zero": 0, "none": None}) == 0
+    assert choose("thing", "none", {"zero": 0, "none": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("convnett", "unknown network 'convnett' (did you mean 'convnet'?): choose one of alexnet, convnet."),
+        ("AlexNet", "unknown network 'AlexNet' (did you mean 'alexnet'?): choose one of alexnet, convnet."),
+        ("zzz", "unknown network 'zzz': choose one of alexnet, convnet."),
+        ("", "unknown network '': choose one of alexnet, convnet."),
+        (None, "unknown network None: choose one of alexnet, convnet."),
+        (3, "unknown network 3: choose one of alexnet, convnet."),
+    ],
+)
+def test_choose_lists_the_choices_and_the_closest(name, sentence):
+    with pytest.raises(InputError) as caught:
+        choose("network", name, {"convnet": 1, "alexnet": 2})
+    assert str(caught.value) == sentence
+
+
+@given(value=st.integers(), minimum=st.integers(-5, 5))
+@repeatable
+def test_a_whole_number_passes_exactly_from_its_minimum(value, minimum):
+    if value >= minimum:
+        check_whole("epochs", value, minimum=minimum)
+    else:
+        with pytest.raises(InputError):
+            check_whole("epochs", value, minimum=minimum)
+
+
+@pytest.mark.parametrize("value", [True, False, 1.0, 1.5, "3", None, [3], math.nan, math.inf, 0, -1])
+def test_what_is_no_whole_number_of_at_least_one_is_refused(value):
+    with pytest.raises(InputError) as caught:
+        check_whole("epochs", value, minimum=1)
+    assert str(caught.value) == f"epochs is {value!r}; it must be a whole number of at least 1."
+
+
+@given(
+    value=st.floats(-4, 4) | st.integers(-4, 4),
+    bounds=st.tuples(st.integers(-3, 3), st.integers(-3, 3)),
+    above=st.booleans(),
+)
+@repeatable
+def test_a_number_passes_exactly_within_its_bounds(value, bounds, above):
+    low, high = sorted(bounds)
+    if low <= value <= high and not (above and value == low):
+        check_number("rate", value, minimum=low, maximum=high, above=above)
+    else:
+        with pytest.raises(InputError):
+            check_number("rate", value, minimum=low, maximum=high, above=above)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "0.1", None, [1.0], 1j, -1])
+def test_what_is_no_finite_number_is_refused(value):
+    with pytest.raises(InputError) as caught:
+        check_number("rate", value)
+    assert str(caught.value) == f"rate is {value!r}; it must be a finite number of at least 0."
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sentence"),
+    [
+        ({"above": True}, "rate is -2; it must be a finite number above 0."),
+        ({"maximum": 0.5}, "rate is -2; it must be a finite number of at least 0 and at most 0.5."),
+        (
+            {"minimum": 1, "maximum": 9, "above": True},
+            "rate is -2; it must be a finite number above 1 and at most 9.",
+        ),
+    ],
+)
+def test_the_sentence_names_the_bounds(bounds, sentence):
+    with pytest.raises(InputError) as caught:
+        check_number("rate", -2, **bounds)
+    assert str(caught.value) == sentence

@@ -1,0 +1,142 @@
+"""The evaluation protocol: fresh networks, final states, the set's own preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iadd_lab.baselines import random_real
+from iadd_lab.data import load_data
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_draws
+from iadd_lab.networks import NetworkConfig
+from tests.conftest import AUGMENT
+
+CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=3, epochs=40, augment=AUGMENT)
+
+
+@pytest.fixture(scope="module")
+def random_set(toy_data, toy_teachers):
+    return random_real(toy_data, toy_teachers.preprocess, ipc=3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def evaluation(toy_data, random_set):
+    return evaluate(random_set, toy_data, CONFIG, progress=False)
+
+
+def test_random_real_images_are_training_images_of_their_class(toy_data, toy_teachers, random_set):
+    assert random_set.ipc == 3
+    assert random_set.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    real = toy_teachers.preprocess.apply(toy_data.train.images)
+    rows = [(real == image).flatten(1).all(1).nonzero().flatten()[0].item() for image in random_set.images]
+    assert len(set(rows)) == 6
+    assert torch.equal(toy_data.train.labels[rows], random_set.labels)
+
+
+def test_every_test_image_is_counted_once_per_network(toy_data, evaluation):
+    assert evaluation.confusion.shape == (3, 2, 2)
+    expected = torch.bincount(toy_data.test.labels)
+    assert torch.equal(evaluation.confusion.sum(2), expected.expand(3, 2))
+
+
+def test_accuracies_follow_from_the_confusion():
+    confusion = torch.tensor([[[8, 2], [1, 1]], [[10, 0], [2, 0]]])
+    made = Evaluation(confusion, ("a", "b"), "by hand", CONFIG)
+    assert made.accuracies.tolist() == pytest.approx([9 / 12, 10 / 12])
+    assert made.balanced_accuracies.tolist() == pytest.approx([(0.8 + 0.5) / 2, 0.5])
+    row = made.summary()
+    assert row["accuracy"] == pytest.approx(100 * (9 + 10) / 24)
+    assert row["std"] == pytest.approx(100 * (1 / 12) / 2**0.5)
+    assert "by hand: 79.2 ± 5.9 % test accuracy" in str(made)
+
+
+def test_networks_learn_and_differ(evaluation):
+    assert evaluation.accuracies.mean() > 0.7
+    assert len({tuple(c.flatten().tolist()) for c in evaluation.confusion}) > 1
+
+
+def test_same_seed_same_bits(toy_data, random_set, evaluation):
+    torch.manual_seed(5)
+    again = evaluate(random_set, toy_data, CONFIG, progress=False)
+    assert torch.equal(again.confusion, evaluation.confusion)
+    fewer = evaluate(random_set, toy_data, replace(CONFIG, networks=1), progress=False)
+    assert torch.equal(fewer.confusion, evaluation.confusion[:1])  # a network depends on its own number alone
+
+
+def test_the_rate_is_the_sets_own_unless_given(toy_data, random_set, evaluation):
+    given = evaluate(random_set, toy_data, replace(CONFIG, rate=random_set.alpha), progress=False)
+    assert torch.equal(given.confusion, evaluation.confusion)
+    other = evaluate(random_set, toy_data, replace(CONFIG, rate=1e-6), progress=False)
+    assert not torch.equal(other.confusion, evaluation.confusion)
+
+
+def test_validation_split_is_another_split(toy_data, random_set):
+    made = evaluate(random_set, toy_data, replace(CONFIG, split="validation", epochs=1), progress=False)
+    assert made.confusion[0].sum() == len(toy_data.validation)
+
+
+def test_draws_train_each_network_on_its_own_set(toy_data, toy_teachers, evaluation):
+    drawn = []
+
+    def draw(index):
+        drawn.append(random_real(toy_data, toy_teachers.preprocess, ipc=3, seed=index))
+        return drawn[-1]
+
+    made = evaluate_draws(draw, toy_data, CONFIG, progress=False)
+    assert len(drawn) == 3
+    assert not torch.equal(drawn[0].images, drawn[1].images)
+    assert torch.equal(made.confusion[0], evaluation.confusion[0])  # the same first set, the same first network
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
+def test_any_network_evaluates(toy_data, random_set, name):
+    config = replace(CONFIG, network=NetworkConfig(name=name), networks=1, epochs=2, split="validation")
+    made = evaluate(random_set, toy_data, config, progress=False)
+    assert made.confusion.sum() == len(toy_data.validation)
+
+
+def test_a_set_of_other_data_is_refused(random_set):
+    with pytest.raises(InputError, match=r"this set was made from .* but the data given is"):
+        evaluate(random_set, load_data("digits", progress=False), CONFIG, progress=False)
+
+
+def test_sets_of_different_preprocessing_do_not_mix(toy_data, random_set):
+    standardise = type(random_set.preprocess)(random_set.preprocess.mean + 1, random_set.preprocess.deviation)
+    other = replace(random_set, preprocess=standardise)
+    with pytest.raises(InputError, match="different preprocessing"):
+        evaluate_draws([random_set, other, other].__getitem__, toy_data, CONFIG, progress=False)
+
+
+def test_evaluations_and_sets_are_stored_whole(tmp_path, evaluation, random_set):
+    back = Evaluation.load(evaluation.save(tmp_path / "evaluation.safetensors"))
+    assert torch.equal(back.confusion, evaluation.confusion)
+    assert (back.classes, back.method, back.config) == (evaluation.classes, "random real", CONFIG)
+    again = DistilledSet.load(random_set.save(tmp_path / "set.safetensors"))
+    assert torch.equal(again.images, random_set.images)
+    assert torch.equal(again.pictures(), random_set.pictures())
+    assert (again.alpha, again.classes, again.data) == (0.01, random_set.classes, random_set.data)
+    with pytest.raises(InputError, match="is of kind 'evaluation', but 'distilled' was expected"):
+        DistilledSet.load(tmp_path / "evaluation.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("networks", 0), ("epochs", -1), ("rate", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("batch", 0)],
+)
+def test_configs_name_the_bad_value(field, value):
+    with pytest.raises(InputError, match=f"{field} is {value}"):
+        replace(CONFIG, **{field: value})
+
+
+def test_an_unknown_split_is_named_before_training():
+    with pytest.raises(InputError, match="unknown split 'tset'.*did you mean 'test'"):
+        replace(CONFIG, split="tset")
+
+
+def test_more_random_images_than_a_class_has_is_refused(toy_data, toy_teachers):
+    with pytest.raises(InputError, match="ipc is 999, but class"):
+        random_real(toy_data, toy_teachers.preprocess, ipc=999, seed=0)

@@ -1,0 +1,227 @@
+"""Standardising and whitening against their definitions in float64, and back again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from iadd_lab import preprocess as module
+from iadd_lab.errors import InputError
+from iadd_lab.preprocess import (
+    PREPROCESSES,
+    Standardise,
+    Zca,
+    as_float,
+    fit_preprocess,
+    preprocess_fingerprint,
+    preprocess_from_tensors,
+    preprocess_tensors,
+)
+from iadd_lab.store import load_artefact, save_artefact
+
+KINDS = sorted(PREPROCESSES)
+DTYPES = [torch.uint8, torch.float32]
+
+
+def correlated(count=60, *, channels=3, size=4, dtype=torch.uint8, seed=0):
+    """Images whose neighbouring pixels and channels go together, as real ones' do; no two channels alike."""
+    generator = torch.Generator().manual_seed(seed)
+    smooth = torch.rand(count, 1, size, size, generator=generator).cumsum(3).cumsum(2) / size**2
+    noise = torch.rand(count, channels, size, size, generator=generator)
+    level = torch.linspace(0.2, 0.5, channels)[:, None, None]
+    images = level * smooth + 0.3 * level * noise + 0.1
+    return (255 * images).to(torch.uint8) if dtype is torch.uint8 else images
+
+
+def standardised(images):
+    """In float64 and NumPy: each channel to mean 0, (population) standard deviation 1."""
+    images = images.double().numpy() / (255 if images.dtype is torch.uint8 else 1)
+    axes = (0, 2, 3)
+    return (images - images.mean(axes, keepdims=True)) / images.std(axes, keepdims=True)
+
+
+def principal(images):
+    """The directions (in columns) and variances of the standardised, centred images; and these images."""
+    flat = standardised(images).reshape(len(images), -1)
+    flat = flat - flat.mean(0)
+    _, values, directions = np.linalg.svd(flat, full_matrices=True)
+    variances = np.zeros(flat.shape[1])
+    variances[: len(values)] = values**2 / (len(flat) - 1)
+    return directions.T, variances, flat
+
+
+def test_as_float_scales_bytes_alone():
+    assert torch.equal(as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([0, 0.2, 1]))
+    images = torch.tensor([-1.0, 0.5, 2.0])
+    assert torch.equal(as_float(images), images)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_standardised_channels_have_mean_0_and_deviation_1(channels, dtype):
+    images = correlated(channels=channels, dtype=dtype)
+    found = Standardise.fit(images).apply(images)
+    assert found.dtype == torch.float32
+    assert found.shape == images.shape
+    assert found.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (found.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    assert np.abs(found.numpy() - standardised(images)).max() < 1e-5
+
+
+def test_what_was_fitted_on_some_images_is_applied_to_others():
+    fitted = Standardise.fit(correlated())
+    other = correlated(5, seed=1)
+    expected = (other / 255 - fitted.mean.view(3, 1, 1)) / fitted.deviation.view(3, 1, 1)
+    assert torch.equal(fitted.apply(other), expected)
+
+
+@pytest.mark.parametrize("count", [60, 20], ids=["more images than pixels", "fewer images than pixels"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zca_equals_its_definition(dtype, count):
+    images = correlated(count, dtype=dtype)
+    directions, variances, flat = principal(images)
+    expected = flat @ (directions / np.sqrt(variances + 0.1)) @ directions.T
+    found = Zca.fit(images).apply(images)
+    assert found.dtype == torch.float32
+    assert found.shape == images.shape
+    assert np.abs(expected).max() > 1
+    assert np.abs(found.flatten(1).numpy() - expected).max() < 1e-4
+
+
+def test_whitened_covariance_is_nearly_the_identity_where_the_data_varies():
+    """V S/(S + 0.1) Vᵀ: 1 along strong directions, 0 along those without variance."""
+    images = correlated(20)
+    directions, variances, _ = principal(images)
+    expected = (directions * (variances / (variances + 0.1))) @ directions.T
+    found = np.cov(Zca.fit(images).apply(images).flatten(1).double().numpy(), rowvar=False)
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.trace(expected) > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_invert_undoes_apply(kind, channels, dtype):
+    fitted = fit_preprocess(kind, correlated(channels=channels, dtype=dtype))
+    other = correlated(7, channels=channels, dtype=dtype, seed=1)
+    inverted = fitted.invert(fitted.apply(other))
+    assert inverted.shape == other.shape
+    assert (inverted - as_float(other)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_apply_undoes_invert_outside_the_range_of_images(kind):
+    """Distilled images lie anywhere."""
+    fitted = fit_preprocess(kind, correlated())
+    distilled = 5 * torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert (fitted.apply(fitted.invert(distilled)) - distilled).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_state_applies_bit_for_bit(kind, tmp_path):
+    images = correlated()
+    fitted = fit_preprocess(kind, images)
+    among = preprocess_tensors(fitted) | {"images": torch.ones(2), "alpha": torch.tensor(0.1)}
+    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=among, metadata={})
+    found = preprocess_from_tensors(load_artefact(path, kind="toy").tensors)
+    assert type(found) is type(fitted)
+    assert torch.equal(found.apply(images), fitted.apply(images))
+    assert torch.equal(found.invert(fitted.apply(images)), fitted.invert(fitted.apply(images)))
+    assert preprocess_fingerprint(found) == preprocess_fingerprint(fitted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_names_carry_the_kind(kind):
+    names = preprocess_tensors(fit_preprocess(kind, correlated()))
+    assert {name.rsplit("/", 1)[0] for name in names} == {f"preprocess/{kind}"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fingerprint_sees_every_part_of_the_state(kind):
+    fitted = fit_preprocess(kind, correlated())
+    assert preprocess_fingerprint(fit_preprocess(kind, correlated())) == preprocess_fingerprint(fitted)
+    found = {preprocess_fingerprint(fitted)}
+    state = preprocess_tensors(fitted)
+    for name, tensor in state.items():
+        nudged = tensor.clone()
+        nudged.view(-1)[0] += 1e-3
+        found.add(preprocess_fingerprint(preprocess_from_tensors(state | {name: nudged})))
+    assert len(found) == 1 + len(state)
+
+
+def test_kinds_have_different_fingerprints():
+    assert preprocess_fingerprint(Standardise.fit(correlated())) != preprocess_fingerprint(Zca.fit(correlated()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_a_constant_channel_stays_small(kind, level):
+    """As the blank channel of a converted image is; unseen images may differ there, by little."""
+    images = correlated()
+    images[:, 1] = level
+    fitted = fit_preprocess(kind, images)
+    assert fitted.apply(images)[:, 1].abs().max() < 1e-2
+    assert (fitted.invert(fitted.apply(images)) - as_float(images)).abs().max() < 1e-5
+    other = correlated(5, seed=1)
+    assert fitted.apply(other).isfinite().all()
+    assert fitted.apply(other).abs().max() < 5e3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_is_enough(kind):
+    images = correlated(1)
+    fitted = fit_preprocess(kind, images)
+    assert fitted.apply(images).isfinite().all()
+    assert (fitted.invert(fitted.apply(images)) - as_float(images)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chunks_change_nothing(kind, dtype, monkeypatch):
+    images = correlated(4099, channels=2, size=2, dtype=dtype)
+    chunked = fit_preprocess(kind, images)
+    found = chunked.apply(images)
+    monkeypatch.setattr(module, "_CHUNK", len(images))
+    whole = fit_preprocess(kind, images)
+    for name, tensor in whole.tensors().items():
+        if name != "eigenvectors":  # their signs are free
+            assert (chunked.tensors()[name] - tensor).abs().max() < 1e-5, name
+    assert found.shape == images.shape
+    assert (found - chunked.apply(images)).abs().max() < 1e-5
+    assert (found - whole.apply(images)).abs().max() < 1e-4
+
+
+def test_zca_of_too_many_pixels_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(Standardise, "fit", lambda images: pytest.fail("it began to work"))
+    images = torch.zeros((), dtype=torch.uint8).expand(50_000, 3, 65, 65)
+    with pytest.raises(InputError, match=r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$"):
+        fit_preprocess("zca", images)
+
+
+def test_the_limit_of_zca_is_in_values_per_image(monkeypatch):
+    monkeypatch.setattr(module, "_ZCA_LIMIT", 48)
+    assert Zca.fit(correlated(channels=3)).centre.shape == (48,)
+    with pytest.raises(InputError, match="at most 48 values per image"):
+        Zca.fit(correlated(channels=4))
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match=r"^unknown preprocess 'zcaa' \(did you mean 'zca'\?\): choose one of"):
+        fit_preprocess("zcaa", correlated())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_incomplete_state_is_refused(kind):
+    whole = preprocess_tensors(fit_preprocess(kind, correlated()))
+    for missing in whole:
+        partial = {name: tensor for name, tensor in whole.items() if name != missing}
+        with pytest.raises(InputError, match="carries no complete preprocessing"):
+            preprocess_from_tensors(partial)
+
+
+def test_no_state_and_state_of_two_kinds_are_refused():
+    both = preprocess_tensors(Standardise.fit(correlated())) | preprocess_tensors(Zca.fit(correlated()))
+    for tensors in ({}, {"images": torch.ones(2)}, both):
+        with pytest.raises(InputError, match="carries no complete preprocessing"):
+            preprocess_from_tensors(tensors)

@@ -1,0 +1,61 @@
+"""The same number of real images from every class: balanced, distinct, reproducible, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iadd_lab.data import ImageData
+from iadd_lab.errors import InputError
+from iadd_lab.sampling import check_class_sizes, draw_rows
+from iadd_lab.seeds import generator
+from iadd_lab.splits import Split
+
+
+def train_of(labels: list[int], classes=("cat", "dog", "fox")) -> ImageData:
+    """Data whose training labels are `labels`; only these matter here."""
+    split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+    return ImageData(
+        config=None, classes=classes, train=split, validation=split, test=split, fingerprint="toy"
+    )
+
+
+@pytest.mark.parametrize("ipc", [1, 5, 50])
+def test_rows_are_distinct_and_come_class_after_class(toy_data, ipc):
+    drawn = draw_rows(toy_data, ipc, generator(0))
+    assert drawn.dtype == torch.int64
+    assert toy_data.train.labels[drawn].tolist() == [0] * ipc + [1] * ipc
+    assert len(drawn.unique()) == 2 * ipc
+
+
+def test_rows_follow_the_generator_alone(toy_data):
+    before = torch.get_rng_state()
+    drawn = draw_rows(toy_data, 10, generator(0))
+    assert torch.equal(drawn, draw_rows(toy_data, 10, generator(0)))
+    assert not torch.equal(drawn, draw_rows(toy_data, 10, generator(1)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_smaller_draw_begins_a_larger_one_of_the_first_class(toy_data):
+    few, many = draw_rows(toy_data, 3, generator(0)), draw_rows(toy_data, 10, generator(0))
+    assert torch.equal(few[:3], many[:3])
+
+
+def test_every_row_of_a_class_can_be_drawn():
+    data = train_of([0, 1, 2, 1, 0, 2])
+    drawn = draw_rows(data, 2, generator(0))
+    assert sorted(drawn.tolist()) == list(range(6))
+    seen = {row for seed in range(50) for row in draw_rows(data, 1, generator(seed)).tolist()}
+    assert seen == set(range(6))
+
+
+def test_the_smallest_class_bounds_ipc():
+    data = train_of([0, 0, 0, 1, 2, 2])
+    check_class_sizes(data, 1)
+    with pytest.raises(InputError, match=r"ipc is 2, but class 'dog' has only 1 training images: lower ipc"):
+        check_class_sizes(data, 2)
+
+
+def test_a_class_without_training_images_counts_as_the_smallest():
+    with pytest.raises(InputError, match="'fox' has only 0 training images"):
+        check_class_sizes(train_of([0, 1, 1]), 1)

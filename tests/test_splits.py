@@ -1,0 +1,126 @@
+"""Splits: disjoint, stratified, nested, reproducible, and refused where a class is too small."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from iadd_lab.errors import InputError
+from iadd_lab.splits import Split, draw, hold_out
+from tests.samples import counts, load, make_tree, noise, rows, save, three
+
+
+def test_splits_are_disjoint_exhaustive_and_stratified(tmp_path):
+    root = make_tree(tmp_path / "mine", ("a", "b", "c"), count=20)
+    data = load("image_folder", root, size=8)
+    everything = rows(data.train) + rows(data.validation) + rows(data.test)
+    assert len(set(everything)) == len(everything) == 60
+    assert counts(data.test) == [4, 4, 4]
+    assert sorted(counts(data.validation)) == [1, 2, 2]  # a tenth of 48, by class
+    for label, name in enumerate(data.classes):
+        for path in (root / name).iterdir():
+            pixels = np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes()
+            places = [
+                split.labels[rows(split).index(pixels)] for split in three(data) if pixels in rows(split)
+            ]
+            assert places == [label]
+
+
+def test_a_split_checks_what_it_holds():
+    images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    assert len(Split(images, labels)) == 2
+    for wrong in (
+        (images.float(), labels),
+        (images, labels.int()),
+        (images[0], labels),
+        (images, labels[:1]),
+    ):
+        with pytest.raises(InputError, match="a split has images"):
+            Split(*wrong)
+
+
+def test_draws_are_proportional_and_each_begins_the_next():
+    labels = np.repeat([0, 1, 2], [100, 50, 4])
+    draws = [set(draw(labels, count, np.random.default_rng(0)).tolist()) for count in range(3, 155)]
+    assert [len(drawn) for drawn in draws] == list(range(3, 155))
+    assert all(small < large for small, large in pairwise(draws))
+    assert sorted(labels[list(draws[0])].tolist()) == [0, 1, 2]
+    half = np.bincount(labels[list(draws[77 - 3])])
+    assert np.abs(half - np.array([50, 25, 2])).max() <= 1
+
+
+def test_what_is_held_out_is_taken_away():
+    images = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1, 1)
+    split = Split(images, torch.arange(40) % 4)
+    kept, held = hold_out(split, 0.25, seed=[7])
+    assert sorted(torch.cat([kept.images, held.images]).flatten().tolist()) == list(range(40))
+    assert len(held) == 10
+    for part in (kept, held):
+        assert torch.equal(part.images.flatten() % 4, part.labels)
+    kept.images.zero_()
+    assert torch.equal(split.images.flatten(), torch.arange(40, dtype=torch.uint8))  # parts are copies
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
+def test_validation_takes_its_fraction_of_every_class(fraction):
+    data = load("digits", validation_fraction=fraction)
+    whole = np.add(counts(data.train), counts(data.validation))
+    assert np.abs(np.array(counts(data.validation)) - fraction * whole).max() < 1
+
+
+def test_the_seed_moves_validation_but_not_test():
+    first, again, other = load("digits", seed=3), load("digits", seed=3), load("digits", seed=4)
+    assert first.fingerprint == again.fingerprint
+    assert torch.equal(first.validation.images, again.validation.images)
+    assert torch.equal(first.test.images, other.test.images)
+    assert not torch.equal(first.validation.images, other.validation.images)
+    assert first.fingerprint != other.fingerprint
+
+
+def test_splitting_leaves_the_global_generators_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    load("digits", train_limit=50)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_train_limit_is_stratified_nested_and_only_of_train():
+    full, hundred, ten = load("digits"), load("digits", train_limit=100), load("digits", train_limit=10)
+    assert len(hundred.train) == 100
+    assert max(counts(hundred.train)) - min(counts(hundred.train)) <= 1
+    assert counts(ten.train) == [1] * 10
+    assert set(rows(ten.train)) <= set(rows(hundred.train)) <= set(rows(full.train))
+    assert torch.equal(full.validation.images, hundred.validation.images)
+    assert load("digits", train_limit=10_000).fingerprint == full.fingerprint
+    with pytest.raises(InputError, match=r"train_limit is 9; for Digits it must be at least .* 10"):
+        load("digits", train_limit=9)
+
+
+def test_a_rare_class_reaches_every_split(tmp_path):
+    root = make_tree(tmp_path / "mine", ("common",), count=40)
+    make_tree(root, ("common", "rare"), count=3)
+    data = load("image_folder", root)
+    assert [counts(split)[1] for split in three(data)] == [1, 1, 1]
+
+
+def test_a_class_too_small_to_split_is_named(tmp_path):
+    root = make_tree(tmp_path / "mine", ("common",), count=9)
+    make_tree(root, ("rare",), count=2)
+    with pytest.raises(InputError, match="class 'rare' has 0 train, 1 validation, 1 test images"):
+        load("image_folder", root)
+
+
+def test_fingerprint_follows_pixels_labels_and_classes(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    prints = [load("image_folder", root, size=8).fingerprint]
+    assert prints[0] == load("image_folder", root, size=8, seed=0).fingerprint
+    assert len(prints[0]) == 16
+    save(root / "cat" / "000.png", noise((8, 8, 3), seed=99))
+    prints.append(load("image_folder", root, size=8).fingerprint)
+    (root / "dog").rename(root / "wolf")
+    prints.append(load("image_folder", root, size=8).fingerprint)
+    assert len(set(prints)) == 3

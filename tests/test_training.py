@@ -1,0 +1,156 @@
+"""The training loop against one written by hand, its reproducibility, and predictions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.errors import DivergenceError
+from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.training import predict, train
+
+CLASSES, SIZE = 3, 8
+PLAIN = AugmentConfig(operations=())
+SIAMESE = AugmentConfig(operations=("color", "crop", "flip"))
+
+
+def toy_set(count=10):
+    """Noise: nothing to learn but each image by heart."""
+    images = torch.randn(count, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    return images, torch.arange(count) % CLASSES
+
+
+def toy_network(*, width=4):
+    return build_network(NetworkConfig(width=width, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=0)
+
+
+def trained(*, seed=0, count=10, width=4, **options):
+    """The network after training, and the losses."""
+    options = {"epochs": 3, "batch": 4, "rate": 0.05, "augment": PLAIN} | options
+    network = toy_network(width=width)
+    losses = list(
+        train(network, *toy_set(count), generator=torch.Generator().manual_seed(seed), **options)
+    )
+    return network, losses
+
+
+def by_hand(*, epochs, batch, rates, augment, momentum=0.0, weight_decay=0.0):
+    """Plain SGD with the given rate in each epoch, in order and augmentation of seed 0."""
+    network, generator = toy_network(), torch.Generator().manual_seed(0)
+    images, labels = toy_set()
+    velocities = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    losses = []
+    for epoch in range(epochs):
+        order, total = torch.randperm(len(images), generator=generator), 0.0
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            augmentation = draw(augment, batch=len(rows), height=SIZE, width=SIZE, generator=generator)
+            loss = functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
+            total += loss.item() * len(rows)
+            gradients = torch.autograd.grad(loss, list(network.parameters()))
+            with torch.no_grad():
+                for p, g, v in zip(network.parameters(), gradients, velocities, strict=True):
+                    v.mul_(momentum).add_(g + weight_decay * p)
+                    p.sub_(rates[epoch] * v)
+        losses.append(total / len(images))
+    return network, losses
+
+
+def distance(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"augment": SIAMESE}, {"batch": 10}, {"batch": 100}],
+    ids=str,
+)
+def test_training_equals_a_loop_by_hand(options):
+    found, losses = trained(**options)
+    expected, expected_losses = by_hand(
+        **{"epochs": 3, "batch": 4, "augment": PLAIN} | options, rates=[0.05] * 3
+    )
+    assert distance(found, expected) < 1e-6
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("decay_at", [0, 1, 3, 4, None])
+def test_the_rate_falls_to_a_tenth_from_decay_at_on(decay_at):
+    rates = [0.05 if decay_at is None or epoch < decay_at else 0.005 for epoch in range(4)]
+    found, _ = trained(epochs=4, decay_at=decay_at, momentum=0.5)
+    expected, _ = by_hand(epochs=4, batch=4, rates=rates, augment=PLAIN, momentum=0.5)
+    assert distance(found, expected) < 1e-6
+    other, _ = by_hand(epochs=4, batch=4, rates=[0.05 * 0.055 / rates[0], *rates[1:]], augment=PLAIN, momentum=0.5)
+    assert distance(found, other) > 1e-3  # the comparison can tell the rates of one epoch apart
+
+
+def test_a_tiny_set_is_learned_by_heart():
+    network, losses = trained(count=12, width=8, epochs=60, batch=12, rate=0.1, momentum=0.9)
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.05
+    images, labels = toy_set(12)
+    assert torch.equal(predict(network, images), labels)
+
+
+def test_a_seed_means_the_same_weights_bit_for_bit():
+    one, losses = trained(augment=SIAMESE, momentum=0.9)
+    torch.rand(3)
+    again, same = trained(augment=SIAMESE, momentum=0.9)
+    assert distance(one, again) == 0
+    assert losses == same
+    other, _ = trained(augment=SIAMESE, momentum=0.9, seed=1)
+    assert distance(one, other) > 1e-4
+
+
+def test_global_random_state_and_images_stay():
+    before = torch.get_rng_state()
+    images, labels = toy_set()
+    kept = images.clone()
+    generator = torch.Generator().manual_seed(0)
+    list(train(toy_network(), images, labels, epochs=2, batch=4, rate=0.1, augment=SIAMESE, generator=generator))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, kept)
+
+
+def test_each_epoch_is_yielded_when_it_ends():
+    """What lets a caller take a snapshot after every epoch."""
+    network = toy_network()
+    start = [parameter.detach().clone() for parameter in network.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    epochs = train(network, *toy_set(), epochs=2, batch=4, rate=0.05, augment=PLAIN, generator=generator)
+    assert all(torch.equal(p, s) for p, s in zip(network.parameters(), start, strict=True))
+    next(epochs)
+    assert distance(network, trained(epochs=1)[0]) == 0
+    assert len(list(epochs)) == 1
+    assert distance(network, trained(epochs=2)[0]) == 0
+
+
+def test_divergence_is_refused_and_says_what_to_lower():
+    with pytest.raises(DivergenceError, match=r"^the training loss is (nan|inf) in epoch \d: lower the rate 1e\+20\.$"):
+        trained(rate=1e20)
+
+
+def test_images_that_are_not_finite_are_a_divergence_in_the_first_epoch():
+    images, labels = toy_set()
+    images[3, 0, 0, 0] = math.nan
+    generator = torch.Generator().manual_seed(0)
+    epochs = train(toy_network(), images, labels, epochs=2, batch=4, rate=0.1, augment=PLAIN, generator=generator)
+    with pytest.raises(DivergenceError, match=r"is nan in epoch 1"):
+        next(epochs)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 10, 1024])
+def test_predictions_are_the_largest_logits_in_any_batch(batch):
+    network, _ = trained()
+    images, _ = toy_set(10)
+    found = predict(network, images, batch=batch)
+    logits = torch.stack([network(image[None])[0] for image in images])
+    assert found.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert len(set(found.tolist())) > 1
+    assert found.dtype == torch.int64
+    assert not found.requires_grad
