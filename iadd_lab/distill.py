@@ -357,8 +357,8 @@ class _Run:
         )
         if not finite:
             raise DivergenceError(
-                f"the matching loss is {gradients.loss.item()} in iteration {self.iteration + 1}, or its gradient "
-                f"is not finite: lower alpha (now {self.alpha.item():.4g}) or image_rate "
+                f"the matching loss is {gradients.loss.item()} in iteration {self.iteration + 1}, or its "
+                f"gradient is not finite: lower alpha (now {self.alpha.item():.4g}) or image_rate "
                 f"({self.config.image_rate:g})."
             )
 

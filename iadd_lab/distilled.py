@@ -47,8 +47,8 @@ class DistilledSet:
         """Require that `data` is the real set, split as it was, that this set stands for."""
         require(
             data.fingerprint == self.data_fingerprint,
-            f"this set was made from {self.data} (fingerprint {self.data_fingerprint}), but the data given is "
-            f"{data.config} (fingerprint {data.fingerprint}): load the data with the set's own configuration.",
+            f"this set was made from {self.data} (fingerprint {self.data_fingerprint}), but the data given "
+            f"is {data.config} (fingerprint {data.fingerprint}): load the data that the set was made from.",
         )
 
     def save(

@@ -199,7 +199,8 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
         ax = figure.subplots()
         sns.heatmap(100 * shares.numpy(), ax=ax, cmap="Blues", vmin=0, vmax=100, square=True,
                     annot=len(names) <= 12, fmt=".0f", annot_kws={"fontsize": 7},
-                    xticklabels=names, yticklabels=names, cbar_kws={"label": "% of the true class"})  # fmt: skip
+                    xticklabels=names, yticklabels=names,
+                    cbar_kws={"label": "% of the true class"})  # fmt: skip
         ax.set(xlabel="predicted", ylabel="true")
     return figure
 
@@ -215,7 +216,7 @@ def overview(result: DistillResult, evaluations: Sequence[Evaluation]) -> Figure
 
 
 class LivePlot:
-    """A callback for `distill(..., on_iteration=LivePlot(preprocess))`: one notebook output, redrawn in place.
+    """A callback, as in `distill(..., on_iteration=LivePlot(preprocess))`: one output, redrawn in place.
 
     It shows the matching loss so far and the latest snapshot of the distilled images (ten at most).
     """

@@ -87,8 +87,8 @@ class Zca:
         columns = images[0].numel()
         require(
             columns <= _ZCA_LIMIT,
-            f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; "
-            f"at most {_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
+            f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; at most "
+            f"{_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
         )
         standardise = Standardise.fit(images)
         centre = sum(standardise.apply(chunk).flatten(1).double().sum(0) for chunk in images.split(_CHUNK))

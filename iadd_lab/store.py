@@ -82,7 +82,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def run_folder(root: Path | str, name: str, *parts: Any) -> Path:
-    """`root`/`name`-<fingerprint of `parts`>: the same configuration finds its results, a changed one starts anew."""
+    """`root`/`name`-<fingerprint of `parts`>: a changed configuration gets a folder of its own."""
     return Path(root) / f"{name}-{fingerprint(*parts)}"
 
 
@@ -140,7 +140,10 @@ def save_artefact(
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
     header = {"content": text, "sha256": _checksum(stored, text)}
     with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
+        try:
+            save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
+        except SafetensorError as error:  # how safetensors reports a full disk, among others
+            raise OSError(f"{path} could not be written ({error}).") from error
     return path
 
 
@@ -189,14 +192,16 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
         content = json.loads(header["content"])
-        found_format, found_kind = content["format"], content["kind"]
+        found_format, found_kind, _ = content["format"], content["kind"], header["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} was not written by iadd-lab: expected a {kind} file of its own.") from error
     require(
         found_format == FORMAT_VERSION,
-        f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: make it again.",
+        f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "
+        "make it again.",
     )
     require(
-        found_kind == kind, f"{path} is of kind {found_kind!r}, but {kind!r} was expected: pass the right file."
+        found_kind == kind,
+        f"{path} is of kind {found_kind!r}, but {kind!r} was expected: pass the right file.",
     )
     return header

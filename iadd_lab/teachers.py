@@ -136,7 +136,7 @@ class Teachers:
         artefact = load_artefact(path, kind="trajectory")
         require(
             artefact.metadata["teachers"] == self.identity,
-            f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it from the folder.",
+            f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.",
         )
         shape = tuple(artefact.tensors["trajectory"].shape)
         expected = (self.config.epochs + 1, self.layout.count)
@@ -340,13 +340,14 @@ def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers
     epochs, layout = teachers.config.epochs, teachers.layout
     require(
         len(trajectory) == epochs + 1,
-        f"{path} has a trajectory of {len(trajectory)} snapshots, expected {epochs + 1}: import equal lengths.",
+        f"{path} has a trajectory of {len(trajectory)} snapshots, but the first one has {epochs + 1}: "
+        "import them into folders of their own.",
     )
     for snapshot in trajectory:
         shapes = tuple(tuple(tensor.shape) for tensor in snapshot)
         require(
             shapes == layout.shapes,
-            f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start with "
-            f"{shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the network "
-            "that the teachers were trained with.",
+            f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start "
+            f"with {shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the "
+            "network that the teachers were trained with.",
         )

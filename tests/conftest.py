@@ -35,14 +35,19 @@ def toy_data() -> ImageData:
         kept = split.labels < 2
         splits[name] = type(split)(split.images[kept], split.labels[kept])
     return ImageData(
-        config=full.config, classes=full.classes[:2], fingerprint=fingerprint("toy", full.fingerprint), **splits
+        config=full.config,
+        classes=full.classes[:2],
+        fingerprint=fingerprint("toy", full.fingerprint),
+        **splits,
     )
 
 
 @pytest.fixture(scope="session")
 def toy_config() -> TeacherConfig:
     """Three epochs of a ConvNet of width 4."""
-    return TeacherConfig(network=NetworkConfig(width=4, depth=2), epochs=3, batch=64, rate=0.05, augment=AUGMENT)
+    return TeacherConfig(
+        network=NetworkConfig(width=4, depth=2), epochs=3, batch=64, rate=0.05, augment=AUGMENT
+    )
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,9 @@ def test_evaluate_prints_and_stores(folder):
 
 def test_evaluate_on_another_network_without_random(folder):
     path = folder / "run" / "distilled.safetensors"
-    command = "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
+    command = (
+        "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
+    )
     result = run(f"{command} --out {{}}", path, folder / "scores")
     assert result.exit_code == 0, result.output
     assert "(1 × alexnet)" in result.stdout
@@ -159,7 +161,9 @@ def test_teach_refuses_before_training(tmp_path, option, sentence):
     ],
 )
 def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
-    assert sentence in refused(f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path)
+    assert sentence in refused(
+        f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path
+    )
     assert not list(tmp_path.iterdir())
 
 

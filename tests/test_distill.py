@@ -135,7 +135,12 @@ def test_a_finished_run_is_read_back(toy_data, toy_teachers, tmp_path, result):
     assert_same(made, result)
     called = []
     again = distill(
-        toy_data, toy_teachers, CONFIG, folder=tmp_path, progress=False, on_iteration=lambda *a: called.append(a)
+        toy_data,
+        toy_teachers,
+        CONFIG,
+        folder=tmp_path,
+        progress=False,
+        on_iteration=lambda *a: called.append(a),
     )
     assert not called
     assert_same(again, made, clock=True)
@@ -173,7 +178,10 @@ def test_a_loss_that_is_not_finite_stops(toy_data, toy_teachers):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"max_start_epoch": 4}, r"max_start_epoch 4 and teacher_epochs 1 reach epoch 4, but .* 3 epochs: lower"),
+        (
+            {"max_start_epoch": 4},
+            r"max_start_epoch 4 and teacher_epochs 1 reach epoch 4, but .* 3 epochs: lower",
+        ),
         ({"teacher_epochs": 9}, "teacher_epochs 9 reach epoch 10"),
         ({"ipc": 5000}, r"ipc is 5000, but class '\d' has only \d+ training images: lower ipc"),
         ({"batch": 5}, "batch is 5, but there are only 4 distilled images"),

@@ -89,7 +89,9 @@ def test_draws_train_each_network_on_its_own_set(toy_data, toy_teachers, evaluat
     made = evaluate_draws(draw, toy_data, CONFIG, progress=False)
     assert len(drawn) == 3
     assert not torch.equal(drawn[0].images, drawn[1].images)
-    assert torch.equal(made.confusion[0], evaluation.confusion[0])  # the same first set, the same first network
+    assert torch.equal(
+        made.confusion[0], evaluation.confusion[0]
+    )  # the same first set, the same first network
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
@@ -133,7 +135,7 @@ def test_configs_name_the_bad_value(field, value):
 
 
 def test_an_unknown_split_is_named_before_training():
-    with pytest.raises(InputError, match="unknown split 'tset'.*did you mean 'test'"):
+    with pytest.raises(InputError, match=r"unknown split 'tset'.*did you mean 'test'"):
         replace(CONFIG, split="tset")
 
 

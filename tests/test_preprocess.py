@@ -151,7 +151,9 @@ def test_a_fingerprint_sees_every_part_of_the_state(kind):
 
 
 def test_kinds_have_different_fingerprints():
-    assert preprocess_fingerprint(Standardise.fit(correlated())) != preprocess_fingerprint(Zca.fit(correlated()))
+    assert preprocess_fingerprint(Standardise.fit(correlated())) != preprocess_fingerprint(
+        Zca.fit(correlated())
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,7 +197,9 @@ def test_chunks_change_nothing(kind, dtype, monkeypatch):
 def test_zca_of_too_many_pixels_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(Standardise, "fit", lambda images: pytest.fail("it began to work"))
     images = torch.zeros((), dtype=torch.uint8).expand(50_000, 3, 65, 65)
-    with pytest.raises(InputError, match=r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$"):
+    with pytest.raises(
+        InputError, match=r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$"
+    ):
         fit_preprocess("zca", images)
 
 
@@ -207,7 +211,9 @@ def test_the_limit_of_zca_is_in_values_per_image(monkeypatch):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match=r"^unknown preprocess 'zcaa' \(did you mean 'zca'\?\): choose one of"):
+    with pytest.raises(
+        InputError, match=r"^unknown preprocess 'zcaa' \(did you mean 'zca'\?\): choose one of"
+    ):
         fit_preprocess("zcaa", correlated())
 
 

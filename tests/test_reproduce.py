@@ -24,8 +24,8 @@ def folders(tmp_path):
     """A folder of two notebooks, and one for the figures."""
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
-    write_notebook(notebooks / "good.ipynb", "from pathlib import Path", "Path(figures_dir, 'good_a.png').touch()",
-                   "print(side * 3)")  # fmt: skip
+    touch = "import pathlib; pathlib.Path(figures_dir, 'good_a.png').touch()"
+    write_notebook(notebooks / "good.ipynb", touch, "print(side * 3)")
     write_notebook(notebooks / "bad.ipynb", "raise ValueError('on purpose')")
     return {"notebooks": notebooks, "figures": tmp_path / "figures"}
 
@@ -59,7 +59,7 @@ def test_a_failing_notebook_does_not_stop_the_others(folders, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"profile": "quik"}, "unknown profile 'quik'.*did you mean 'quick'"),
+        ({"profile": "quik"}, r"unknown profile 'quik'.*did you mean 'quick'"),
         ({"only": ["goood"]}, "unknown notebook 'goood'.*did you mean 'good'"),
         ({"parameters": {"sides": "3"}}, "parameter 'sides' is unknown to"),
         ({"profile": "cpu"}, "profile 'cpu' has no .*cpu.yaml"),
@@ -83,5 +83,5 @@ def test_a_profile_sets_parameters_and_may_not_invent_any(folders):
 
 
 def test_an_empty_folder_says_where_to_run_from(tmp_path):
-    with pytest.raises(InputError, match="there are no notebooks in .*: run from the project's folder"):
+    with pytest.raises(InputError, match=r"there are no notebooks in .*: run from the project's folder"):
         reproduce(notebooks=tmp_path, figures=tmp_path / "figures", progress=False)

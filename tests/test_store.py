@@ -64,9 +64,9 @@ count = st.integers(1, 10**6)
 seed = st.integers(0, 2**63 - 1)
 share = st.floats(0, 0.99)
 positive = st.floats(1e-12, 1e12)
-networks = st.builds(
-    NetworkConfig, width=st.none() | count, depth=st.none() | st.integers(1, 6)
-) | st.builds(NetworkConfig, st.sampled_from(["alexnet", "vgg11", "resnet18"]))
+networks = st.builds(NetworkConfig, width=st.none() | count, depth=st.none() | st.integers(1, 6)) | st.builds(
+    NetworkConfig, st.sampled_from(["alexnet", "vgg11", "resnet18"])
+)
 augments = st.builds(
     AugmentConfig,
     operations=st.lists(st.sampled_from(sorted(OPERATIONS)), unique=True).map(tuple),
@@ -200,12 +200,23 @@ def test_a_run_folder_is_told_by_its_parts(tmp_path):
     folder = run_folder(tmp_path, "toy", Pruned(0.25), 3)
     assert folder == run_folder(str(tmp_path), "toy", Pruned(0.25), 3)
     assert folder.parent == tmp_path
-    assert len({folder, run_folder(tmp_path, "toy", Pruned(0.5), 3), run_folder(tmp_path, "toy", Pruned(0.25), 4)}) == 3
+    assert (
+        len(
+            {
+                folder,
+                run_folder(tmp_path, "toy", Pruned(0.5), 3),
+                run_folder(tmp_path, "toy", Pruned(0.25), 4),
+            }
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("base", [Matching, Pruned])
 def test_the_stored_kind_names_the_subclass(base):
-    assert restore(base, {"kind": "Pruned", "fraction": 0.5, "measure": "difference"}) == Pruned(0.5, "difference")
+    assert restore(base, {"kind": "Pruned", "fraction": 0.5, "measure": "difference"}) == Pruned(
+        0.5, "difference"
+    )
 
 
 def test_left_out_fields_take_their_defaults():
@@ -215,12 +226,15 @@ def test_left_out_fields_take_their_defaults():
 def test_an_unknown_field_is_refused_by_name():
     stored = describe(DistillConfig())
     stored["matching"]["sharpness"] = 2
-    with pytest.raises(InputError, match=r"^Learned has no field sharpness: it was written by another version\.$"):
+    with pytest.raises(
+        InputError, match=r"^Learned has no field sharpness: it was written by another version\.$"
+    ):
         restore(DistillConfig, stored)
 
 
 @pytest.mark.parametrize(
-    "stored", [{"kind": "Uniform"}, {"ipc": 1}, {}, None, "DistillConfig", ["kind"], {"kind": ["DistillConfig"]}]
+    "stored",
+    [{"kind": "Uniform"}, {"ipc": 1}, {}, None, "DistillConfig", ["kind"], {"kind": ["DistillConfig"]}],
 )
 def test_another_kind_is_refused(stored):
     with pytest.raises(InputError, match=r"^a stored DistillConfig was expected, but .* was found\.$"):
@@ -268,7 +282,11 @@ def test_tensors_return_bit_for_bit(data, tmp_path_factory):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
@@ -461,7 +479,9 @@ def test_a_flipped_bit_in_the_tensors_is_noticed(whole, damaged, data):
     assert str(damaged) in str(caught.value)
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"2.5", b"3.5"), (b'"a":{"dtype"', b'"b":{"dtype"'), (b"[2,3]", b"[3,2]")])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"2.5", b"3.5"), (b'"a":{"dtype"', b'"b":{"dtype"'), (b"[2,3]", b"[3,2]")]
+)
 def test_a_changed_header_is_noticed(old, new, whole, damaged):
     assert whole.count(old) == 1
     damaged.write_bytes(whole.replace(old, new))
@@ -469,7 +489,9 @@ def test_a_changed_header_is_noticed(old, new, whole, damaged):
         load_artefact(damaged, kind="toy")
 
 
-@pytest.mark.parametrize("text", [b"", b"\0" * 8, b"not a safetensors file at all", b"PK\x03\x04" + b"\xff" * 99])
+@pytest.mark.parametrize(
+    "text", [b"", b"\0" * 8, b"not a safetensors file at all", b"PK\x03\x04" + b"\xff" * 99]
+)
 def test_a_file_of_another_format_is_refused(text, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import shutil
 from dataclasses import replace
@@ -29,7 +30,7 @@ def test_a_trajectory_starts_at_the_initialisation_and_moves_every_epoch(toy_tea
     initial = toy_teachers.network(derive_seed(toy_config.seed, "teacher", 1))
     assert torch.equal(toy_teachers.snapshot(1, 0), toy_teachers.layout.flatten(initial.parameters()))
     snapshots = [toy_teachers.snapshot(1, epoch) for epoch in range(toy_config.epochs + 1)]
-    for earlier, later in zip(snapshots, snapshots[1:], strict=False):
+    for earlier, later in itertools.pairwise(snapshots):
         assert (earlier != later).double().mean() > 0.5  # no alias of the live weights
 
 
@@ -64,7 +65,7 @@ def test_a_folder_of_other_settings_is_refused(toy_data, toy_config, copied):
     with pytest.raises(InputError, match=r"other settings \(config.network.width is 4 there, 8 asked for\)"):
         train_teachers(toy_data, wider, copied, count=1, progress=False)
     zca = replace(toy_config, preprocess="zca")
-    with pytest.raises(InputError, match="config.preprocess is 'standardise' there, 'zca' asked for"):
+    with pytest.raises(InputError, match=r"config.preprocess is 'standardise' there, 'zca' asked for"):
         train_teachers(toy_data, zca, copied, count=1, progress=False)
     with pytest.raises(InputError, match="data_fingerprint"):
         train_teachers(load_data("digits", progress=False), toy_config, copied, count=1, progress=False)
@@ -86,7 +87,7 @@ def test_damaged_and_foreign_trajectories_are_named(copied, toy_teachers):
 
 
 def test_an_empty_folder_says_how_to_train(tmp_path):
-    with pytest.raises(InputError, match="no teachers in .*: train them with `iadd-lab teach"):
+    with pytest.raises(InputError, match=r"no teachers in .*: train them with `iadd-lab teach"):
         open_teachers(tmp_path)
 
 
@@ -112,7 +113,8 @@ def test_a_diverging_teacher_says_what_to_lower(toy_data, toy_config, tmp_path):
 def make_buffer(teachers, path):
     """The file that MTT's code would have written: lists of lists of parameter tensors."""
     buffer = [
-        [list(teachers.layout.split(teachers.snapshot(t, epoch)).values()) for epoch in range(4)] for t in range(2)
+        [list(teachers.layout.split(teachers.snapshot(t, epoch)).values()) for epoch in range(4)]
+        for t in range(2)
     ]
     torch.save([[[p.clone() for p in snapshot] for snapshot in t] for t in buffer], path)
     return path

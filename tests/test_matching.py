@@ -1,0 +1,480 @@
+"""Importance weights against their definitions, and what learning them does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iadd_lab.errors import InputError
+from iadd_lab.matching import MATCHINGS, Learned, Pruned, Uniform, effective_share
+from iadd_lab.networks import ParameterLayout
+
+repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+LAYOUT = ParameterLayout(("weight", "bias", "scale"), ((2, 3), (3,), ()))
+COUNT = 10
+LEARNED = {
+    f"{granularity}{'' if normalised else ' literal'}": Learned(
+        normalised=normalised, granularity=granularity
+    )
+    for granularity in ("parameter", "tensor")
+    for normalised in (True, False)
+}
+
+
+def flat(count):
+    """The layout of one vector."""
+    return ParameterLayout(("flat",), ((count,),))
+
+
+def points(*, seed=0, count=COUNT, dtype=torch.float64):
+    """Start, target and end of a segment, unrelated."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, count, generator=generator, dtype=torch.float64).to(dtype).unbind()
+
+
+def loss_of(matching, raw, end, *, start, target, layout=LAYOUT):
+    return matching.loss(end, raw, start=start, target=target, layout=layout)
+
+
+def weights_of(matching, raw, *, end=None, target=None, layout=LAYOUT):
+    end = torch.zeros(layout.count) if end is None else end
+    return matching.weights(raw, end=end, target=end if target is None else target, layout=layout)
+
+
+def descended(matching, raw, end, *, start, target, layout=LAYOUT, iteration=0):
+    """`raw` after one iteration in which the student arrived at `end`."""
+    raw = raw.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        loss_of(matching, raw, end, start=start, target=target, layout=layout), raw
+    )
+    return matching.learn(raw.detach(), gradient, layout=layout, iteration=iteration)
+
+
+def vectors(low, high, *, shortest=1, longest=40):
+    """Vectors of whole multiples of 1/8: exact in float32, with zeros and ties among them."""
+    eighths = st.integers(round(8 * low), round(8 * high))
+    lists = st.lists(eighths, min_size=shortest, max_size=longest)
+    return lists.map(lambda values: torch.tensor(values, dtype=torch.float32) / 8)
+
+
+# The loss ------------------------------------------------------------------------------------------------
+
+
+def test_the_registry_names_every_matching():
+    assert {"uniform": Uniform, "pruned": Pruned, "learned": Learned} == MATCHINGS
+
+
+@pytest.mark.parametrize("matching", [Uniform(), Pruned(0.3), *LEARNED.values()], ids=str)
+def test_the_loss_is_the_weighted_distance_over_the_teachers(matching):
+    start, target, end = points()
+    raw = matching.initial(LAYOUT).double()
+    raw = raw + torch.linspace(0.1, 0.9, len(raw), dtype=raw.dtype)
+    weights = weights_of(matching, raw, end=end, target=target).numpy()
+    expected = np.linalg.norm(weights * end.numpy() - weights * target.numpy()) ** 2
+    expected /= np.linalg.norm((start - target).numpy()) ** 2
+    assert loss_of(matching, raw, end, start=start, target=target).item() == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+def test_a_student_that_stayed_has_loss_one_and_one_that_arrived_zero():
+    start, target, _ = points(dtype=torch.float32)
+    for matching in (Uniform(), Pruned(0.0), *LEARNED.values()):
+        raw = matching.initial(LAYOUT)
+        assert loss_of(matching, raw, start, start=start, target=target) == 1
+        assert loss_of(matching, raw, target, start=start, target=target) == 0
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_the_loss_is_exact_in_end_and_raw(name, seed):
+    matching = LEARNED[name]
+    start, target, end = points(seed=seed)
+    raw = matching.initial(LAYOUT).double()
+    raw = raw + torch.rand(raw.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda end, raw: loss_of(matching, raw, end, start=start, target=target),
+        (end.requires_grad_(), raw.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("matching", [Uniform(), Pruned(0.3), Pruned(0.3, "difference")], ids=str)
+def test_the_gradient_of_the_loss_is_exact_where_nothing_is_learned(matching):
+    """The choice of what to prune is no part of the gradient."""
+    start, target, end = points()
+    raw = matching.initial(LAYOUT)
+    assert raw.shape == (0,)
+    assert torch.autograd.gradcheck(
+        lambda end: loss_of(matching, raw, end, start=start, target=target), (end.requires_grad_(),)
+    )
+    assert matching.learn(raw, raw, layout=LAYOUT, iteration=3) is raw
+
+
+# Uniform and pruned --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_weights_are_one(dtype):
+    _, target, end = points(dtype=dtype)
+    found = weights_of(Uniform(), torch.zeros(0), end=end, target=target)
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.ones(COUNT, dtype=dtype))
+
+
+def hardness(measure, student, teacher):
+    """By the definitions, one pair at a time."""
+    if measure == "difference":
+        return abs(student - teacher)
+    similarity = 1.0 if student == teacher == 0 else 2 * student * teacher / (student**2 + teacher**2)
+    return -similarity
+
+
+@given(
+    pairs=vectors(-4, 4, shortest=2),
+    fraction=st.floats(0, 0.99),
+    measure=st.sampled_from(["similarity", "difference"]),
+)
+@repeatable
+def test_pruned_drops_the_hardest_pairs(pairs, fraction, measure):
+    end, target = pairs[: 2 * (len(pairs) // 2)].view(2, -1)
+    found = weights_of(
+        Pruned(fraction, measure), torch.zeros(0), end=end, target=target, layout=flat(len(end))
+    )
+    assert set(found.tolist()) <= {0.0, 1.0}
+    assert (found == 0).sum() == round(fraction * len(end))
+    hard = [hardness(measure, a, b) for a, b in zip(end.tolist(), target.tolist(), strict=True)]
+    dropped = [h for h, weight in zip(hard, found.tolist(), strict=True) if weight == 0]
+    kept = [h for h, weight in zip(hard, found.tolist(), strict=True) if weight == 1]
+    if dropped and kept:
+        assert min(dropped) >= max(kept) - 1e-6
+
+
+def test_similarity_is_of_ratios_and_difference_of_sizes():
+    #              equal  ×1.1   zeros  one zero  opposite  small, opposite
+    end = torch.tensor([5.0, 100.0, 0.0, 0.0, 1.0, 0.01])
+    target = torch.tensor([5.0, 110.0, 0.0, 1.0, -1.0, -0.01])
+
+    def dropped(measure, count):
+        matching = Pruned(fraction=count / 6, measure=measure)
+        found = weights_of(matching, torch.zeros(0), end=end, target=target, layout=flat(6))
+        return torch.nonzero(found == 0).flatten().tolist()
+
+    assert dropped("similarity", 2) == [4, 5]
+    assert dropped("similarity", 3) == [3, 4, 5]
+    assert dropped("similarity", 4) == [1, 3, 4, 5]
+    assert dropped("difference", 2) == [1, 4]
+    assert dropped("difference", 4) == [1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("measure", ["similarity", "difference"])
+def test_pruning_nothing_is_uniform_bit_for_bit(measure):
+    start, target, end = points(dtype=torch.float32)
+    none = torch.zeros(0)
+    assert torch.equal(weights_of(Pruned(0.0, measure), none, end=end, target=target), torch.ones(COUNT))
+    found = loss_of(Pruned(0.0, measure), none, end, start=start, target=target)
+    assert torch.equal(found, loss_of(Uniform(), none, end, start=start, target=target))
+
+
+def test_pruning_is_decided_anew_for_every_student():
+    target = torch.ones(COUNT)
+    matching = Pruned(fraction=0.1)
+    for worst in range(COUNT):
+        end = torch.ones(COUNT).index_fill(0, torch.tensor(worst), -1.0)
+        found = weights_of(matching, torch.zeros(0), end=end, target=target)
+        assert torch.equal(found, 1 - torch.eye(COUNT)[worst])
+
+
+# Learned: what W is --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(
+    "layout", [LAYOUT, flat(1), flat(3), flat(100_003)], ids=["mixed", "1", "3", "100003"]
+)
+def test_learned_weights_start_at_exactly_one(name, layout):
+    matching = LEARNED[name]
+    raw = matching.initial(layout)
+    assert len(raw) == (layout.count if matching.granularity == "parameter" else len(layout.names))
+    assert torch.equal(weights_of(matching, raw, layout=layout), torch.ones(layout.count))
+
+
+@given(raw=vectors(-9, 9), shift=st.integers(-50, 50))
+@repeatable
+def test_normalised_weights_have_mean_square_one(raw, shift):
+    raw = raw.double()
+    found = weights_of(Learned(), raw, layout=flat(len(raw)))
+    assert (found >= 0).all()
+    assert found.square().mean().item() == pytest.approx(1, rel=1e-12)
+    expected = np.exp(raw.numpy())  # W² is the softmax of raw, times their number
+    assert found.square().numpy() == pytest.approx(expected / expected.sum() * len(raw), rel=1e-9)
+    assert torch.equal(weights_of(Learned(), raw + shift, layout=flat(len(raw))), found)
+
+
+@given(raw=vectors(-9, 9, shortest=3, longest=3))
+@repeatable
+def test_one_weight_per_tensor_is_shared_by_all_of_it(raw):
+    raw = raw.double()
+    found = weights_of(LEARNED["tensor"], raw)
+    parts = LAYOUT.split(found)
+    assert all((part == part.reshape(-1)[0]).all() for part in parts.values())
+    assert found.square().mean().item() == pytest.approx(1, rel=1e-12)  # over parameters, not tensors
+    first = torch.stack([part.reshape(-1)[0] for part in parts.values()])
+    assert (first / first[0]).log().numpy() == pytest.approx((raw - raw[0]).numpy() / 2, abs=1e-12)
+
+
+@given(raw=vectors(0, 9, shortest=3, longest=3))
+@repeatable
+def test_literal_weights_are_the_raw_values(raw):
+    assert torch.equal(
+        weights_of(LEARNED["tensor literal"], raw), raw.repeat_interleave(torch.tensor([6, 3, 1]))
+    )
+    assert torch.equal(weights_of(LEARNED["parameter literal"], raw, layout=flat(3)), raw)
+
+
+# Learned: how W moves ------------------------------------------------------------------------------------
+
+
+def test_the_hardest_parameter_loses_weight_and_the_others_gain():
+    start, target = torch.zeros(COUNT), torch.ones(COUNT)
+    end = target + 0.1
+    end[4] = 3.0
+    matching = Learned(rate=0.05)
+    raw = matching.initial(LAYOUT)
+    for iteration in range(10):
+        before = weights_of(matching, raw)
+        raw = descended(matching, raw, end, start=start, target=target, iteration=iteration)
+        after = weights_of(matching, raw)
+        assert after[4] < before[4]
+        assert (after > before).sum() == COUNT - 1
+
+
+@given(differences=vectors(-4, 4, shortest=2, longest=20), seed=st.integers(0, 9))
+@repeatable
+def test_harder_than_the_weighted_average_falls_and_easier_rises(differences, seed):
+    layout = flat(len(differences))
+    target = torch.zeros(layout.count, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    raw = torch.rand(layout.count, generator=generator, dtype=torch.float64)
+    end = differences.double()
+    moved = descended(Learned(), raw, end, start=target + 1, target=target, layout=layout)
+    mean = (weights_of(Learned(), raw, layout=layout).square() * end.square()).mean()
+    easier = mean - end.square()
+    clear = easier.abs() > 1e-9
+    assert torch.equal((moved - raw)[clear].sign(), easier[clear].sign())
+
+
+@pytest.mark.parametrize("granularity", ["parameter", "tensor"])
+def test_literal_weights_all_fall_towards_the_trivial_minimum(granularity):
+    start, target, end = points(dtype=torch.float32)
+    matching = Learned(rate=0.01, normalised=False, granularity=granularity)
+    raw = matching.initial(LAYOUT)
+    first = loss_of(matching, raw, end, start=start, target=target)
+    for iteration in range(200):
+        before, raw = raw, descended(matching, raw, end, start=start, target=target, iteration=iteration)
+        assert ((raw < before) | (raw == 0)).all()
+        assert (raw >= 0).all()
+    assert loss_of(matching, raw, end, start=start, target=target) < 0.05 * first
+
+
+def test_literal_weights_stop_at_zero_where_a_step_is_too_long():
+    matching = LEARNED["parameter literal"]
+    found = matching.learn(torch.ones(COUNT), torch.full((COUNT,), 1e6), layout=LAYOUT, iteration=0)
+    assert torch.equal(found, torch.zeros(COUNT))
+
+
+def test_normalised_learning_lowers_the_loss_but_never_to_nothing():
+    """A weighted average of squares cannot be smaller than the least of them."""
+    start, target, end = points()
+    matching = Learned(rate=0.1)
+    raw = matching.initial(LAYOUT).double()
+    losses = []
+    for iteration in range(100):
+        losses.append(loss_of(matching, raw, end, start=start, target=target).item())
+        raw = descended(matching, raw, end, start=start, target=target, iteration=iteration)
+    squares = (end - target).square()
+    least = COUNT * squares.min() / (start - target).square().sum()
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
+    assert losses[-1] > least
+
+
+@pytest.mark.parametrize("limit", [1.5, 10.0])
+def test_the_limit_bounds_weights_before_normalisation(limit):
+    matching = Learned(rate=1.0, limit=limit)
+    slope = torch.linspace(-1, 1, COUNT)
+    raw = matching.initial(LAYOUT)
+    for iteration in range(50):
+        raw = matching.learn(raw, slope, layout=LAYOUT, iteration=iteration)
+    assert torch.allclose((raw / 2).exp()[[0, -1]], torch.tensor([limit, 1 / limit]))
+    weights = weights_of(matching, raw)
+    assert (weights.max() / weights.min()).item() == pytest.approx(limit**2, rel=1e-5)
+    assert weights.square().mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_limit_leaves_literal_weights_alone():
+    matching = Learned(rate=1.0, limit=1.5, normalised=False)
+    found = matching.learn(torch.ones(COUNT), torch.full((COUNT,), -1.0), layout=LAYOUT, iteration=0)
+    assert torch.equal(found, torch.full((COUNT,), 11.0))
+
+
+@pytest.mark.parametrize(
+    ("learn_from", "learn_until", "moving"),
+    [
+        (0, None, range(8)),
+        (3, None, range(3, 8)),
+        (0, 4, range(4)),
+        (2, 5, range(2, 5)),
+        (3, 3, []),
+        (0, 0, []),
+    ],
+)
+@pytest.mark.parametrize("name", LEARNED)
+def test_weights_move_only_from_learn_from_until_learn_until(name, learn_from, learn_until, moving):
+    kind = LEARNED[name]
+    matching = Learned(
+        rate=0.01,
+        normalised=kind.normalised,
+        granularity=kind.granularity,
+        learn_from=learn_from,
+        learn_until=learn_until,
+    )
+    raw = matching.initial(LAYOUT)
+    slope = torch.ones_like(raw)
+    moved = [
+        i for i in range(8) if not torch.equal(matching.learn(raw, slope, layout=LAYOUT, iteration=i), raw)
+    ]
+    assert moved == list(moving)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("granularity", ["parameter", "tensor"])
+def test_a_rate_of_zero_keeps_the_weights_at_one(normalised, granularity):
+    start, target, end = points(dtype=torch.float32)
+    matching = Learned(rate=0, normalised=normalised, granularity=granularity)
+    raw = matching.initial(LAYOUT)
+    for iteration in range(3):
+        raw = descended(matching, raw, end, start=start, target=target, iteration=iteration)
+    assert torch.equal(weights_of(matching, raw), torch.ones(COUNT))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_rate_means_the_same_in_a_network_of_any_size(name):
+    """Every parameter seven times: each copy moves as the one did."""
+    matching = LEARNED[name]
+    start, target, end = points()
+    raw = matching.initial(LAYOUT).double()
+    raw = raw + torch.linspace(0, 0.3, len(raw), dtype=raw.dtype)
+    expected = descended(matching, raw, end, start=start, target=target)
+    assert (expected - raw).abs().max() > 1e-5
+    side_by_side = ParameterLayout(LAYOUT.names * 7, LAYOUT.shapes * 7)
+    wider = ParameterLayout(LAYOUT.names, tuple((7, *shape) for shape in LAYOUT.shapes))
+    cases = [
+        (side_by_side, repeated, repeated),
+        (wider, repeated_within, repeated_within if matching.granularity == "parameter" else lambda raw: raw),
+    ]
+    for layout, copies, copies_of_raw in cases:
+        found = descended(
+            matching,
+            copies_of_raw(raw),
+            copies(end),
+            start=copies(start),
+            target=copies(target),
+            layout=layout,
+        )
+        assert torch.allclose(found, copies_of_raw(expected), rtol=1e-12, atol=1e-14)
+
+
+def repeated(vector):
+    return vector.repeat(7)
+
+
+def repeated_within(vector):
+    return torch.cat([part.repeat(7) for part in vector.split(LAYOUT.sizes)])
+
+
+# Effective share -----------------------------------------------------------------------------------------
+
+
+@given(weights=vectors(0, 9))
+@repeatable
+def test_the_effective_share_lies_between_one_parameter_and_all(weights):
+    share = effective_share(weights)
+    if (weights == 0).all():
+        assert share == 0
+    else:
+        assert 1 / len(weights) - 1e-12 <= share <= 1 + 1e-12
+        assert share == pytest.approx(effective_share(weights.flip(0) * 4), rel=1e-12)
+        if len(set(weights.tolist())) > 1:
+            assert share < 1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [
+        ([1, 1, 1, 1], 1.0),
+        ([0.5, 0.5, 0.5, 0.5], 1.0),
+        ([1, 1, 0, 0], 0.5),
+        ([0, 0, 3, 0], 0.25),
+        ([1, 2], 25 / 34),
+        ([0, 0], 0.0),
+        ([7], 1.0),
+    ],
+)
+def test_the_effective_share_of_known_weights(weights, share):
+    assert effective_share(torch.tensor(weights, dtype=torch.float32)) == pytest.approx(share, rel=1e-15)
+
+
+# What is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        (
+            Pruned,
+            {"fraction": -0.1},
+            "fraction is -0.1; it must be a finite number of at least 0 and at most 0.99.",
+        ),
+        (
+            Pruned,
+            {"fraction": 1.0},
+            "fraction is 1.0; it must be a finite number of at least 0 and at most 0.99.",
+        ),
+        (
+            Pruned,
+            {"fraction": math.nan},
+            "fraction is nan; it must be a finite number of at least 0 and at most 0.99.",
+        ),
+        (
+            Pruned,
+            {"measure": "similarty"},
+            "unknown measure 'similarty' (did you mean 'similarity'?): choose one of difference, similarity.",
+        ),
+        (Learned, {"rate": -1e-3}, "rate is -0.001; it must be a finite number of at least 0."),
+        (Learned, {"rate": math.inf}, "rate is inf; it must be a finite number of at least 0."),
+        (Learned, {"limit": 1.0}, "limit is 1.0; it must be a finite number above 1."),
+        (Learned, {"learn_from": -1}, "learn_from is -1; it must be a whole number of at least 0."),
+        (Learned, {"learn_from": 1.5}, "learn_from is 1.5; it must be a whole number of at least 0."),
+        (Learned, {"learn_until": -1}, "learn_until is -1; it must be a whole number of at least 0."),
+        (
+            Learned,
+            {"learn_from": 9, "learn_until": 8},
+            "learn_until is 8, before learn_from 9: raise it.",
+        ),
+        (
+            Learned,
+            {"granularity": "layer"},
+            "unknown granularity 'layer': choose one of parameter, tensor.",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(kind, options, sentence):
+    with pytest.raises(InputError) as caught:
+        kind(**options)
+    assert str(caught.value) == sentence
