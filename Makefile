@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROFILE ?= quick
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test lint notebooks clean
 
 reproduce: .venv/.installed
 	$(BIN)/iadd-lab reproduce --profile $(PROFILE)
@@ -26,6 +26,13 @@ lint: .venv/.installed-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch .venv/.installed $@
+
+# Executes the notebooks in place and keeps only the outputs that nbval compares; run it after changing one.
+notebooks: .venv/.installed-dev
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
 
 clean:
 	rm -rf .venv build dist *.egg-info
