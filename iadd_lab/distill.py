@@ -102,7 +102,7 @@ class DistillResult:
     importance: torch.Tensor  # W at the end, (P,); ones where nothing is learned
     history: History
     config: DistillConfig
-    teachers: dict[str, Any]  # the teachers' configuration and identity, as stored
+    teachers: dict[str, Any]  # the teachers' configuration, fingerprint and count, as stored
 
     @property
     def images(self) -> torch.Tensor:
@@ -180,7 +180,7 @@ def distill(
     Raises:
         InputError: data, teachers and config do not fit together, or `folder` holds another run.
         DivergenceError: the loss is not finite or α is not positive any more. The last good state is in
-            the checkpoint.
+            the checkpoint, and in the error's `result`.
     """
     check_inputs(data, teachers, config)
     finished = _finished(folder, teachers, config)
@@ -197,12 +197,9 @@ def distill(
             try:
                 run.iterate()
             except DivergenceError as error:
-                kept = (
-                    f" The state of iteration {run.iteration} is kept in {run.save(checkpoint)}."
-                    if checkpoint
-                    else ""
-                )
-                raise DivergenceError(f"{error}{kept}") from None
+                where = f" in {run.save(checkpoint)}" if checkpoint is not None else ""
+                kept = f"The state after {run.iteration} iterations is kept{where}."
+                raise DivergenceError(f"{error} {kept}", result=run.result()) from None
             bar.update()
             bar.set_postfix(loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}")
             if on_iteration is not None:
@@ -250,7 +247,7 @@ def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) ->
         return None
     result = DistillResult.load(path)
     require(
-        result.config == config and result.teachers["identity"] == teachers.identity,
+        result.config == config and result.teachers["fingerprint"] == teachers.fingerprint,
         f"{path} is the result of another configuration: choose another folder, or delete it.",
     )
     return result
@@ -414,14 +411,14 @@ class _Run:
         )
         teachers = {
             "config": describe(self.teachers.config),
-            "identity": self.teachers.identity,
+            "fingerprint": self.teachers.fingerprint,
             "count": len(self.teachers),
         }
         importance = self.importance.detach().cpu()
         return DistillResult(distilled, importance, self.history, self.config, teachers)
 
     def identity(self) -> str:
-        return fingerprint(describe(self.config), self.teachers.identity, len(self.teachers))
+        return fingerprint(self.config, self.teachers.fingerprint)
 
     def save(self, path: Path) -> Path:
         """Write a checkpoint, atomically."""

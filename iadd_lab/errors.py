@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -18,7 +19,14 @@ class InputError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """A computation left the region where it means anything (NaN, infinity, a negative learning rate)."""
+    """A computation left the region where it means anything (NaN, infinity, a negative learning rate).
+
+    `result` is the last good state as a finished result, where there is one.
+    """
+
+    def __init__(self, message: str, *, result: object = None):
+        super().__init__(message)
+        self.result = result
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -32,7 +40,7 @@ def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
 
     `kind` is the noun for the message, as in "network".
     """
-    if name in registry:
+    if isinstance(name, str) and name in registry:
         return registry[name]
     close = difflib.get_close_matches(str(name), registry, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -51,7 +59,9 @@ def check_number(
     name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf, above: bool = False
 ) -> None:
     """Require a finite number in [minimum, maximum], or in (minimum, maximum] if `above`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
     inside = number and (value > minimum if above else value >= minimum) and value <= maximum
     bound = f"above {minimum:g}" if above else f"of at least {minimum:g}"
     limit = "" if maximum == math.inf else f" and at most {maximum:g}"

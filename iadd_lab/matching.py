@@ -168,8 +168,8 @@ class Learned(Matching):
         if not self.normalised:
             return self._spread(raw, layout)
         # Relative to the largest, so that exp cannot overflow; exactly 1 for equal values.
-        squares = self._spread((raw - raw.detach().max()).exp(), layout)  # (P,)
-        return (squares / squares.mean()).sqrt()
+        relative = self._spread(((raw - raw.detach().max()) / 2).exp(), layout)  # (P,)
+        return relative / relative.square().mean().sqrt()
 
     def learn(self, raw, gradient, *, layout, iteration):
         """One step of preconditioned gradient descent on `raw`, kept within its bounds."""
@@ -203,4 +203,5 @@ def effective_share(weights: torch.Tensor) -> float:
     """
     squares = weights.double().square()
     total = squares.square().sum()
-    return (squares.sum().square() / (squares.numel() * total)).item() if total > 0 else 0.0
+    # Rounding may exceed 1 by its last digit.
+    return min((squares.sum().square() / (squares.numel() * total)).item(), 1.0) if total > 0 else 0.0

@@ -17,7 +17,7 @@ _ZCA_LIMIT = 3 * 64 * 64  # the whitening matrix has this many columns at most: 
 
 
 def as_float(images: torch.Tensor) -> torch.Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point is taken as it is."""
+    """Images as floats in [0, 1]: uint8 is divided by 255 in float32, floating point is taken as it is."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
@@ -112,14 +112,16 @@ class Zca:
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
-        matrix, centre = self._whiten.to(images.device), self.centre.to(images.device)
-        whitened = [(self.standardise.apply(c).flatten(1) - centre) @ matrix for c in images.split(_CHUNK)]
+        whitened = []
+        for chunk in images.split(_CHUNK):
+            columns = self.standardise.apply(chunk).flatten(1)  # (chunk, channels * height * width)
+            whitened.append((columns - self.centre.to(columns)) @ self._whiten.to(columns))
         return torch.cat(whitened).view(images.shape)
 
     def invert(self, images: torch.Tensor) -> torch.Tensor:
         """Whitened network input back to images whose real ones lie in [0, 1]."""
-        matrix, centre = self._colour.to(images.device), self.centre.to(images.device)
-        return self.standardise.invert((images.flatten(1) @ matrix + centre).view(images.shape))
+        columns = images.flatten(1) @ self._colour.to(images) + self.centre.to(images)
+        return self.standardise.invert(columns.view(images.shape))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fitted state, for `from_tensors`."""
@@ -154,11 +156,11 @@ def preprocess_from_tensors(tensors: Mapping[str, torch.Tensor]) -> Preprocess:
     """
     stored = {tuple(name.split("/")[1:]): t for name, t in tensors.items() if name.startswith("preprocess/")}
     try:
-        (kind,) = {key[0] for key in stored}
+        (kind,) = {key[0] for key in stored} & PREPROCESSES.keys()
         state = {key[1]: tensor for key, tensor in stored.items()}
         standardise = Standardise(mean=state.pop("mean"), deviation=state.pop("deviation"))
         return standardise if kind == Standardise.kind else Zca(standardise, **state)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise InputError("the artefact carries no complete preprocessing: make it again.") from error
 
 

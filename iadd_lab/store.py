@@ -38,11 +38,24 @@ class Artefact:
 def describe(config: Any) -> Any:
     """A configuration (nested frozen dataclasses) as plain JSON values; each dataclass names its `kind`."""
     if dataclasses.is_dataclass(config):
-        values = {field.name: describe(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        hints = typing.get_type_hints(type(config))
+        values = {name: describe(_canonical(hints[name], value)) for name, value in _fields(config).items()}
         return {"kind": type(config).__name__, **values}
+    if isinstance(config, Mapping):
+        return {name: describe(value) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [describe(value) for value in config]
     return config
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _canonical(hint: Any, value: Any) -> Any:
+    """1 and 1.0, 0.0 and −0.0 are equal as a float field, so they are written alike."""
+    is_float = hint is float or float in typing.get_args(hint)
+    return float(value) + 0.0 if is_float and value is not None else value
 
 
 def restore(expected: Any, description: Any) -> Any:
@@ -72,7 +85,10 @@ def _restore_dataclass(expected: Any, description: Any) -> Any:
     values = {name: value for name, value in description.items() if name != "kind"}
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(found)})
     require(not unknown, f"{named} has no field {', '.join(unknown)}: it was written by another version.")
-    return found(**{name: restore(hints[name], value) for name, value in values.items()})
+    try:
+        return found(**{name: restore(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"a stored {named} is incomplete or of another version ({error}).") from error
 
 
 def fingerprint(*parts: Any) -> str:
@@ -120,7 +136,7 @@ def atomic_path(path: Path):
 def save_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(Path(path)) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_artefact(
@@ -131,14 +147,15 @@ def save_artefact(
     Args:
         path: where to; its folder is made.
         kind: what the file is, as in "trajectory"; a reader that expects another kind refuses it.
-        tensors: named tensors of any dtype and device; stored on the CPU, bit for bit.
+        tensors: named tensors of any real dtype, on any device; stored bit for bit.
         metadata: JSON values; the format version and a SHA-256 over everything are added.
     """
     path = Path(path)
     # safetensors wants contiguous tensors that share no memory.
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
-    header = {"content": text, "sha256": _checksum(stored, text)}
+    # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
+    header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
     with atomic_path(path) as temporary:
         try:
             save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
@@ -151,10 +168,21 @@ def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
     """The metadata of the artefact at `path`, without reading its tensors.
 
     Raises:
-        InputError: the file is missing, truncated, not ours, of another format version or of another kind.
+        InputError: the file is missing, truncated, not ours, of another format version or of another kind,
+            or its header is damaged.
     """
     with open_artefact(path) as file:
         return json.loads(_header(path, file, kind)["content"])["metadata"]
+
+
+def read_checksum(path: Path, *, kind: str) -> str:
+    """The SHA-256 that the artefact at `path` carries, without reading its tensors.
+
+    Raises:
+        InputError: as `read_metadata`.
+    """
+    with open_artefact(path) as file:
+        return _header(path, file, kind)["sha256"]
 
 
 def load_artefact(path: Path, *, kind: str) -> Artefact:
@@ -192,9 +220,11 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
         content = json.loads(header["content"])
-        found_format, found_kind, _ = content["format"], content["kind"], header["sha256"]
+        found_format, found_kind, _ = content["format"], content["kind"], content["metadata"]
+        sound = header["text_digest"] == _checksum({}, header["content"]) and "sha256" in header
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} was not written by iadd-lab: expected a {kind} file of its own.") from error
+    require(sound, f"{path} is damaged (its header does not fit its checksum): delete it and make it again.")
     require(
         found_format == FORMAT_VERSION,
         f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.data import DataConfig, ImageData
-from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
 from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
 from iadd_lab.preprocess import (
     PREPROCESSES,
@@ -28,6 +28,7 @@ from iadd_lab.store import (
     fingerprint,
     load_artefact,
     open_artefact,
+    read_checksum,
     read_metadata,
     restore,
     save_artefact,
@@ -88,7 +89,7 @@ class Teachers:
     channels: int
     size: int
     preprocess: Preprocess
-    identity: str  # of everything above but the folder: equal for interchangeable teachers
+    identity: str  # of everything above but the folder: what its trajectories must have been made for
 
     @cached_property
     def layout(self) -> ParameterLayout:
@@ -102,6 +103,11 @@ class Teachers:
         for path in paths:
             self._verify(path)
         return paths
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the settings and every trajectory: equal for interchangeable teachers."""
+        return fingerprint(self.identity, [read_checksum(path, kind="trajectory") for path in self.paths])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -200,6 +206,8 @@ def _train_one(
         losses.append(loss)
         bar.update()
         bar.set_postfix(teacher=index, loss=f"{loss:.3f}")
+    if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
+        raise DivergenceError(f"teacher {index} ended with parameters that are not finite: lower the rate.")
     validation = teachers.preprocess.apply(data.validation.images.to(device))
     accuracy = (predict(network, validation) == data.validation.labels).double().mean().item()
     history = {"train_loss": losses, "validation_accuracy": accuracy}

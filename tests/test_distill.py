@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -151,6 +152,15 @@ def test_a_finished_run_is_read_back(toy_data, toy_teachers, tmp_path, result):
         distill(toy_data, toy_teachers, replace(CONFIG, seed=5), folder=tmp_path, progress=False)
 
 
+def test_a_result_of_other_teachers_is_refused(toy_data, toy_teachers, tmp_path):
+    distill(toy_data, toy_teachers, CONFIG, folder=tmp_path / "run", progress=False)
+    fewer = tmp_path / "fewer"
+    shutil.copytree(toy_teachers.folder, fewer)
+    (fewer / "teacher_001.safetensors").unlink()
+    with pytest.raises(InputError, match="another configuration"):
+        distill(toy_data, open_teachers(fewer), CONFIG, folder=tmp_path / "run", progress=False)
+
+
 def test_the_matching_loss_falls(toy_data, toy_teachers):
     config = replace(CONFIG, iterations=60, matching=Uniform(), max_start_epoch=1, batch=None)
     loss = distill(toy_data, toy_teachers, config, progress=False).history.loss
@@ -159,8 +169,12 @@ def test_the_matching_loss_falls(toy_data, toy_teachers):
 
 def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tmp_path):
     steep = replace(CONFIG, alpha_rate=0.05, iterations=50)
-    with pytest.raises(DivergenceError, match=r"alpha would fall .* lower alpha_rate .* is kept in"):
+    with pytest.raises(
+        DivergenceError, match=r"alpha would fall .* lower alpha_rate .* is kept in"
+    ) as stopped:
         distill(toy_data, toy_teachers, steep, folder=tmp_path, progress=False)
+    assert stopped.value.result.alpha > 0
+    assert torch.isfinite(stopped.value.result.images).all()
     # Another try starts from the kept state and stops at the very same place.
     checkpoint = (tmp_path / "checkpoint.safetensors").read_bytes()
     with pytest.raises(DivergenceError, match="alpha would fall"):

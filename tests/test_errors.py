@@ -101,3 +101,10 @@ def test_the_sentence_names_the_bounds(bounds, sentence):
     with pytest.raises(InputError) as caught:
         check_number("rate", -2, **bounds)
     assert str(caught.value) == sentence
+
+
+def test_numbers_beyond_floats_and_names_that_are_lists_are_refused_too():
+    with pytest.raises(InputError, match="rate is 1000"):
+        check_number("rate", 10**400)
+    with pytest.raises(InputError, match="unknown network"):
+        choose("network", ["convnet"], {"convnet": 1})

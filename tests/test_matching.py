@@ -478,3 +478,12 @@ def test_a_bad_value_is_refused_in_one_sentence(kind, options, sentence):
     with pytest.raises(InputError) as caught:
         kind(**options)
     assert str(caught.value) == sentence
+
+
+def test_a_wide_limit_keeps_gradients_finite():
+    matching, layout = Learned(rate=1.0, limit=1e12), ParameterLayout(("a",), ((2,),))
+    raw = matching.learn(matching.initial(layout), torch.tensor([100.0, -100.0]), layout=layout, iteration=0)
+    raw.requires_grad_()
+    end, target = torch.tensor([1.0, 2.0]), torch.full((2,), 0.5)
+    matching.loss(end, raw, start=torch.zeros(2), target=target, layout=layout).backward()
+    assert torch.isfinite(raw.grad).all()

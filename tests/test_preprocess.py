@@ -99,6 +99,13 @@ def test_whitened_covariance_is_nearly_the_identity_where_the_data_varies():
     assert np.trace(expected) > 3
 
 
+def test_stored_variances_are_never_negative():
+    """Rounding makes them so, in directions without variance."""
+    fitted = Zca.fit(correlated(20))
+    assert (fitted.eigenvalues >= 0).all()
+    assert fitted.eigenvalues.flip(0).numpy() == pytest.approx(principal(correlated(20))[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3])
@@ -231,3 +238,21 @@ def test_no_state_and_state_of_two_kinds_are_refused():
     for tensors in ({}, {"images": torch.ones(2)}, both):
         with pytest.raises(InputError, match="carries no complete preprocessing"):
             preprocess_from_tensors(tensors)
+
+
+def test_zca_takes_double_precision_too():
+    images = torch.rand(9, 1, 2, 2)
+    zca = Zca.fit(images)
+    whitened = zca.apply(images.double())
+    assert whitened.dtype == torch.float64
+    assert torch.allclose(zca.invert(whitened), images.double(), atol=1e-5)
+
+
+def test_unknown_stored_kinds_are_refused():
+    state = preprocess_tensors(Zca.fit(torch.rand(9, 1, 2, 2)))
+    for stored in (
+        {n.replace("zca", "other"): t for n, t in state.items()},
+        {"preprocess/zca": torch.ones(1)},
+    ):
+        with pytest.raises(InputError, match="no complete preprocessing"):
+            preprocess_from_tensors(stored)

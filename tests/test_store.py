@@ -467,16 +467,25 @@ def test_a_file_with_something_behind_it_is_refused(whole, damaged):
     assert_refused(damaged, match="not a whole safetensors file")
 
 
+@pytest.mark.parametrize("part", ["length", "header", "tensors"])
 @given(data=st.data())
-@settings(repeatable, max_examples=100)
-def test_a_flipped_bit_in_the_tensors_is_noticed(whole, damaged, data):
+@settings(repeatable, max_examples=60)
+def test_a_flipped_bit_anywhere_is_noticed(part, whole, damaged, data):
     start = 8 + int.from_bytes(whole[:8], "little")
+    first, last = {"length": (0, 7), "header": (8, start - 1), "tensors": (start, len(whole) - 1)}[part]
     flipped = bytearray(whole)
-    flipped[data.draw(st.integers(start, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    flipped[data.draw(st.integers(first, last))] ^= 1 << data.draw(st.integers(0, 7))
     damaged.write_bytes(flipped)
-    with pytest.raises(InputError, match="is damaged") as caught:
+    with pytest.raises(InputError) as caught:
         load_artefact(damaged, kind="toy")
     assert str(damaged) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [b"iadd_lab", b"content", b"sha256", b"format", b"kind"])
+def test_a_header_with_another_key_is_refused(key, whole, damaged):
+    assert whole.count(key) == 1
+    damaged.write_bytes(whole.replace(key, key.upper()))
+    assert_refused(damaged, match="was not written by iadd-lab")
 
 
 @pytest.mark.parametrize(
@@ -529,6 +538,16 @@ def test_another_kind_of_file_is_refused(tmp_path):
     assert_refused(path, kind="trajectory", match="toy.* but .*trajectory.* was expected")
 
 
+def test_a_file_that_the_system_cannot_read_is_refused(tmp_path, monkeypatch):
+    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={})
+
+    def unreadable(*args, **options):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(store, "safe_open", unreadable)
+    assert_refused(path, match="Permission denied")
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert_refused(tmp_path / "a.safetensors", match="is not there")
     assert_refused(tmp_path / "a.safetensors" / "b", match="is not there")
@@ -541,3 +560,32 @@ def test_an_open_artefact_yields_single_tensors(tmp_path):
         assert set(file.keys()) == set(TENSORS)
         assert torch.equal(file.get_tensor("a"), TENSORS["a"])
         assert torch.equal(file.get_slice("a")[1], TENSORS["a"][1])
+
+
+def test_metadata_is_verified_without_the_tensors(tmp_path):
+    path = save_artefact(
+        tmp_path / "toy.safetensors", kind="toy", tensors={"t": torch.ones(2)}, metadata={"epochs": 50}
+    )
+    whole = path.read_bytes()
+    for old, new in ((b"metadata\\", b"metadatb\\"), (b"50", b"10")):
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(InputError, match=r"toy\.safetensors"):
+            read_metadata(path, kind="toy")
+
+
+def test_equal_configs_are_described_alike():
+    assert fingerprint(TeacherConfig(rate=1)) == fingerprint(TeacherConfig(rate=1.0))
+    assert fingerprint(Learned(rate=0.0)) == fingerprint(Learned(rate=-0.0))
+    assert fingerprint({"a": Learned()}) == fingerprint({"a": describe(Learned())})
+
+
+@pytest.mark.parametrize(
+    ("kind", "description"),
+    [
+        (DataConfig, {"kind": "DataConfig"}),
+        (AugmentConfig, {"kind": "AugmentConfig", "operations": 5}),
+    ],
+)
+def test_incomplete_descriptions_are_refused(kind, description):
+    with pytest.raises(InputError, match=kind.__name__):
+        restore(kind, description)
