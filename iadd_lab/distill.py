@@ -18,6 +18,7 @@ from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
 from iadd_lab.history import History
 from iadd_lab.matching import Learned, Matching, effective_share
+from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.sampling import check_class_sizes, draw_rows
 from iadd_lab.seeds import generator
 from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
@@ -186,6 +187,7 @@ def distill(
     finished = _finished(folder, teachers, config)
     if finished is not None:
         return finished
+    reuse_freed_memory()
     run = _Run(data, teachers, config, torch.device(device))
     checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
     if checkpoint is not None and checkpoint.exists():

@@ -217,21 +217,25 @@ def open_artefact(path: Path):
 
 
 def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
+    foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
         content = json.loads(header["content"])
-        found_format, found_kind, _ = content["format"], content["kind"], content["metadata"]
-        sound = header["text_digest"] == _checksum({}, header["content"]) and "sha256" in header
+        found_format = content["format"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} was not written by iadd-lab: expected a {kind} file of its own.") from error
-    require(sound, f"{path} is damaged (its header does not fit its checksum): delete it and make it again.")
+        raise InputError(foreign) from error
     require(
         found_format == FORMAT_VERSION,
         f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "
         "make it again.",
     )
+    require({"sha256", "text_digest"} <= header.keys() and {"kind", "metadata"} <= content.keys(), foreign)
     require(
-        found_kind == kind,
-        f"{path} is of kind {found_kind!r}, but {kind!r} was expected: pass the right file.",
+        header["text_digest"] == _checksum({}, header["content"]),
+        f"{path} is damaged (its header does not fit its checksum): delete it and make it again.",
+    )
+    require(
+        content["kind"] == kind,
+        f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file.",
     )
     return header

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.errors import DivergenceError
+from iadd_lab.memory import reuse_freed_memory
 
 
 def train(
@@ -41,6 +42,7 @@ def train(
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
+    reuse_freed_memory()
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
     height, width = images.shape[2:]
     for epoch in range(epochs):
