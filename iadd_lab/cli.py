@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,7 +15,7 @@ from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import random_real
 from iadd_lab.data import DATASETS, DataConfig, ImageData, fetch_data, load_data, locate
 from iadd_lab.device import pick_device
-from iadd_lab.distill import DistillConfig, check_inputs
+from iadd_lab.distill import DistillConfig, DistillResult
 from iadd_lab.distill import distill as run_distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, choose, require
@@ -23,8 +23,10 @@ from iadd_lab.evaluate import EvaluateConfig, evaluate_draws
 from iadd_lab.evaluate import evaluate as run_evaluate
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned
 from iadd_lab.networks import NETWORKS, NetworkConfig
+from iadd_lab.options import options_of
+from iadd_lab.replay_buffers import import_replay_buffers
 from iadd_lab.reproduce import reproduce as run_reproduce
-from iadd_lab.teachers import TeacherConfig, Teachers, import_replay_buffers, open_teachers, train_teachers
+from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 
 class _FriendlyGroup(typer.core.TyperGroup):
@@ -55,7 +57,7 @@ app.add_typer(data_app, name="data")
 
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data lies; $IADD_DATA if not given.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(help="Of the validation split.")]
 Augment = Annotated[
     str | None,
     typer.Option(help="Operations of differentiable siamese augmentation, comma-separated, or 'none'; "
@@ -107,48 +109,36 @@ _SPLITS = ("train", "validation", "test")
 
 
 @app.command()
+@options_of(TeacherConfig, leave_out=("network", "augment"))
 def teach(
     data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the teachers.")],
-    size: Annotated[int | None, typer.Option(help="Side in pixels (the set's own).")] = None,
+    teachers: Annotated[int, typer.Option(help="How many; more can join later.")] = 5,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels (the set's own).")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use so many training images at most.")] = None,
+    data_seed: Annotated[int, typer.Option(help="Of the validation split.")] = DataConfig.seed,
     data_root: DataRoot = None,
-    data_seed: Annotated[int, typer.Option(help="Of the validation split.")] = 0,
-    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = "convnet",
+    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = NetworkConfig.name,
     width: Width = None,
     depth: Depth = None,
-    preprocess: Annotated[str, typer.Option(help="standardise or zca.")] = "standardise",
-    teachers: Annotated[int, typer.Option(help="How many.")] = 5,
-    epochs: Annotated[int, typer.Option(help="Of each: max start epoch + teacher epochs is enough.")] = 10,
-    rate: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 256,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.0,
     augment: Augment = None,
-    seed: Seed = 0,
     device: Device = "auto",
     import_buffers: Annotated[
         list[Path] | None,
         typer.Option(help="Convert others' replay_buffer_N.pt instead of training; may be repeated."),
     ] = None,
+    *,
+    fields: dict[str, Any],
 ) -> None:
     """Train teachers on the real set and store their trajectories.
 
     Interrupted, it goes on with the first missing teacher when run again.
     """
     place = pick_device(device)
-    config = TeacherConfig(
-        network=NetworkConfig(name=network, width=width, depth=depth),
-        preprocess=preprocess,
-        epochs=epochs,
-        rate=rate,
-        batch=batch,
-        momentum=momentum,
-        augment=_augment(augment, data),
-        seed=seed,
-    )
-    images = load_data(
-        DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed), root=data_root
-    )
+    architecture = NetworkConfig(name=network, width=width, depth=depth)
+    config = TeacherConfig(network=architecture, augment=_augment(augment, data), **fields)
+    wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed)
+    images = load_data(wanted, root=data_root)
     if import_buffers:
         trained = import_replay_buffers(import_buffers, images, config, out)
     else:
@@ -160,63 +150,33 @@ def teach(
 
 
 @app.command()
+@options_of(DistillConfig, leave_out=("matching", "augment"))
 def distill(
     teachers: Annotated[Path, typer.Option(help="Folder of the teachers.")],
     out: Annotated[Path, typer.Option(help="Folder of the result.")],
-    ipc: Annotated[int, typer.Option(help="Distilled images per class.")] = 1,
-    iterations: Annotated[int, typer.Option(help="Updates of images, α and W.")] = 5000,
-    student_steps: Annotated[int, typer.Option(help="J: the student's steps per iteration.")] = 50,
-    teacher_epochs: Annotated[int, typer.Option(help="K: the teacher's epochs they are to match.")] = 2,
-    max_start_epoch: Annotated[int, typer.Option(help="Start epochs are drawn below it.")] = 2,
-    batch: Annotated[int | None, typer.Option(help="Distilled images per student step (all).")] = None,
-    image_rate: Annotated[float, typer.Option(help="Learning rate of the images.")] = 100.0,
-    image_optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
-    alpha_rate: Annotated[float, typer.Option(help="Learning rate of α.")] = 1e-7,
-    alpha: Annotated[float, typer.Option(help="α at the start.")] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Of images and α.")] = 0.5,
-    matching: Annotated[str, typer.Option(help=f"{', '.join(MATCHINGS)}.")] = "learned",
-    weight_rate: Annotated[float, typer.Option(help="learned: learning rate of W.")] = Learned.rate,
+    matching: Annotated[str, typer.Option(help=f"{', '.join(MATCHINGS)}.")] = Learned.name,
+    weight_rate: Annotated[float, typer.Option(help="learned: rate of the descent on W.")] = Learned.rate,
     literal: Annotated[bool, typer.Option(help="learned: the paper's unnormalised loss.")] = False,
     granularity: Annotated[
         str, typer.Option(help="learned: a weight per parameter or tensor.")
-    ] = "parameter",
+    ] = Learned.granularity,
     prune: Annotated[float, typer.Option(help="pruned: share of parameters to drop.")] = Pruned.fraction,
-    gradient: Annotated[str, typer.Option(help="adjoint, full or frozen.")] = "adjoint",
-    initial_images: Annotated[str, typer.Option(help="real or noise.")] = "real",
     augment: Augment = None,
-    snapshots: Annotated[int, typer.Option(help="States of images and W to keep for plots.")] = 11,
-    seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
     data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
     network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
     preprocess: Annotated[str | None, typer.Option(help="Require teachers with this preprocessing.")] = None,
+    *,
+    fields: dict[str, Any],
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption."""
     place = pick_device(device)
+    chosen = _matching(matching, weight_rate, literal, granularity, prune)
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
-    config = DistillConfig(
-        ipc=ipc,
-        iterations=iterations,
-        student_steps=student_steps,
-        teacher_epochs=teacher_epochs,
-        max_start_epoch=max_start_epoch,
-        batch=batch,
-        image_rate=image_rate,
-        image_optimizer=image_optimizer,
-        alpha_rate=alpha_rate,
-        alpha=alpha,
-        momentum=momentum,
-        matching=_matching(matching, weight_rate, literal, granularity, prune),
-        gradient=gradient,
-        initial_images=initial_images,
-        augment=_augment(augment, trained.data.name),
-        snapshots=snapshots,
-        seed=seed,
-    )
+    config = DistillConfig(matching=chosen, augment=_augment(augment, trained.data.name), **fields)
     images = load_data(trained.data, root=data_root)
-    check_inputs(images, trained, config)
     result = run_distill(images, trained, config, folder=out, device=place)
 
     from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
@@ -225,40 +185,30 @@ def distill(
     save_figure(image_grid(made.pictures(), made.labels, made.classes), out, "distilled")
     save_figure(before_after(result), out, "before_after")
     save_figure(history_plot(result.history), out, "history")
-    typer.echo(
-        f"α {result.alpha:.4g}, {_describe_history(result.history.loss)}; in {out / 'distilled.safetensors'}"
-    )
+    losses = _describe_history(result.history.loss)
+    typer.echo(f"α {result.alpha:.4g}, {losses}; in {out / 'distilled.safetensors'}")
 
 
 @app.command()
+@options_of(EvaluateConfig, leave_out=("network", "augment"))
 def evaluate(
     distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors.")],
     network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)} (the teachers').")] = None,
     width: Width = None,
     depth: Depth = None,
-    networks: Annotated[int, typer.Option(help="How many fresh networks.")] = 5,
-    epochs: Annotated[int, typer.Option(help="On the distilled set.")] = 1000,
-    rate: Annotated[float | None, typer.Option(help="Learning rate (the set's own α).")] = None,
-    split: Annotated[str, typer.Option(help="test, or validation for choosing anything.")] = "test",
     random: Annotated[bool, typer.Option(help="Also random real images, as many of them.")] = True,
     augment: Augment = None,
-    seed: Seed = 0,
     device: Device = "auto",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (beside the set).")] = None,
+    *,
+    fields: dict[str, Any],
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     place = pick_device(device)
     made = DistilledSet.load(distilled)
-    config = EvaluateConfig(
-        network=_evaluation_network(distilled, network, width, depth),
-        networks=networks,
-        epochs=epochs,
-        rate=rate,
-        augment=_augment(augment, made.data.name),
-        split=split,
-        seed=seed,
-    )
+    architecture = _evaluation_network(distilled, network, width, depth)
+    config = EvaluateConfig(network=architecture, augment=_augment(augment, made.data.name), **fields)
     real = load_data(made.data, root=data_root)
     results = [run_evaluate(made, real, config, device=place)]
     if random:
@@ -266,7 +216,7 @@ def evaluate(
 
     from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
 
-    folder, name = out or distilled.parent, f"evaluation_{config.network.name}_{split}"
+    folder, name = out or distilled.parent, f"evaluation_{config.network.name}_{config.split}"
     results[0].save(folder / f"{name}.safetensors")
     save_figure(accuracy_bars(results), folder, f"{name}_accuracy")
     save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
@@ -335,8 +285,6 @@ def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
 
 
 def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
-    from iadd_lab.distill import DistillResult
-
     own = DistillResult.load(path).teacher_config.network
     if name is None:
         return replace(own, width=width or own.width, depth=depth or own.depth)

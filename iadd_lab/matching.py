@@ -138,7 +138,7 @@ class Learned(Matching):
         learn_until: W is frozen from this iteration on; None never freezes it.
     """
 
-    rate: float = 1e-3
+    rate: float = 3e-3
     normalised: bool = True
     granularity: str = "parameter"
     limit: float = 10.0

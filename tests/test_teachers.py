@@ -1,23 +1,21 @@
-"""Trajectories: what is stored, that nothing in it moves, and files of others."""
+"""Trajectories: what is stored, that nothing in it moves, and what is refused."""
 
 from __future__ import annotations
 
 import itertools
-import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from iadd_lab.data import load_data
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.seeds import derive_seed
 from iadd_lab.store import save_artefact
-from iadd_lab.teachers import import_replay_buffers, open_teachers, read_replay_buffer, train_teachers
+from iadd_lab.teachers import open_teachers, train_teachers
 
 
 @pytest.fixture
@@ -108,70 +106,3 @@ def test_a_network_too_deep_is_refused_before_training(toy_data, toy_config, tmp
 def test_a_diverging_teacher_says_what_to_lower(toy_data, toy_config, tmp_path):
     with pytest.raises(DivergenceError, match="lower the rate"):
         train_teachers(toy_data, replace(toy_config, rate=1e30), tmp_path, count=1, progress=False)
-
-
-def make_buffer(teachers, path):
-    """The file that MTT's code would have written: lists of lists of parameter tensors."""
-    buffer = [
-        [list(teachers.layout.split(teachers.snapshot(t, epoch)).values()) for epoch in range(4)]
-        for t in range(2)
-    ]
-    torch.save([[[p.clone() for p in snapshot] for snapshot in t] for t in buffer], path)
-    return path
-
-
-def test_replay_buffers_of_others_become_teachers(toy_data, toy_config, toy_teachers, tmp_path):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
-    config = replace(toy_config, epochs=99)  # its length is not known before the file is read
-    imported = import_replay_buffers([path, path], toy_data, config, tmp_path / "imported", progress=False)
-    assert len(imported) == 4
-    assert imported.config.epochs == 3
-    assert torch.equal(imported.snapshot(3, 2), toy_teachers.snapshot(1, 2))
-
-
-def test_parameters_in_a_replay_buffer_are_fine_too(tmp_path):
-    torch.save([[[nn.Parameter(torch.ones(2))]]], tmp_path / "replay_buffer_0.pt")
-    ((snapshot,),) = read_replay_buffer(tmp_path / "replay_buffer_0.pt")
-    assert torch.equal(snapshot[0], torch.ones(2))
-
-
-def test_a_replay_buffer_of_another_network_is_refused(toy_data, toy_config, toy_teachers, tmp_path):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
-    wider = replace(toy_config, network=NetworkConfig(width=8, depth=2))
-    with pytest.raises(InputError, match="does not fit the network"):
-        import_replay_buffers([path], toy_data, wider, tmp_path / "imported", progress=False)
-
-
-class Malicious:
-    """A pickle that creates a file when it is loaded carelessly."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_malicious_replay_buffer_creates_nothing(tmp_path):
-    trap, path = tmp_path / "trap", tmp_path / "replay_buffer_0.pt"
-    torch.save([[[Malicious(trap)]]], path)
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt is refused"):
-        read_replay_buffer(path)
-    path.write_bytes(pickle.dumps(Malicious(trap), protocol=2))
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt is refused"):
-        read_replay_buffer(path)
-    assert not trap.exists()
-
-
-@pytest.mark.parametrize("content", [{"a": 1}, [], [[1]], [[[1]]], torch.ones(2)])
-def test_files_that_are_no_replay_buffers_are_refused(tmp_path, content):
-    torch.save(content, tmp_path / "replay_buffer_0.pt")
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt"):
-        read_replay_buffer(tmp_path / "replay_buffer_0.pt")
-
-
-def test_a_truncated_replay_buffer_is_refused(toy_teachers, tmp_path):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="is refused"):
-        read_replay_buffer(path)

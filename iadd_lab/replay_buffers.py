@@ -1,0 +1,92 @@
+"""Expert trajectories of others: MTT's `replay_buffer_N.pt` files, read safely and made our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from iadd_lab.data import ImageData
+from iadd_lab.errors import InputError, require
+from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
+
+
+def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
+    """Others' expert trajectories, as MTT's code stores them in `replay_buffer_N.pt`.
+
+    Returns:
+        trajectories, each a list of snapshots, each a list of parameter tensors in the network's order.
+
+    Raises:
+        InputError: the file is missing, not such a buffer, or holds anything but tensors. It is read by
+            PyTorch's weights-only loader, so no code in it ever runs.
+    """
+    path = Path(path)
+    require(path.is_file(), f"{path} is not there: pass the path of a replay_buffer_N.pt.")
+    try:
+        buffer = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a loader that meets a foreign file may raise almost anything
+        raise InputError(
+            f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
+            "which could run code: get it again from a source that you trust."
+        ) from error
+    nested = (
+        isinstance(buffer, list)
+        and all(isinstance(trajectory, list) and trajectory for trajectory in buffer)
+        and all(isinstance(snapshot, list) for trajectory in buffer for snapshot in trajectory)
+        and all(isinstance(t, torch.Tensor) for trajectory in buffer for s in trajectory for t in s)
+    )
+    require(
+        nested and bool(buffer),
+        f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.",
+    )
+    return buffer
+
+
+def import_replay_buffers(
+    paths: Sequence[Path], data: ImageData, config: TeacherConfig, folder: Path, *, progress: bool = True
+) -> Teachers:
+    """Convert others' `replay_buffer_N.pt` files into teachers of our own, in `folder`.
+
+    Args:
+        paths: the files, all of one network and one length.
+        data: the real set that they were trained on.
+        config: the network and preprocessing that they were trained with; its `epochs` is replaced by the
+            length of the trajectories found.
+        folder: where the teachers go.
+
+    Raises:
+        InputError: as `read_replay_buffer`, or the parameters do not fit the network.
+    """
+    require(len(paths) > 0, "no replay buffers were given: pass at least one replay_buffer_N.pt.")
+    teachers, index = None, 0
+    for path in tqdm(paths, desc="replay buffers", disable=not progress):
+        for trajectory in read_replay_buffer(path):
+            if teachers is None:
+                config = replace(config, epochs=len(trajectory) - 1)
+                teachers = prepare_teachers(data, config, Path(folder))
+            _check_trajectory(path, trajectory, teachers)
+            stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
+            teachers.save(index, stacked, history={"source": Path(path).name})
+            index += 1
+    return open_teachers(folder)
+
+
+def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:
+    epochs, layout = teachers.config.epochs, teachers.layout
+    require(
+        len(trajectory) == epochs + 1,
+        f"{path} has a trajectory of {len(trajectory)} snapshots, but the first one has {epochs + 1}: "
+        "import them into folders of their own.",
+    )
+    for snapshot in trajectory:
+        shapes = tuple(tuple(tensor.shape) for tensor in snapshot)
+        require(
+            shapes == layout.shapes,
+            f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start "
+            f"with {shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the "
+            "network that the teachers were trained with.",
+        )
