@@ -15,7 +15,7 @@ from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillConfig, DistillResult, distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_draws
+from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_random
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
@@ -47,7 +47,7 @@ __all__ = [
     "Uniform",
     "distill",
     "evaluate",
-    "evaluate_draws",
+    "evaluate_random",
     "load_data",
     "open_teachers",
     "pick_device",

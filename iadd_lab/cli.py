@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +13,26 @@ import typer
 
 from iadd_lab import data as datasets
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import random_real
-from iadd_lab.data import DATASETS, DataConfig, ImageData, fetch_data, load_data, locate
+from iadd_lab.data import DATASETS, DataConfig, fetch_data, load_data, locate
 from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillConfig, DistillResult
 from iadd_lab.distill import distill as run_distill
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, choose, require
-from iadd_lab.evaluate import EvaluateConfig, evaluate_draws
+from iadd_lab.evaluate import EvaluateConfig, evaluate_random
 from iadd_lab.evaluate import evaluate as run_evaluate
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.options import options_of
 from iadd_lab.replay_buffers import import_replay_buffers
 from iadd_lab.reproduce import reproduce as run_reproduce
+from iadd_lab.sampling import check_class_sizes
+from iadd_lab.store import check_folder, fingerprint, read_metadata
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 
 class _FriendlyGroup(typer.core.TyperGroup):
-    """Bad input ends with one sentence and exit code 2, a divergence with one and 1; never a traceback."""
+    """Bad input ends with one sentence and exit code 2, what stops a run with one and 1; no traceback."""
 
     def invoke(self, context):
         try:
@@ -40,6 +42,13 @@ class _FriendlyGroup(typer.core.TyperGroup):
             raise typer.Exit(2) from None
         except DivergenceError as error:
             typer.echo(f"stopped: {error}", err=True)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            typer.echo(f"stopped: {error}", err=True)
+            raise typer.Exit(1) from None
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            reason = (str(error).splitlines() or ["no memory left"])[0]
+            typer.echo(f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint.", err=True)
             raise typer.Exit(1) from None
 
 
@@ -135,8 +144,9 @@ def teach(
     Interrupted, it goes on with the first missing teacher when run again.
     """
     place = pick_device(device)
+    check_folder(out)
     architecture = NetworkConfig(name=network, width=width, depth=depth)
-    config = TeacherConfig(network=architecture, augment=_augment(augment, data), **fields)
+    config = TeacherConfig(network=architecture, augment=_augment(augment), **fields)
     wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed)
     images = load_data(wanted, root=data_root)
     if import_buffers:
@@ -155,12 +165,16 @@ def distill(
     teachers: Annotated[Path, typer.Option(help="Folder of the teachers.")],
     out: Annotated[Path, typer.Option(help="Folder of the result.")],
     matching: Annotated[str, typer.Option(help=f"{', '.join(MATCHINGS)}.")] = Learned.name,
-    weight_rate: Annotated[float, typer.Option(help="learned: rate of the descent on W.")] = Learned.rate,
+    weight_rate: Annotated[
+        float | None, typer.Option(help=f"learned: rate of the descent on W ({Learned.rate}).")
+    ] = None,
     literal: Annotated[bool, typer.Option(help="learned: the paper's unnormalised loss.")] = False,
     granularity: Annotated[
-        str, typer.Option(help="learned: a weight per parameter or tensor.")
-    ] = Learned.granularity,
-    prune: Annotated[float, typer.Option(help="pruned: share of parameters to drop.")] = Pruned.fraction,
+        str | None, typer.Option(help="learned: a weight per parameter (default) or tensor.")
+    ] = None,
+    prune: Annotated[
+        float | None, typer.Option(help=f"pruned: share of parameters to drop ({Pruned.fraction}).")
+    ] = None,
     augment: Augment = None,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -172,10 +186,12 @@ def distill(
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption."""
     place = pick_device(device)
-    chosen = _matching(matching, weight_rate, literal, granularity, prune)
+    check_folder(out)
+    options = {"rate": weight_rate, "granularity": granularity, "fraction": prune}
+    chosen = _matching(matching, options | {"normalised": False if literal else None})
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
-    config = DistillConfig(matching=chosen, augment=_augment(augment, trained.data.name), **fields)
+    config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
     images = load_data(trained.data, root=data_root)
     result = run_distill(images, trained, config, folder=out, device=place)
 
@@ -192,7 +208,7 @@ def distill(
 @app.command()
 @options_of(EvaluateConfig, leave_out=("network", "augment"))
 def evaluate(
-    distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors.")],
+    distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors, or the folder that holds it.")],
     network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)} (the teachers').")] = None,
     width: Width = None,
     depth: Depth = None,
@@ -206,18 +222,24 @@ def evaluate(
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     place = pick_device(device)
+    distilled = distilled / "distilled.safetensors" if distilled.is_dir() else distilled
     made = DistilledSet.load(distilled)
+    folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
-    config = EvaluateConfig(network=architecture, augment=_augment(augment, made.data.name), **fields)
+    config = EvaluateConfig(network=architecture, augment=_augment(augment), **fields)
     real = load_data(made.data, root=data_root)
-    results = [run_evaluate(made, real, config, device=place)]
     if random:
-        results.append(_evaluate_random(made, real, config, place))
+        check_class_sizes(real, made.ipc)
+    # The settings are part of the name: another network, seed or number of epochs is another file.
+    name = f"evaluation_{config.network.name}_{config.split}_{fingerprint(config)[:8]}"
+    results = [run_evaluate(made, real, config, device=place)]
+    results[0].save(folder / f"{name}.safetensors")
+    if random:
+        results.append(evaluate_random(real, made.preprocess, config, ipc=made.ipc, device=place))
+        results[1].save(folder / f"{name}_random.safetensors")
 
     from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
 
-    folder, name = out or distilled.parent, f"evaluation_{config.network.name}_{config.split}"
-    results[0].save(folder / f"{name}.safetensors")
     save_figure(accuracy_bars(results), folder, f"{name}_accuracy")
     save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
     for result in results:
@@ -257,17 +279,32 @@ def _name_and_value(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _augment(text: str | None, data: str) -> AugmentConfig:
+def _augment(text: str | None) -> AugmentConfig | None:
     if text is None:
-        return AugmentConfig(operations=choose("data set", data, DATASETS).augment)
+        return None
     return AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
 
 
-def _matching(name: str, rate: float, literal: bool, granularity: str, prune: float) -> Matching:
+def _matching(name: str, options: dict[str, Any]) -> Matching:
+    """The matching called `name` with the options that were given; one that it lacks is refused."""
     kind = choose("matching", name, MATCHINGS)
-    if kind is Learned:
-        return Learned(rate=rate, normalised=not literal, granularity=granularity)
-    return Pruned(fraction=prune) if kind is Pruned else kind()
+    given = {option: value for option, value in options.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(kind)}
+    for option in given.keys() - known:
+        owners = [other for other, owner in MATCHINGS.items() if hasattr(owner, option)]
+        raise InputError(
+            f"{_OPTIONS[option]} was given, but matching {name!r} has no such setting: "
+            f"leave it out, or use --matching {' or '.join(owners)}."
+        )
+    return kind(**given)
+
+
+_OPTIONS = {
+    "rate": "--weight-rate",
+    "normalised": "--literal",
+    "granularity": "--granularity",
+    "fraction": "--prune",
+}
 
 
 def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
@@ -285,22 +322,12 @@ def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
 
 
 def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
+    """The network asked for; what was not asked for is as in the teachers' network."""
+    given = {field: value for field, value in (("width", width), ("depth", depth)) if value is not None}
+    if name is not None and "config" not in read_metadata(path, kind=KIND):
+        return NetworkConfig(name=name, **given)  # a set that was not distilled has no teachers
     own = DistillResult.load(path).teacher_config.network
-    if name is None:
-        return replace(own, width=width or own.width, depth=depth or own.depth)
-    if name == own.name:
-        width, depth = width or own.width, depth or own.depth
-    return NetworkConfig(name=name, width=width, depth=depth)
-
-
-def _evaluate_random(made: DistilledSet, real: ImageData, config: EvaluateConfig, device: torch.device):
-    rate = config.rate or 0.01
-    return evaluate_draws(
-        lambda index: random_real(real, made.preprocess, ipc=made.ipc, seed=config.seed + index, alpha=rate),
-        real,
-        config,
-        device=device,
-    )
+    return replace(own, **given) if name in (None, own.name) else NetworkConfig(name=name, **given)
 
 
 def _describe_history(loss: list[float]) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from iadd_lab.augment import AugmentConfig
 from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.networks import LARGEST_SIZE
 from iadd_lab.readers import (
     PICKLES,
     RawData,
@@ -63,7 +65,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
         if self.size is not None:
-            check_whole("size", self.size, minimum=1)
+            check_whole("size", self.size, minimum=1, maximum=LARGEST_SIZE)
         require(self.channels in (None, 1, 3), f"channels is {self.channels!r}; it must be 1 or 3.")
         check_number("validation_fraction", self.validation_fraction, maximum=0.5, above=True)
         check_whole("seed", self.seed, minimum=0)
@@ -102,6 +104,10 @@ class ImageData:
     @property
     def size(self) -> int:
         return self.train.images.shape[-1]
+
+    def augmentation(self, given: AugmentConfig | None) -> AugmentConfig:
+        """`given`, or the operations that keep the meaning of these images where it is None."""
+        return given or AugmentConfig(operations=DATASETS[self.name].augment)
 
     def split(self, name: str) -> Split:
         """The split called "train", "validation" or "test"; InputError for another name."""

@@ -19,7 +19,8 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N.") from error
-    available = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    require(device.type in ("cpu", "cuda"), f"device is {name!r}: expected auto, cpu, cuda or cuda:N.")
+    available = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
     require(
         available,
         f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use --device cpu.",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class DistillConfig:
         student_steps: J, the student's steps on the distilled set in each iteration.
         teacher_epochs: K, the teacher's epochs that those J steps are to match.
         max_start_epoch: start epochs are drawn from [0, max_start_epoch).
-        batch: distilled images per student step; None takes all of them.
+        batch: distilled images per student step, in an order drawn anew in each iteration; None takes all.
         image_rate: learning rate of the images.
         image_optimizer: "sgd" (with `momentum`; the field's) or "adam".
         alpha_rate: learning rate of α (SGD with `momentum`); 0 keeps α as it is.
@@ -52,7 +51,7 @@ class DistillConfig:
         matching: `Uniform()` (MTT), `Pruned()` (DDPP) or `Learned()` (IADD).
         gradient: the engine, "adjoint", "full" or "frozen"; see `iadd_lab.unroll`.
         initial_images: "real" (drawn from the training images) or "noise".
-        augment: differentiable siamese augmentation of every student batch.
+        augment: differentiable siamese augmentation of every student batch; None takes the data set's own.
         snapshots: how many states of images and W to keep, evenly spaced, first and last included.
         seed: of initial images, segments, batches and augmentation.
     """
@@ -71,7 +70,7 @@ class DistillConfig:
     matching: Matching = Learned()
     gradient: str = "adjoint"
     initial_images: str = "real"
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig | None = None
     snapshots: int = 11
     seed: int = 0
 
@@ -172,7 +171,7 @@ def distill(
         teachers: trained on that very set.
         config: everything that the result depends on.
         folder: where `distilled.safetensors` and the checkpoint go. A finished run is read from there, an
-            interrupted one goes on bit for bit. None keeps nothing.
+            interrupted one goes on, on the CPU bit for bit. None keeps nothing.
         device: where the student runs.
         progress: whether to show a progress bar.
         on_iteration: called with (iteration, history) after every update, for live plots.
@@ -180,9 +179,11 @@ def distill(
 
     Raises:
         InputError: data, teachers and config do not fit together, or `folder` holds another run.
-        DivergenceError: the loss is not finite or α is not positive any more. The last good state is in
-            the checkpoint, and in the error's `result`.
+        DivergenceError: the loss is not finite or α is not positive any more. The last state whose loss
+            was finite is in the checkpoint, and in the error's `result`.
     """
+    # Resolved here, so that the artefact says what was done.
+    config = replace(config, augment=data.augmentation(config.augment))
     check_inputs(data, teachers, config)
     finished = _finished(folder, teachers, config)
     if finished is not None:
@@ -284,53 +285,61 @@ class _Run:
         self.image_optimizer = OPTIMIZERS[config.image_optimizer]([self.images], config)
         self.alpha_optimizer = torch.optim.SGD([self.alpha], lr=config.alpha_rate, momentum=config.momentum)
         self.generator = generator(config.seed, "segments")
-        self.pending: list[torch.Tensor] = []  # mini-batches left of the current pass
         self.iteration = 0
         self.history = History()
-        spaced = torch.linspace(0, config.iterations, config.snapshots)
+        spaced = torch.linspace(0, config.iterations, min(config.snapshots, config.iterations + 1))
         self.snapshot_at = set(spaced.round().long().tolist())
         self.importance = torch.ones(self.layout.count, device=device)
+        self.proven: dict[str, torch.Tensor] | None = None  # the state before the last update
         self.take_snapshot()
 
     def iterate(self) -> None:
         """One iteration: draw a segment, differentiate, update images, α and W.
 
         Raises:
-            DivergenceError: before anything was changed, if the update would leave sane values.
+            DivergenceError: the loss is not finite, or an update would be unusable. The run is then back in
+                the last state whose loss was finite.
         """
         started = time.perf_counter()
-        before = self.generator.get_state(), list(self.pending)
+        before = self.state()
         segment = self.draw_segment()
         variables = Variables(self.images.detach(), self.labels, self.alpha.detach(), self.raw)
         gradients = self.engine(self.loss, segment, variables, self.objective(segment))
-        try:
-            self.check(gradients)
-            self.update_alpha(gradients.alpha)
-        except DivergenceError:
-            self.generator.set_state(before[0])
-            self.pending = before[1]
-            raise
-        self.update_images_and_importance(gradients)
+        if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
+            # The update before led here: the state before that one is the last that is known to be good.
+            self.restore(self.proven or before)
+            if self.proven is not None:
+                self.iteration -= 1
+                self.history.forget_last()
+            raise DivergenceError(self.explain_loss(gradients.loss.item()))
+        self.update(gradients)
+        if not (finite(self.images, self.raw, self.alpha) and self.alpha > 0):
+            after = self.alpha.item()
+            self.restore(before)
+            raise DivergenceError(self.explain_update(after))
+        self.proven = before
         self.importance = self.weights(self.raw, gradients.end, segment.target)
-        self.record(gradients.loss.item(), time.perf_counter() - started)
+        self.record(gradients, segment, time.perf_counter() - started)
 
     def draw_segment(self) -> Segment:
         """A teacher, a start epoch, and J steps of rows and augmentation."""
         config = self.config
         teacher = self.random_below(len(self.teachers))
         epoch = self.random_below(config.max_start_epoch)
-        steps = tuple(self.draw_step() for _ in range(config.student_steps))
         return Segment(
             start=self.teachers.snapshot(teacher, epoch).to(self.device),
             target=self.teachers.snapshot(teacher, epoch + config.teacher_epochs).to(self.device),
-            steps=steps,
+            steps=tuple(self.draw_step(rows) for rows in self.draw_batches()),
         )
 
-    def draw_step(self) -> Step:
-        if not self.pending:
-            order = torch.randperm(len(self.labels), generator=self.generator)
-            self.pending = list(order.split(self.config.batch or len(order)))
-        rows = self.pending.pop(0)
+    def draw_batches(self) -> list[torch.Tensor]:
+        """The rows of each of the J steps: pass after pass over the set, each in a new order."""
+        count, batches = len(self.labels), []
+        while len(batches) < self.config.student_steps:
+            batches += torch.randperm(count, generator=self.generator).split(self.config.batch or count)
+        return batches[: self.config.student_steps]
+
+    def draw_step(self, rows: torch.Tensor) -> Step:
         height, width = self.images.shape[2:]
         augmentation = draw(
             self.config.augment, batch=len(rows), height=height, width=width, generator=self.generator
@@ -349,43 +358,39 @@ class _Run:
     def weights(self, raw: torch.Tensor, end: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.config.matching.weights(raw, end=end, target=target, layout=self.layout)
 
-    def check(self, gradients: Gradients) -> None:
-        finite = all(
-            torch.isfinite(t).all()
-            for t in (gradients.loss, gradients.images, gradients.alpha, gradients.raw)
+    def explain_loss(self, loss: float) -> str:
+        return (
+            f"the matching loss after iteration {self.iteration}, or its gradient, became not "
+            f"finite ({loss:.4g}): lower alpha (now {self.alpha.item():.4g}), image_rate "
+            f"({self.config.image_rate:g}) or the rate of W."
         )
-        if not finite:
-            raise DivergenceError(
-                f"the matching loss is {gradients.loss.item()} in iteration {self.iteration + 1}, or its "
-                f"gradient is not finite: lower alpha (now {self.alpha.item():.4g}) or image_rate "
-                f"({self.config.image_rate:g})."
-            )
 
-    def update_alpha(self, gradient: torch.Tensor) -> None:
-        before = self.alpha.item(), copy.deepcopy(self.alpha_optimizer.state_dict())
-        self.alpha.grad = gradient
-        self.alpha_optimizer.step()
-        after = self.alpha.item()
-        if not after > 0:
-            with torch.no_grad():
-                self.alpha.fill_(before[0])
-            self.alpha_optimizer.load_state_dict(before[1])
-            raise DivergenceError(
-                f"alpha would fall from {before[0]:.4g} to {after:.4g} in iteration {self.iteration + 1}: "
-                f"lower alpha_rate (now {self.config.alpha_rate:g})."
+    def explain_update(self, after: float) -> str:
+        if after <= 0:
+            return (
+                f"alpha would fall from {self.alpha.item():.4g} to {after:.4g} in iteration "
+                f"{self.iteration + 1}: lower alpha_rate (now {self.config.alpha_rate:g})."
             )
+        return (
+            f"the update of iteration {self.iteration + 1} is not finite: lower image_rate "
+            f"({self.config.image_rate:g}), alpha_rate ({self.config.alpha_rate:g}) or the rate of W."
+        )
 
-    def update_images_and_importance(self, gradients: Gradients) -> None:
-        self.images.grad = gradients.images
+    def update(self, gradients: Gradients) -> None:
+        self.images.grad, self.alpha.grad = gradients.images, gradients.alpha
         self.image_optimizer.step()
+        self.alpha_optimizer.step()
         self.raw = self.config.matching.learn(
             self.raw, gradients.raw, layout=self.layout, iteration=self.iteration
         )
 
-    def record(self, loss: float, seconds: float) -> None:
+    def record(self, gradients: Gradients, segment: Segment, seconds: float) -> None:
         self.iteration += 1
         history = self.history
-        history.loss.append(loss)
+        moved = (segment.start - segment.target).square().sum()
+        unweighted = (gradients.end - segment.target).square().sum() / moved
+        history.loss.append(gradients.loss.item())
+        history.unweighted_loss.append(unweighted.item())
         history.alpha.append(self.alpha.item())
         history.seconds.append(seconds)
         history.importance_min.append(self.importance.min().item())
@@ -422,27 +427,44 @@ class _Run:
     def identity(self) -> str:
         return fingerprint(self.config, self.teachers.fingerprint)
 
-    def save(self, path: Path) -> Path:
-        """Write a checkpoint, atomically."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all that an iteration changes, but for the history."""
         tensors = {
             "images": self.images,
             "alpha": self.alpha,
             "raw": self.raw,
             "importance": self.importance,
             "generator": self.generator.get_state(),
-            "pending": torch.cat(self.pending) if self.pending else torch.zeros(0, dtype=torch.int64),
-            **self.history.tensors(),
         }
         for owner, optimizer in self.optimizers().items():
             for name, value in optimizer.state_dict()["state"].get(0, {}).items():
                 if value is not None:
                     tensors[f"optimizer/{owner}/{name}"] = value
-        sizes = [len(rows) for rows in self.pending]
-        metadata = {"run": self.identity(), "iteration": self.iteration, "pending": sizes}
-        return save_artefact(path, kind="checkpoint", tensors=tensors, metadata=metadata)
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go back to what `state` returned."""
+        with torch.no_grad():
+            self.images.copy_(state["images"])
+            self.alpha.copy_(state["alpha"])
+        self.raw, self.importance = state["raw"].to(self.device), state["importance"].to(self.device)
+        self.generator.set_state(state["generator"])
+        for owner, optimizer in self.optimizers().items():
+            prefix = f"optimizer/{owner}/"
+            own = {n.removeprefix(prefix): t.clone() for n, t in state.items() if n.startswith(prefix)}
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: own} if own else {}})
+
+    def save(self, path: Path) -> Path:
+        """Write a checkpoint, atomically."""
+        return save_artefact(
+            path,
+            kind="checkpoint",
+            tensors=self.state() | self.history.tensors(),
+            metadata={"run": self.identity(), "iteration": self.iteration},
+        )
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint, bit for bit.
+        """Go on from a checkpoint, on the CPU bit for bit.
 
         Raises:
             InputError: it is damaged, or of another run.
@@ -452,20 +474,14 @@ class _Run:
             raise InputError(
                 f"{path} is of a run with another configuration: choose another folder, or delete it."
             )
-        stored = artefact.tensors
-        with torch.no_grad():
-            self.images.copy_(stored["images"])
-            self.alpha.copy_(stored["alpha"])
-        self.raw, self.importance = stored["raw"].to(self.device), stored["importance"].to(self.device)
-        self.generator.set_state(stored["generator"])
-        self.pending = list(stored["pending"].split(artefact.metadata["pending"]))
+        self.restore(artefact.tensors)
         self.iteration = artefact.metadata["iteration"]
-        self.history = History.from_tensors(stored)
-        for owner, optimizer in self.optimizers().items():
-            prefix = f"optimizer/{owner}/"
-            state = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
-            if state:
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: state}})
+        self.history = History.from_tensors(artefact.tensors)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"images": self.image_optimizer, "alpha": self.alpha_optimizer}
+
+
+def finite(*tensors: torch.Tensor) -> bool:
+    """Whether every value of every tensor is finite; one wait for the device."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

@@ -47,12 +47,12 @@ def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
     raise InputError(f"unknown {kind} {name!r}{hint}: choose one of {', '.join(sorted(registry))}.")
 
 
-def check_whole(name: str, value: object, *, minimum: int) -> None:
-    """Require an int of at least `minimum`; `name` is the field as the user wrote it."""
+def check_whole(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
+    """Require an int in [minimum, maximum]; `name` is the field as the user wrote it."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(
-        whole and value >= minimum, f"{name} is {value!r}; it must be a whole number of at least {minimum}."
-    )
+    inside = whole and value >= minimum and (maximum is None or value <= maximum)
+    limit = "" if maximum is None else f" and at most {maximum}"
+    require(inside, f"{name} is {value!r}; it must be a whole number of at least {minimum}{limit}.")
 
 
 def check_number(

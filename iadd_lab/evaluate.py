@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.baselines import random_real
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.preprocess import preprocess_fingerprint
+from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store import describe, load_artefact, restore, save_artefact
 from iadd_lab.training import predict, train
@@ -35,7 +36,7 @@ class EvaluateConfig:
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
         batch: images per step at most.
-        augment: differentiable siamese augmentation of every batch.
+        augment: differentiable siamese augmentation of every batch; None takes the data set's own.
         split: "test", or "validation" for choosing anything at all.
         seed: of initialisations, order and augmentation.
     """
@@ -47,7 +48,7 @@ class EvaluateConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 256
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig | None = None
     split: str = "test"
     seed: int = 0
 
@@ -149,19 +150,29 @@ def evaluate(
     return evaluate_each([distilled] * config.networks, data, config, device=device, progress=progress)
 
 
-def evaluate_draws(
-    draw: Callable[[int], DistilledSet],
+def evaluate_random(
     data: ImageData,
+    preprocess: Preprocess,
     config: EvaluateConfig,
     *,
+    ipc: int,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Evaluation:
-    """As `evaluate`, but network n is trained on a set of its own, `draw(n)`.
+    """What random real images are worth: `ipc` per class, another draw for each network.
 
-    For baselines that are random themselves: the spread then covers the draw as well.
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None.
+
+    Raises:
+        InputError: a class has fewer than `ipc` training images.
     """
-    sets = [draw(index) for index in range(config.networks)]
+    rate = config.rate or 0.01
+    sets = [
+        random_real(
+            data, preprocess, ipc=ipc, seed=derive_seed(config.seed, "random real", index), alpha=rate
+        )
+        for index in range(config.networks)
+    ]
     return evaluate_each(sets, data, config, device=device, progress=progress)
 
 
@@ -173,8 +184,12 @@ def evaluate_each(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Evaluation:
-    """As `evaluate`, with one set per network."""
+    """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
+
+    `config.networks` is not used. The spread then covers the sets' randomness as well.
+    """
     sets = list(sets)
+    config = replace(config, augment=data.augmentation(config.augment))
     for distilled in sets:
         distilled.check_data(data)
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
@@ -214,7 +229,7 @@ def _trained(
         rate=config.rate or distilled.alpha,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        decay_at=config.epochs // 2,
+        decay_at=max(config.epochs // 2, 1),
         augment=config.augment,
         generator=generator(config.seed, "evaluation", index, "order"),
     ):

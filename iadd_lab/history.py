@@ -13,6 +13,7 @@ class History:
     """What happened, one value per iteration, and states at chosen iterations for later plots."""
 
     loss: list[float] = field(default_factory=list)  # the matching loss L
+    unweighted_loss: list[float] = field(default_factory=list)  # L with W ≡ 1, for comparison
     alpha: list[float] = field(default_factory=list)  # after the update
     seconds: list[float] = field(default_factory=list)  # wall-clock of the iteration
     importance_min: list[float] = field(default_factory=list)
@@ -42,3 +43,16 @@ class History:
                 for name, tensor in stored.items()
             }
         )
+
+    def forget_last(self) -> None:
+        """Take the last iteration back, as if it had not been."""
+        iteration = len(self.loss)
+        for name in ("loss", "unweighted_loss", "alpha", "seconds", *_IMPORTANCE):
+            getattr(self, name).pop()
+        if self.snapshot_iterations[-1] == iteration:
+            for snapshots in (self.snapshot_iterations, self.snapshot_images, self.snapshot_importance):
+                if snapshots:
+                    snapshots.pop()
+
+
+_IMPORTANCE = ("importance_min", "importance_max", "importance_share")

@@ -148,7 +148,7 @@ class Learned(Matching):
 
     def __post_init__(self):
         check_number("rate", self.rate)
-        choose("granularity", self.granularity, GRANULARITIES)
+        choose("granularity", self.granularity, dict.fromkeys(GRANULARITIES))
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
@@ -160,8 +160,8 @@ class Learned(Matching):
 
     def initial(self, layout):
         """Zeros for log W² (normalised), ones for W itself (literal)."""
-        shared = GRANULARITIES[self.granularity](layout)
-        return torch.zeros(len(shared)) if self.normalised else torch.ones(len(shared))
+        count = layout.count if self.granularity == "parameter" else len(layout.sizes)
+        return torch.zeros(count) if self.normalised else torch.ones(count)
 
     def weights(self, raw, *, end, target, layout):
         """W of every parameter, shape (P,); mean W² is 1 when normalised."""
@@ -175,7 +175,7 @@ class Learned(Matching):
         """One step of preconditioned gradient descent on `raw`, kept within its bounds."""
         if iteration < self.learn_from or (self.learn_until is not None and iteration >= self.learn_until):
             return raw
-        shared = GRANULARITIES[self.granularity](layout).to(raw)
+        shared = 1 if self.granularity == "parameter" else torch.tensor(layout.sizes).to(raw)
         moved = raw - self.rate * (layout.count / shared) * gradient
         bound = 2 * math.log(self.limit)
         return moved.clamp(-bound, bound) if self.normalised else moved.clamp_min(0)
@@ -187,11 +187,7 @@ class Learned(Matching):
         return values.repeat_interleave(sizes, output_size=layout.count)  # (P,)
 
 
-# How many parameters share each learned value.
-GRANULARITIES = {
-    "parameter": lambda layout: torch.ones(layout.count),
-    "tensor": lambda layout: torch.tensor(layout.sizes),
-}
+GRANULARITIES = ("parameter", "tensor")  # what has a learned value of its own
 
 MATCHINGS: dict[str, type[Matching]] = {kind.name: kind for kind in (Uniform, Pruned, Learned)}
 

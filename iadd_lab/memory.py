@@ -12,6 +12,7 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGEST = 2**31 - 1  # mallopt takes an int
+_LARGEST_ONCE = 32 * 2**20  # the most that older versions accept as M_MMAP_THRESHOLD
 
 
 @functools.cache
@@ -23,4 +24,5 @@ def reuse_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) & bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
+    mapped = mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, _LARGEST_ONCE)
+    return bool(mallopt(_TRIM_THRESHOLD, _LARGEST) and mapped)

@@ -325,11 +325,7 @@ def _is_grey_28(channels: int, size: int) -> bool:
 
 def _check_task(*, channels: int, size: int, classes: int, seed: int) -> None:
     require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
-    check_whole("size", size, minimum=SMALLEST_SIZE)
-    require(
-        size <= LARGEST_SIZE,
-        f"size is {size}; images of at most {LARGEST_SIZE} px are supported: choose a smaller size.",
-    )
+    check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)
     require(seed < 2**63, f"seed is {seed}; it must be below 2**63.")

@@ -135,6 +135,9 @@ def draw_history(figure: Figure, history: History) -> None:
     ):
         values = np.asarray(values)
         smooth = name == "matching loss" and len(values) >= 40
+        if name == "matching loss":
+            ax.plot(iterations, history.unweighted_loss, lw=0.8, ls=":", color="C1", label="W ≡ 1")
+            ax.legend(fontsize=7)
         ax.plot(iterations, values, lw=0.8, alpha=0.35 if smooth else 1.0, color="C0")
         if smooth:
             # Segments differ in difficulty: a running mean shows the trend.

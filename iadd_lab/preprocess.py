@@ -59,20 +59,20 @@ class Standardise:
         ]  # (channels, 1, 1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The fitted state, for `from_tensors`."""
+        """The fitted state, for `preprocess_from_tensors`."""
         return {"mean": self.mean, "deviation": self.deviation}
 
 
 @dataclass(frozen=True, eq=False)
 class Zca:
-    """Standardise, then decorrelate all pixels with the symmetric whitening matrix (C + 0.1·I)^(-1/2).
+    """Centre and decorrelate all pixels in [0, 1] with the symmetric whitening matrix (C + 0.1·I)^(-1/2).
 
-    The regularisation of 0.1 on standardised pixels is the one of the field (MTT and its successors).
+    Pixels are not standardised first, and 0.1 is added to the eigenvalues of their covariance C: MTT and its
+    successors do so, and their learning rates of images belong to that scale.
     """
 
-    standardise: Standardise
     centre: torch.Tensor  # (channels * height * width,)
-    eigenvalues: torch.Tensor  # (channels * height * width,), of the covariance C
+    eigenvalues: torch.Tensor  # (channels * height * width,), of C
     eigenvectors: torch.Tensor  # (channels * height * width,) squared, in columns
     kind: ClassVar[str] = "zca"
     regularisation: ClassVar[float] = 0.1
@@ -90,15 +90,14 @@ class Zca:
             f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; at most "
             f"{_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
         )
-        standardise = Standardise.fit(images)
-        centre = sum(standardise.apply(chunk).flatten(1).double().sum(0) for chunk in images.split(_CHUNK))
+        centre = sum(chunk.flatten(1).double().sum(0) for chunk in _chunks(images))
         centre = (centre / len(images)).float()
         covariance = torch.zeros(columns, columns, dtype=torch.float64)
-        for chunk in images.split(_CHUNK):
-            centred = standardise.apply(chunk).flatten(1) - centre  # (chunk, columns)
+        for chunk in _chunks(images):
+            centred = chunk.float().flatten(1) - centre  # (chunk, columns)
             covariance += (centred.T @ centred).double()
         eigenvalues, eigenvectors = torch.linalg.eigh((covariance / max(len(images) - 1, 1)).float())
-        return cls(standardise, centre, eigenvalues.clamp_min(0), eigenvectors.contiguous())
+        return cls(centre, eigenvalues.clamp_min(0), eigenvectors.contiguous())
 
     @cached_property
     def _whiten(self) -> torch.Tensor:
@@ -113,20 +112,19 @@ class Zca:
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
         whitened = []
-        for chunk in images.split(_CHUNK):
-            columns = self.standardise.apply(chunk).flatten(1)  # (chunk, channels * height * width)
+        for chunk in _chunks(images):
+            columns = chunk.flatten(1)  # (chunk, channels * height * width)
             whitened.append((columns - self.centre.to(columns)) @ self._whiten.to(columns))
         return torch.cat(whitened).view(images.shape)
 
     def invert(self, images: torch.Tensor) -> torch.Tensor:
         """Whitened network input back to images whose real ones lie in [0, 1]."""
         columns = images.flatten(1) @ self._colour.to(images) + self.centre.to(images)
-        return self.standardise.invert(columns.view(images.shape))
+        return columns.view(images.shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The fitted state, for `from_tensors`."""
-        own = {"centre": self.centre, "eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
-        return self.standardise.tensors() | own
+        """The fitted state, for `preprocess_from_tensors`."""
+        return {"centre": self.centre, "eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
 
 
 Preprocess = Standardise | Zca
@@ -157,9 +155,7 @@ def preprocess_from_tensors(tensors: Mapping[str, torch.Tensor]) -> Preprocess:
     stored = {tuple(name.split("/")[1:]): t for name, t in tensors.items() if name.startswith("preprocess/")}
     try:
         (kind,) = {key[0] for key in stored} & PREPROCESSES.keys()
-        state = {key[1]: tensor for key, tensor in stored.items()}
-        standardise = Standardise(mean=state.pop("mean"), deviation=state.pop("deviation"))
-        return standardise if kind == Standardise.kind else Zca(standardise, **state)
+        return PREPROCESSES[kind](**{key[1]: tensor for key, tensor in stored.items()})
     except (ValueError, LookupError, TypeError) as error:
         raise InputError("the artefact carries no complete preprocessing: make it again.") from error
 

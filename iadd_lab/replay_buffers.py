@@ -62,17 +62,27 @@ def import_replay_buffers(
         InputError: as `read_replay_buffer`, or the parameters do not fit the network.
     """
     require(len(paths) > 0, "no replay buffers were given: pass at least one replay_buffer_N.pt.")
-    teachers, index = None, 0
-    for path in tqdm(paths, desc="replay buffers", disable=not progress):
-        for trajectory in read_replay_buffer(path):
-            if teachers is None:
-                config = replace(config, epochs=len(trajectory) - 1)
-                teachers = prepare_teachers(data, config, Path(folder))
-            _check_trajectory(path, trajectory, teachers)
-            stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
-            teachers.save(index, stacked, history={"source": Path(path).name})
-            index += 1
+    require(
+        not list(Path(folder).glob("teacher_*")),
+        f"{folder} holds teachers already: import into a folder of its own.",
+    )
+    epochs = len(read_replay_buffer(paths[0])[0]) - 1
+    teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
+    # Every file is checked before the first trajectory is written.
+    counts = [_check_buffer(path, teachers) for path in tqdm(paths, desc="check", disable=not progress)]
+    named = ((path, trajectory) for path in paths for trajectory in read_replay_buffer(path))
+    bar = tqdm(named, total=sum(counts), desc="import", unit="teacher", disable=not progress)
+    for index, (path, trajectory) in enumerate(bar):
+        stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
+        teachers.save(index, stacked.detach(), history={"source": Path(path).name})
     return open_teachers(folder)
+
+
+def _check_buffer(path: Path, teachers: Teachers) -> int:
+    buffer = read_replay_buffer(path)
+    for trajectory in buffer:
+        _check_trajectory(path, trajectory, teachers)
+    return len(buffer)
 
 
 def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:
@@ -89,4 +99,8 @@ def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers
             f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start "
             f"with {shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the "
             "network that the teachers were trained with.",
+        )
+        require(
+            all(bool(torch.isfinite(tensor).all()) for tensor in snapshot),
+            f"{path} holds parameters that are not finite: that training diverged, leave the file out.",
         )

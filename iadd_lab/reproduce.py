@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import papermill
 import yaml
 from tqdm import tqdm
 
-from iadd_lab.errors import choose, require
+from iadd_lab.errors import InputError, choose, require
 from iadd_lab.store import atomic_path, save_text
 
 PROFILES = {
@@ -48,6 +49,7 @@ def reproduce(
         InputError: a profile, notebook or parameter is unknown. Nothing is executed then.
     """
     choose("profile", profile, PROFILES)
+    require("figures_dir" not in (parameters or {}), "figures_dir is set by the batch: use --figures.")
     plan = _plan(profile, only, dict(parameters or {}), Path(notebooks))
     target = Path(figures) / profile
     # Relative, so that no executed notebook carries a path of the machine that ran it.
@@ -62,6 +64,9 @@ def reproduce(
         except papermill.PapermillExecutionError as error:
             failed.append(path.stem)
             print(f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}")
+        except Exception as error:  # a kernel that died or a notebook that can't be read: on to the next
+            failed.append(path.stem)
+            print(f"{path.name} could not be executed: {error}")
     if done:
         save_text(target / "README.md", _report(profile, target))
         print(f"The results lie in {target}: see {target / 'README.md'}.")
@@ -81,17 +86,24 @@ def _plan(profile: str, only: Sequence[str], given: dict[str, str], folder: Path
         choose("notebook in the profile", name, found)
     plan, known = {}, set()
     for name, path in chosen.items():
-        declared = papermill.inspect_notebook(path)
+        declared = _declared(path)
         for parameter in stored.get(name, {}):
             choose(f"parameter of {name} in profile {profile}:", parameter, declared)
         mine = {key: _literal(value) for key, value in given.items() if key in declared}
         known |= mine.keys()
-        plan[path] = stored.get(name, {}) | mine
+        plan[path] = {key: _literal(value) for key, value in stored.get(name, {}).items()} | mine
     for key in given:
         require(
             key in known, f"parameter {key!r} is unknown to {', '.join(chosen)}: see their parameters cells."
         )
     return plan
+
+
+def _declared(path: Path) -> dict[str, object]:
+    try:
+        return papermill.inspect_notebook(path)
+    except Exception as error:  # whatever a reader makes of a foreign file
+        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
 
 
 def _profile_parameters(profile: str, folder: Path) -> dict[str, dict]:
@@ -102,9 +114,19 @@ def _profile_parameters(profile: str, folder: Path) -> dict[str, dict]:
     return yaml.safe_load(path.read_text()) or {}
 
 
-def _literal(text: str) -> object:
-    """A parameter as it was meant: YAML reads numbers, booleans, null and lists."""
-    return yaml.safe_load(text)
+def _literal(text: object) -> object:
+    """A parameter as it was meant: numbers (1e-5 too, which YAML takes for a word), true, null, lists."""
+    if not isinstance(text, str):
+        return text
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"parameter value {text!r} can't be read: write a number, a word or a list."
+        ) from error
 
 
 def _execute(source: Path, target: Path, parameters: dict, progress: bool) -> None:

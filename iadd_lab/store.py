@@ -99,7 +99,7 @@ def fingerprint(*parts: Any) -> str:
 
 def run_folder(root: Path | str, name: str, *parts: Any) -> Path:
     """`root`/`name`-<fingerprint of `parts`>: a changed configuration gets a folder of its own."""
-    return Path(root) / f"{name}-{fingerprint(*parts)}"
+    return Path(root) / f"{name}-{fingerprint(FORMAT_VERSION, *parts)}"
 
 
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -114,6 +114,25 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def check_folder(path: Path) -> Path:
+    """`path`, made if it was not there, after a file was really written in it.
+
+    Raises:
+        InputError: it is a file, or nothing can be written there.
+    """
+    path = Path(path)
+    require(
+        path.is_dir() or not path.exists(), f"{path} is a file, but a folder is needed: choose another name."
+    )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} can't be written to ({error.strerror}): choose another folder.") from error
+    return path
 
 
 @contextmanager

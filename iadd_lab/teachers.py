@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class TeacherConfig:
         batch: images per step.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
-        augment: differentiable siamese augmentation of every batch.
+        augment: differentiable siamese augmentation of every batch; None takes the data set's own.
         seed: of initialisations, order and augmentation; each teacher has streams of its own.
     """
 
@@ -61,7 +61,7 @@ class TeacherConfig:
     batch: int = 256
     momentum: float = 0.0
     weight_decay: float = 0.0
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -89,7 +89,8 @@ class Teachers:
     channels: int
     size: int
     preprocess: Preprocess
-    identity: str  # of everything above but the folder: what its trajectories must have been made for
+    count: int | None  # how many of the trajectories to use; None takes all that are there
+    identity: str  # of the settings above: what a trajectory must have been made for
 
     @cached_property
     def layout(self) -> ParameterLayout:
@@ -99,7 +100,7 @@ class Teachers:
     @cached_property
     def paths(self) -> tuple[Path, ...]:
         """The verified trajectory files, in order of the teachers' numbers."""
-        paths = tuple(sorted(self.folder.glob("teacher_*.safetensors")))
+        paths = tuple(sorted(self.folder.glob("teacher_*.safetensors")))[: self.count]
         for path in paths:
             self._verify(path)
         return paths
@@ -172,6 +173,7 @@ def train_teachers(
     """
     check_whole("count", count, minimum=1)
     teachers = prepare_teachers(data, config, Path(folder))
+    _ = teachers.paths  # a damaged file is named now, not after hours of training
     missing = [index for index in range(count) if not teachers.path(index).exists()]
     if missing:
         images = teachers.preprocess.apply(data.train.images.to(device))
@@ -180,7 +182,7 @@ def train_teachers(
         with tqdm(total=total, desc="teachers", unit="epoch", disable=not progress) as bar:
             for index in missing:
                 _train_one(teachers, index, images, labels, data, bar)
-    return open_teachers(folder)
+    return open_teachers(folder, count=count)
 
 
 def _train_one(
@@ -219,8 +221,12 @@ def _snapshot(teachers: Teachers, network: nn.Module) -> torch.Tensor:
     return teachers.layout.flatten(network.parameters()).detach().cpu()  # (P,)
 
 
-def open_teachers(folder: Path) -> Teachers:
+def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
     """Open the teachers stored in `folder`; every trajectory is verified.
+
+    Args:
+        folder: where `train_teachers` put them.
+        count: use the first so many only; None takes all.
 
     Raises:
         InputError: there are none, or a file is damaged or belongs to other teachers.
@@ -231,12 +237,14 @@ def open_teachers(folder: Path) -> Teachers:
         f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
     )
     artefact = load_artefact(folder / _MANIFEST, kind="teachers")
-    teachers = _from_manifest(folder, artefact.metadata, preprocess_from_tensors(artefact.tensors))
+    teachers = _from_manifest(folder, artefact.metadata, preprocess_from_tensors(artefact.tensors), count)
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
 
 
-def _from_manifest(folder: Path, metadata: dict, preprocess: Preprocess) -> Teachers:
+def _from_manifest(
+    folder: Path, metadata: dict, preprocess: Preprocess, count: int | None = None
+) -> Teachers:
     return Teachers(
         folder=folder,
         config=restore(TeacherConfig, metadata["config"]),
@@ -246,6 +254,7 @@ def _from_manifest(folder: Path, metadata: dict, preprocess: Preprocess) -> Teac
         channels=metadata["channels"],
         size=metadata["size"],
         preprocess=preprocess,
+        count=count,
         identity=fingerprint(metadata),
     )
 
@@ -256,6 +265,8 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
     Raises:
         InputError: the network does not fit the images, or `folder` holds teachers of other settings.
     """
+    # Resolved here, so that the artefact says what was done.
+    config = replace(config, augment=data.augmentation(config.augment))
     metadata = {
         "config": describe(config),
         "data": describe(data.config),

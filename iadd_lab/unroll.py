@@ -124,7 +124,8 @@ def adjoint(
             loss, flat, step, variables, costate, curvature
         )
         alpha_gradient -= scalar
-        images_gradient.index_add_(0, step.rows, batch_gradient, alpha=-variables.alpha.item())
+        # α as a tensor: reading it would make a GPU wait in every step.
+        images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
         if curvature:
             costate = costate - variables.alpha * flat_gradient
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])

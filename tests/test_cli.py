@@ -63,12 +63,15 @@ def test_distill_leaves_the_set_and_its_pictures(folder):
 
 
 def test_evaluate_prints_and_stores(folder):
-    path = folder / "run" / "distilled.safetensors"
+    path = folder / "run"  # the folder does as well
     result = run("evaluate {} --epochs 3 --networks 2 --device cpu --out {}", path, folder / "scores")
     assert result.exit_code == 0, result.output
     assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", result.stdout)
     assert "random real: " in result.stdout
-    stored = Evaluation.load(folder / "scores" / "evaluation_convnet_test.safetensors")
+    paths = sorted((folder / "scores").glob("evaluation_convnet_test_*.safetensors"))
+    assert len(paths) == 2
+    stored, random = map(Evaluation.load, paths)
+    assert (stored.method, random.method) == ("learned", "random real")
     assert stored.config.network.width == 4  # the teachers' network, unless another is asked for
 
 
@@ -130,6 +133,7 @@ def test_both_entries_refuse_with_one_sentence(entry):
         ("--depth 9", "depth"),
         ("--augment flop", "'flop'"),
         ("--device cuda:99", "device is 'cuda:99'"),
+        ("--device mps", "device is 'mps': expected auto, cpu, cuda or cuda:N"),
         ("--device gpu", "device is 'gpu': expected auto, cpu, cuda or cuda:N"),
         ("--size 300", "300"),
         ("--train-limit 3", "train_limit is 3"),
@@ -150,6 +154,8 @@ def test_teach_refuses_before_training(tmp_path, option, sentence):
         ("--alpha -0.01", "alpha is -0.01"),
         ("--alpha-rate nan", "alpha_rate is nan"),
         ("--weight-rate -1", "rate is -1.0"),
+        ("--matching uniform --literal", "--literal was given, but matching 'uniform' has no such setting"),
+        ("--prune 0.2", "leave it out, or use --matching pruned"),
         ("--matching learnt", "unknown matching 'learnt' (did you mean 'learned'?)"),
         ("--matching pruned --prune 1", "fraction is 1.0"),
         ("--granularity layer", "unknown granularity 'layer'"),
@@ -165,6 +171,32 @@ def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
         f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [f"{TEACH} --out {{}}", f"{DISTILL} --teachers {{}} --out {{}}", "evaluate {} --out {}"]
+)
+def test_a_folder_that_is_a_file_is_named_before_any_work(folder, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    first = {"teach": [], "distill": [folder / "teachers"], "evaluate": [folder / "run"]}[command.split()[0]]
+    assert f"{tmp_path / 'file'} is a file, but a folder is needed" in refused(
+        command, *first, tmp_path / "file"
+    )
+
+
+def test_more_random_images_than_there_are_is_refused_before_training(folder, tmp_path):
+    noisy = run(
+        f"{DISTILL} --ipc 130 --initial-images noise --teachers {{}} --out {{}}",
+        folder / "teachers",
+        tmp_path,
+    )
+    assert noisy.exit_code == 0, noisy.output
+    assert "ipc is 130, but class" in refused("evaluate {}", tmp_path)
+
+
+def test_bad_widths_are_not_passed_over(folder):
+    assert "width is 0" in refused("evaluate {} --width 0", folder / "run")
+    assert "only convnet has a width" in refused("evaluate {} --network vgg11 --width 8", folder / "run")
 
 
 def test_a_truncated_artefact_is_named(folder, tmp_path):

@@ -111,10 +111,20 @@ class Killed(Exception):
     """Stands for a kill: nothing in the loop handles it."""
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+RESUMED = {
+    "learned": {},
+    "adam": {"image_optimizer": "adam", "image_rate": 0.1},
+    "uniform": {"matching": Uniform(), "batch": None},
+    "pruned": {"matching": Pruned(fraction=0.3)},
+    "literal": {"matching": Learned(rate=0.05, normalised=False, granularity="tensor", learn_until=3)},
+    "frozen": {"gradient": "frozen", "momentum": 0.0, "initial_images": "noise"},
+}
+
+
+@pytest.mark.parametrize("change", RESUMED)
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
-def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, optimizer, stop_at):
-    config = replace(CONFIG, image_optimizer=optimizer, image_rate=0.1)
+def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, change, stop_at):
+    config = replace(CONFIG, **RESUMED[change])
     whole = distill(toy_data, toy_teachers, config, progress=False)
 
     def kill(iteration, history):
@@ -185,8 +195,19 @@ def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tm
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_loss_that_is_not_finite_stops(toy_data, toy_teachers):
     wild = replace(CONFIG, alpha=1e30, student_steps=5)
-    with pytest.raises(DivergenceError, match=r"not finite: lower alpha .* or image_rate"):
+    with pytest.raises(DivergenceError, match=r"not finite \(\S+\): lower alpha .*, image_rate"):
         distill(toy_data, toy_teachers, wild, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("rate", [1e20, 1e38])
+def test_the_state_kept_is_one_whose_loss_was_finite(toy_data, toy_teachers, tmp_path, rate):
+    wild = replace(CONFIG, image_rate=rate, iterations=20)
+    with pytest.raises(DivergenceError, match="image_rate") as stopped:
+        distill(toy_data, toy_teachers, wild, folder=tmp_path, progress=False)
+    kept = stopped.value.result
+    assert kept.images.abs().max() < 100
+    assert len(kept.history.alpha) == len(kept.history.loss) == kept.history.snapshot_iterations[-1] == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from iadd_lab.baselines import random_real
 from iadd_lab.data import load_data
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_draws
+from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
 from iadd_lab.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
@@ -79,19 +79,21 @@ def test_validation_split_is_another_split(toy_data, random_set):
     assert made.confusion[0].sum() == len(toy_data.validation)
 
 
-def test_draws_train_each_network_on_its_own_set(toy_data, toy_teachers, evaluation):
-    drawn = []
+def test_each_network_may_have_its_own_set(toy_data, toy_teachers, evaluation):
+    sets = [random_real(toy_data, toy_teachers.preprocess, ipc=3, seed=seed) for seed in range(3)]
+    assert not torch.equal(sets[0].images, sets[1].images)
+    made = evaluate_each(sets, toy_data, CONFIG, progress=False)
+    assert torch.equal(made.confusion[0], evaluation.confusion[0])  # the same first set and first network
 
-    def draw(index):
-        drawn.append(random_real(toy_data, toy_teachers.preprocess, ipc=3, seed=index))
-        return drawn[-1]
 
-    made = evaluate_draws(draw, toy_data, CONFIG, progress=False)
-    assert len(drawn) == 3
-    assert not torch.equal(drawn[0].images, drawn[1].images)
-    assert torch.equal(
-        made.confusion[0], evaluation.confusion[0]
-    )  # the same first set, the same first network
+def test_random_real_images_are_drawn_anew_for_each_network_and_seed(toy_data, toy_teachers):
+    first, again, other = (
+        evaluate_random(toy_data, toy_teachers.preprocess, replace(CONFIG, seed=seed), ipc=3, progress=False)
+        for seed in (0, 0, 1)
+    )
+    assert first.method == "random real"
+    assert torch.equal(first.confusion, again.confusion)
+    assert not torch.equal(first.confusion, other.confusion)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
@@ -110,7 +112,7 @@ def test_sets_of_different_preprocessing_do_not_mix(toy_data, random_set):
     standardise = type(random_set.preprocess)(random_set.preprocess.mean + 1, random_set.preprocess.deviation)
     other = replace(random_set, preprocess=standardise)
     with pytest.raises(InputError, match="different preprocessing"):
-        evaluate_draws([random_set, other, other].__getitem__, toy_data, CONFIG, progress=False)
+        evaluate_each([random_set, other], toy_data, CONFIG, progress=False)
 
 
 def test_evaluations_and_sets_are_stored_whole(tmp_path, evaluation, random_set):

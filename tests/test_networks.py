@@ -434,10 +434,10 @@ def test_bad_configurations_are_refused(fields, sentence):
     ("task", "sentence"),
     [
         ({"channels": 2}, "channels is 2; it must be 1 (grey) or 3 (colour)."),
-        ({"size": 7}, "size is 7; it must be a whole number of at least 8."),
+        ({"size": 7}, "size is 7; it must be a whole number of at least 8 and at most 224."),
         (
             {"size": 256},
-            "size is 256; images of at most 224 px are supported: choose a smaller size.",
+            "size is 256; it must be a whole number of at least 8 and at most 224.",
         ),
         ({"classes": 1}, "classes is 1; it must be a whole number of at least 2."),
         ({"seed": -1}, "seed is -1; it must be a whole number of at least 0."),

@@ -76,12 +76,15 @@ def test_history_shows_every_iteration(result):
     for ax, values in zip(
         figure.axes, (result.history.loss, result.history.alpha, result.history.importance_share), strict=True
     ):
-        assert np.array_equal(ax.lines[0].get_ydata(), values)
+        assert any(np.array_equal(line.get_ydata(), values) for line in ax.lines)
+    assert np.array_equal(figure.axes[0].lines[0].get_ydata(), result.history.unweighted_loss)
 
 
 def test_a_long_history_gets_its_running_mean(result):
-    history = type(result.history)(loss=list(range(100)), alpha=[0.1] * 100, importance_share=[1.0] * 100)
-    mean = plots.history_plot(history).axes[0].lines[1]
+    history = type(result.history)(
+        loss=list(range(100)), unweighted_loss=[1.0] * 100, alpha=[0.1] * 100, importance_share=[1.0] * 100
+    )
+    mean = plots.history_plot(history).axes[0].lines[2]
     assert mean.get_xdata()[0] == 5
     assert mean.get_ydata()[0] == pytest.approx(2.0)
 

@@ -48,6 +48,20 @@ def test_one_notebook_with_a_parameter(folders, capsys):
     assert "The results lie in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("2.5", 2.5), ("7", 7)])
+def test_numbers_arrive_as_they_were_meant(folders, text, value):
+    assert reproduce(only=["good"], parameters={"side": text}, progress=False, **folders) == []
+    (found,) = outputs(folders["figures"] / "quick" / "good.ipynb")
+    assert float(found) == 3 * value
+
+
+def test_a_file_that_is_no_notebook_is_named_first(folders):
+    (folders["notebooks"] / "broken.ipynb").write_text("{}")
+    with pytest.raises(InputError, match=r"broken\.ipynb is not a notebook"):
+        reproduce(progress=False, **folders)
+    assert not folders["figures"].exists()
+
+
 def test_a_failing_notebook_does_not_stop_the_others(folders, capsys):
     assert reproduce(progress=False, **folders) == ["bad"]
     assert "on purpose" in capsys.readouterr().out
@@ -62,6 +76,8 @@ def test_a_failing_notebook_does_not_stop_the_others(folders, capsys):
         ({"profile": "quik"}, r"unknown profile 'quik'.*did you mean 'quick'"),
         ({"only": ["goood"]}, "unknown notebook 'goood'.*did you mean 'good'"),
         ({"parameters": {"sides": "3"}}, "parameter 'sides' is unknown to"),
+        ({"parameters": {"side": "[1"}}, "parameter value .* can't be read"),
+        ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch"),
         ({"profile": "cpu"}, "profile 'cpu' has no .*cpu.yaml"),
     ],
 )

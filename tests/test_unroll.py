@@ -92,7 +92,7 @@ def test_adjoint_equals_full_for_each_augmentation(operation):
 @pytest.mark.parametrize("engine", ["full", "adjoint"])
 @pytest.mark.parametrize("name", ["learned", "literal", "tensor"])
 def test_gradients_equal_finite_differences(engine, name):
-    # Short steps on a network of smooth pieces: no ReLU changes sign within ±1e-6.
+    # The network is smooth but for its ReLUs, and none of them changes sign within ±1e-6.
     loss, segment, variables, objective = make_problem(width=3, steps=2, batch=3, matching=MATCHINGS[name])
     gradients = ENGINES[engine](loss, segment, variables, objective)
     generator = torch.Generator().manual_seed(0)
