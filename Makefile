@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 and make: `make reproduce` and `make test`.
 # Both make .venv and install into it, or use the one that is there.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PROFILE ?= quick
 
@@ -11,19 +11,22 @@ reproduce: .venv/.installed
 
 test: .venv/.installed-dev lint
 	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+	# In a copy, so that the notebooks compute everything anew and leave the runs of `make reproduce` alone.
+	rm -rf build/nbval && mkdir -p build/nbval && cp -r notebooks build/nbval/
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
+	    build/nbval/notebooks
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 .venv/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 .venv/.installed-dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch .venv/.installed $@
 

@@ -126,26 +126,29 @@ def history_plot(history: History) -> Figure:
 
 def draw_history(figure: Figure, history: History) -> None:
     """Draw what `history_plot` shows into an empty figure."""
-    iterations = np.arange(1, len(history.loss) + 1)
-    for ax, values, name in zip(
-        figure.subplots(1, 3),
-        (history.loss, history.alpha, history.importance_share),
-        ("matching loss", "learning rate α", "effective share of W"),
-        strict=True,
-    ):
-        values = np.asarray(values)
-        smooth = name == "matching loss" and len(values) >= 40
-        if name == "matching loss":
-            ax.plot(iterations, history.unweighted_loss, lw=0.8, ls=":", color="C1", label="W ≡ 1")
-            ax.legend(fontsize=7)
-        ax.plot(iterations, values, lw=0.8, alpha=0.35 if smooth else 1.0, color="C0")
-        if smooth:
-            # Segments differ in difficulty: a running mean shows the trend.
-            span = max(len(values) // 20, 2)
-            mean = np.convolve(values, np.ones(span) / span, mode="valid")
-            ax.plot(iterations[span - 1 :], mean, color="C0", lw=1.5)
-        ax.set(xlabel="iteration", title=name)
+    loss, alpha, share = figure.subplots(1, 3)
+    _draw_series(loss, history.loss, "weighted by W", smooth=True)
+    if history.unweighted_loss != history.loss:
+        _draw_series(loss, history.unweighted_loss, "without W", smooth=True)
+        loss.legend(fontsize=7)
+    _draw_series(alpha, history.alpha)
+    _draw_series(share, history.importance_share)
+    for ax, title in ((loss, "matching loss"), (alpha, "learning rate α"), (share, "effective share of W")):
+        ax.set(xlabel="iteration", title=title)
         ax.ticklabel_format(axis="y", useOffset=False)
+
+
+def _draw_series(ax: Axes, values: Sequence[float], label: str = "", *, smooth: bool = False) -> None:
+    """One value per iteration; with `smooth`, faint behind its running mean, since segments differ."""
+    iterations = np.arange(1, len(values) + 1)
+    smooth = smooth and len(values) >= 40
+    (line,) = ax.plot(
+        iterations, values, lw=0.8, alpha=0.25 if smooth else 1.0, label="" if smooth else label
+    )
+    if smooth:
+        span = max(len(values) // 20, 2)
+        mean = np.convolve(values, np.ones(span) / span, mode="valid")
+        ax.plot(iterations[span - 1 :], mean, color=line.get_color(), lw=1.4, label=label)
 
 
 def importance_by_layer(importance: torch.Tensor, layout: ParameterLayout) -> Figure:
@@ -221,11 +224,12 @@ def overview(result: DistillResult, evaluations: Sequence[Evaluation]) -> Figure
 class LivePlot:
     """A callback, as in `distill(..., on_iteration=LivePlot(preprocess))`: one output, redrawn in place.
 
-    It shows the matching loss so far and the latest snapshot of the distilled images (ten at most).
+    It shows the matching loss so far and the latest snapshot of the first image of each class (ten at most).
     """
 
-    def __init__(self, preprocess: Preprocess, *, every: int = 25):
+    def __init__(self, preprocess: Preprocess, *, ipc: int = 1, every: int = 25):
         self.preprocess = preprocess
+        self.ipc = ipc
         self.every = every
         self.handle = None
 
@@ -243,7 +247,7 @@ class LivePlot:
 
     def draw(self, history: History) -> Figure:
         """The picture at this moment."""
-        pictures = self.preprocess.invert(history.snapshot_images[-1][:10]).clamp(0, 1)
+        pictures = self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]).clamp(0, 1)
         with _style():
             figure = _figure(_WIDTH, 1.8)
             left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
