@@ -17,6 +17,21 @@ from iadd_lab.store import describe, load_artefact, restore, save_artefact
 KIND = "distilled"
 
 
+def displayable(images: torch.Tensor) -> torch.Tensor:
+    """Images (count, channels, height, width) of any range as pictures in [0, 1]; see `pictures`."""
+    flat = images.flatten(1)  # (count, channels * height * width)
+    low, high = flat.quantile(torch.tensor([0.01, 0.99]).to(flat), dim=1).clamp(-1e6, 1e6)  # (count,) each
+    mean = flat.mean(1)
+    centre = mean.clamp(0.2, 0.8)  # a picture all outside the range is shifted into it
+    # A real picture's mean and quantiles lie in [0, 1] already: nothing is to be lowered.
+    above = (1 - centre) / (high - mean).clamp_min(1e-6)
+    below = centre / (mean - low).clamp_min(1e-6)
+    inside = (low >= 0) & (high <= 1)
+    factor = torch.where(inside, 1.0, torch.minimum(above, below).clamp_max(1.0))
+    moved = (flat - mean[:, None]) * factor[:, None] + torch.where(inside, mean, centre)[:, None]
+    return moved.clamp(0, 1).view(images.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
     """A few images per class, with the preprocessing without which they mean nothing.
@@ -39,9 +54,13 @@ class DistilledSet:
         """Images per class."""
         return len(self.images) // len(self.classes)
 
-    def pictures(self) -> torch.Tensor:
-        """The images without the preprocessing, clamped to [0, 1], for the eye."""
-        return self.preprocess.invert(self.images).clamp(0, 1)
+    def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
+        """For the eye: the set's images (or others in its preprocessing), without it, in [0, 1].
+
+        Distilled pixels leave the range of real ones. The contrast of a picture is lowered about its mean,
+        as far as it takes for 98 % of its values to fit; real images stay as they are.
+        """
+        return displayable(self.preprocess.invert(self.images if images is None else images))
 
     def check_data(self, data: ImageData) -> None:
         """Require that `data` is the real set, split as it was, that this set stands for."""

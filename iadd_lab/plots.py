@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from iadd_lab.distill import DistillResult
+from iadd_lab.distilled import displayable
 from iadd_lab.evaluate import Evaluation, spread
 from iadd_lab.history import History
 from iadd_lab.networks import ParameterLayout
@@ -105,7 +106,7 @@ def draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> None
     """Draw what `before_after` shows into an empty figure."""
     count = min(len(result.distilled.classes), 10)
     rows = torch.arange(count) * result.distilled.ipc
-    first = result.distilled.preprocess.invert(result.history.snapshot_images[0]).clamp(0, 1)[rows]
+    first = result.distilled.pictures(result.history.snapshot_images[0])[rows]
     axes = figure.subplots(2, count, squeeze=False)
     for line, pictures in enumerate((first, result.distilled.pictures()[rows])):
         for ax, picture in zip(axes[line], pictures, strict=True):
@@ -247,7 +248,7 @@ class LivePlot:
 
     def draw(self, history: History) -> Figure:
         """The picture at this moment."""
-        pictures = self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]).clamp(0, 1)
+        pictures = displayable(self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]))
         with _style():
             figure = _figure(_WIDTH, 1.8)
             left, right = figure.subfigures(1, 2, width_ratios=(1, 2))

@@ -64,7 +64,7 @@ def test_many_classes_take_several_bands():
 def test_before_and_after_show_the_first_of_each_class(result):
     figure = plots.before_after(result)
     pixels = shown(figure.axes)
-    start = result.distilled.preprocess.invert(result.history.snapshot_images[0]).clamp(0, 1)
+    start = result.distilled.pictures(result.history.snapshot_images[0])
     for found, expected in zip(
         pixels, [start[0], start[2], *result.distilled.pictures()[[0, 2]]], strict=True
     ):
