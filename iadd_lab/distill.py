@@ -194,15 +194,9 @@ def distill(
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     saved = time.monotonic()
-    first = run.iteration
-    with tqdm(total=config.iterations, initial=first, desc="distill", disable=not progress) as bar:
+    with tqdm(total=config.iterations, initial=run.iteration, desc="distill", disable=not progress) as bar:
         while run.iteration < config.iterations:
-            try:
-                run.iterate()
-            except DivergenceError as error:
-                where = f" in {run.save(checkpoint)}" if checkpoint is not None else ""
-                kept = f"The state after {run.iteration} iterations is kept{where}."
-                raise DivergenceError(f"{error} {kept}", result=run.result()) from None
+            _iterate_or_keep(run, checkpoint)
             bar.update()
             bar.set_postfix(loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}")
             if on_iteration is not None:
@@ -215,6 +209,16 @@ def distill(
         result.save(Path(folder) / "distilled.safetensors")
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _iterate_or_keep(run: _Run, checkpoint: Path | None) -> None:
+    """One iteration; a divergence leaves the last good state in the checkpoint and in the error."""
+    try:
+        run.iterate()
+    except DivergenceError as error:
+        where = f" in {run.save(checkpoint)}" if checkpoint is not None else ""
+        kept = f"The state after {run.iteration} iterations is kept{where}."
+        raise DivergenceError(f"{error} {kept}", result=run.result()) from None
 
 
 def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> None:
