@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 
 import torch
+
+from iadd_lab.errors import choose
 
 
 @dataclass
@@ -43,6 +46,16 @@ class History:
                 for name, tensor in stored.items()
             }
         )
+
+    def settled(self, name: str, *, share: float = 0.1) -> float:
+        """The mean of the series `name` over the last `share` of the iterations: segments differ.
+
+        Raises:
+            InputError: there is no such series.
+        """
+        series = {key: values for key, values in vars(self).items() if not key.startswith("snapshot")}
+        values = choose("series", name, series)
+        return mean(values[-max(round(share * len(values)), 1) :])
 
     def forget_last(self) -> None:
         """Take the last iteration back, as if it had not been."""

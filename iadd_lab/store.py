@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from iadd_lab.errors import InputError, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
 
 

@@ -110,7 +110,7 @@ def adjoint(
 
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
-    path = _walk(loss, segment, variables)  # (J + 1, P)
+    path = walk(loss, segment, variables)  # (J + 1, P)
     end, raw = _leaf(path[-1]), _leaf(variables.raw)
     value = objective(end, raw)
     costate, raw_gradient = torch.autograd.grad(
@@ -131,7 +131,7 @@ def adjoint(
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
 
 
-def _walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torch.Tensor]:
+def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torch.Tensor]:
     """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
     path = [segment.start.detach()]
     for step in segment.steps:

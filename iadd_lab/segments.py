@@ -1,0 +1,59 @@
+"""Drawing what one iteration of a distillation sees: a piece of a trajectory, and the student's steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from iadd_lab.augment import draw
+from iadd_lab.teachers import Teachers
+from iadd_lab.unroll import Segment, Step
+
+if TYPE_CHECKING:  # the configuration stands above its consumer, in a module that imports this one
+    from iadd_lab.distill import DistillConfig
+
+
+def draw_place(teachers: Teachers, config: DistillConfig, generator: torch.Generator) -> tuple[int, int]:
+    """A teacher's number and a start epoch below `config.max_start_epoch`, both equally likely."""
+    teacher = int(torch.randint(len(teachers), (), generator=generator))
+    return teacher, int(torch.randint(config.max_start_epoch, (), generator=generator))
+
+
+def draw_segment(
+    teachers: Teachers,
+    config: DistillConfig,
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    teacher: int,
+    start_epoch: int,
+) -> Segment:
+    """θ_i and θ_{i+K} of `teacher` with i = `start_epoch`, and the student's J steps.
+
+    The steps go over the distilled set pass after pass, each in a new order, and draw an augmentation each.
+
+    Args:
+        teachers: whose trajectory it is.
+        config: its `augment` must be resolved, as in every stored configuration.
+        images: the distilled set, (classes * ipc, channels, height, width); its shape and device are used.
+        generator: a CPU generator.
+        teacher: the number of the teacher.
+        start_epoch: i, at most the teachers' epochs − K.
+    """
+    count, _, height, width = images.shape
+    batches: list[torch.Tensor] = []
+    while len(batches) < config.student_steps:
+        batches += torch.randperm(count, generator=generator).split(config.batch or count)
+    steps = tuple(
+        Step(
+            rows.to(images.device),
+            draw(config.augment, batch=len(rows), height=height, width=width, generator=generator),
+        )
+        for rows in batches[: config.student_steps]
+    )
+    return Segment(
+        start=teachers.snapshot(teacher, start_epoch).to(images.device),
+        target=teachers.snapshot(teacher, start_epoch + config.teacher_epochs).to(images.device),
+        steps=steps,
+    )
