@@ -9,13 +9,15 @@ print(evaluate(result.distilled, data, EvaluateConfig()))
 from importlib.metadata import version
 
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import random_real
+from iadd_lab.baselines import herding, random_real, whole_set
 from iadd_lab.data import DATASETS, DataConfig, ImageData, load_data
 from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillConfig, DistillResult, distill
 from iadd_lab.distilled import DistilledSet
+from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_random
+from iadd_lab.gradient_matching import GradientMatchingConfig, match_gradients
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
@@ -33,9 +35,11 @@ __all__ = [
     "DistillConfig",
     "DistillResult",
     "DistilledSet",
+    "DistributionMatchingConfig",
     "DivergenceError",
     "EvaluateConfig",
     "Evaluation",
+    "GradientMatchingConfig",
     "ImageData",
     "InputError",
     "Learned",
@@ -48,9 +52,13 @@ __all__ = [
     "distill",
     "evaluate",
     "evaluate_random",
+    "herding",
     "load_data",
+    "match_distributions",
+    "match_gradients",
     "open_teachers",
     "pick_device",
     "random_real",
     "train_teachers",
+    "whole_set",
 ]

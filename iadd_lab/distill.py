@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.augment import AugmentConfig
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
 from iadd_lab.history import History
 from iadd_lab.matching import Learned, Matching, effective_share
 from iadd_lab.memory import reuse_freed_memory
-from iadd_lab.sampling import check_class_sizes, draw_rows
+from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
+from iadd_lab.segments import draw_place, draw_segment
 from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
 from iadd_lab.teachers import TeacherConfig, Teachers
-from iadd_lab.unroll import ENGINES, Gradients, Segment, Step, StudentLoss, Variables
+from iadd_lab.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables
 
 OPTIMIZERS = {
     "sgd": lambda parameters, config: torch.optim.SGD(
@@ -100,6 +101,7 @@ class DistillResult:
 
     distilled: DistilledSet
     importance: torch.Tensor  # W at the end, (P,); ones where nothing is learned
+    raw: torch.Tensor  # the matching's learned values behind W, (0,) where there are none
     history: History
     config: DistillConfig
     teachers: dict[str, Any]  # the teachers' configuration, fingerprint and count, as stored
@@ -128,7 +130,7 @@ class DistillResult:
         """Store everything in one file, from which `DistilledSet.load` reads the set alone."""
         return self.distilled.save(
             path,
-            more_tensors=self.history.tensors() | {"importance": self.importance},
+            more_tensors=self.history.tensors() | {"importance": self.importance, "raw": self.raw},
             more_metadata={"config": describe(self.config), "teachers": self.teachers},
         )
 
@@ -147,6 +149,7 @@ class DistillResult:
         return cls(
             distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
             importance=artefact.tensors["importance"],
+            raw=artefact.tensors["raw"],
             history=History.from_tensors(artefact.tensors),
             config=restore(DistillConfig, artefact.metadata["config"]),
             teachers=artefact.metadata["teachers"],
@@ -194,7 +197,9 @@ def distill(
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     saved = time.monotonic()
-    with tqdm(total=config.iterations, initial=run.iteration, desc="distill", disable=not progress) as bar:
+    with tqdm(
+        total=config.iterations, initial=run.iteration, desc="distill", leave=None, disable=not progress
+    ) as bar:
         while run.iteration < config.iterations:
             _iterate_or_keep(run, checkpoint)
             bar.update()
@@ -260,19 +265,6 @@ def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) ->
     return result
 
 
-def _real_images(data: ImageData, teachers: Teachers, config: DistillConfig) -> torch.Tensor:
-    rows = draw_rows(data, config.ipc, generator(config.seed, "initial images"))
-    return teachers.preprocess.apply(data.train.images[rows])
-
-
-def _noise_images(data: ImageData, teachers: Teachers, config: DistillConfig) -> torch.Tensor:
-    shape = (len(data.classes) * config.ipc, data.channels, data.size, data.size)
-    return torch.randn(shape, generator=generator(config.seed, "initial images"))
-
-
-INITIAL_IMAGES = {"real": _real_images, "noise": _noise_images}
-
-
 class _Run:
     """The mutable state of one distillation: all that a checkpoint holds."""
 
@@ -281,7 +273,8 @@ class _Run:
         self.loss = StudentLoss(teachers.network(0))
         self.layout = self.loss.layout
         self.engine = ENGINES[config.gradient]
-        initial = INITIAL_IMAGES[config.initial_images](data, teachers, config)
+        start = generator(config.seed, "initial images")
+        initial = INITIAL_IMAGES[config.initial_images](data, teachers.preprocess, config.ipc, start)
         self.images = initial.to(device).requires_grad_()  # (classes * ipc, channels, height, width)
         self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.ipc)
         self.alpha = torch.tensor(config.alpha, device=device, requires_grad=True)  # ()
@@ -327,31 +320,10 @@ class _Run:
 
     def draw_segment(self) -> Segment:
         """A teacher, a start epoch, and J steps of rows and augmentation."""
-        config = self.config
-        teacher = self.random_below(len(self.teachers))
-        epoch = self.random_below(config.max_start_epoch)
-        return Segment(
-            start=self.teachers.snapshot(teacher, epoch).to(self.device),
-            target=self.teachers.snapshot(teacher, epoch + config.teacher_epochs).to(self.device),
-            steps=tuple(self.draw_step(rows) for rows in self.draw_batches()),
+        teacher, epoch = draw_place(self.teachers, self.config, self.generator)
+        return draw_segment(
+            self.teachers, self.config, self.images, self.generator, teacher=teacher, start_epoch=epoch
         )
-
-    def draw_batches(self) -> list[torch.Tensor]:
-        """The rows of each of the J steps: pass after pass over the set, each in a new order."""
-        count, batches = len(self.labels), []
-        while len(batches) < self.config.student_steps:
-            batches += torch.randperm(count, generator=self.generator).split(self.config.batch or count)
-        return batches[: self.config.student_steps]
-
-    def draw_step(self, rows: torch.Tensor) -> Step:
-        height, width = self.images.shape[2:]
-        augmentation = draw(
-            self.config.augment, batch=len(rows), height=height, width=width, generator=self.generator
-        )
-        return Step(rows.to(self.device), augmentation)
-
-    def random_below(self, bound: int) -> int:
-        return int(torch.randint(bound, (), generator=self.generator))
 
     def objective(self, segment: Segment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         matching, layout = self.config.matching, self.layout
@@ -425,8 +397,14 @@ class _Run:
             "fingerprint": self.teachers.fingerprint,
             "count": len(self.teachers),
         }
-        importance = self.importance.detach().cpu()
-        return DistillResult(distilled, importance, self.history, self.config, teachers)
+        return DistillResult(
+            distilled=distilled,
+            importance=self.importance.detach().cpu(),
+            raw=self.raw.detach().cpu(),
+            history=self.history,
+            config=self.config,
+            teachers=teachers,
+        )
 
     def identity(self) -> str:
         return fingerprint(self.config, self.teachers.fingerprint)

@@ -52,6 +52,11 @@ class NetworkConfig:
             )
             check_whole(field, value, minimum=1)
 
+    @property
+    def title(self) -> str:
+        """The name as text has it."""
+        return TITLES[self.name]
+
     def options(self) -> dict[str, int]:
         """The fields beyond the name that were given, as keyword arguments of the network's builder."""
         return {field: value for field in ("width", "depth") if (value := getattr(self, field)) is not None}
@@ -99,12 +104,15 @@ class ImageClassifier(nn.Module):
         self.classifier = classifier
         self.enlarge_to = enlarge_to
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """What the linear layer sees of the images: (batch, channels * height * width)."""
         if self.enlarge_to is not None:
             sides = (self.enlarge_to, self.enlarge_to)
             images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-        features = self.features(images).flatten(1)  # (batch, channels * height * width)
-        return self.classifier(features)
+        return self.features(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.embed(images))
 
 
 class ResidualBlock(nn.Module):
@@ -226,6 +234,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": vgg11,
     "resnet18": resnet18,
 }
+
+TITLES = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,20 @@ def test_other_networks_flatten_more_features_of_large_images(name, features):
         assert network(noise(1, 1, 224, 224)).shape == (1, 2)
 
 
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("name", NAMES)
+def test_embed_is_what_the_linear_layer_sees(name, size):
+    network, seen = build(name, size=size), []
+    network.classifier.register_forward_hook(lambda layer, inputs, logits: seen.append(inputs[0]))
+    images = noise(2, 3, size, size)
+    with torch.no_grad():
+        logits = network(images)
+        features = network.embed(images)
+    assert features.shape == (2, network.classifier.in_features)
+    assert torch.equal(features, seen[0])
+    assert torch.equal(network.classifier(features), logits)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_buffers_no_randomness_nothing_in_place(name):
     network = build(name, size=8, channels=1)

@@ -7,7 +7,7 @@ import torch
 
 from iadd_lab.data import ImageData
 from iadd_lab.errors import InputError
-from iadd_lab.sampling import check_class_sizes, draw_rows
+from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes, draw_rows
 from iadd_lab.seeds import generator
 from iadd_lab.splits import Split
 
@@ -59,3 +59,21 @@ def test_the_smallest_class_bounds_ipc():
 def test_a_class_without_training_images_counts_as_the_smallest():
     with pytest.raises(InputError, match="'fox' has only 0 training images"):
         check_class_sizes(train_of([0, 1, 1]), 1)
+
+
+def test_real_initial_images_are_the_rows_drawn(toy_data, toy_teachers):
+    preprocess = toy_teachers.preprocess
+    images = INITIAL_IMAGES["real"](toy_data, preprocess, 3, generator(0))
+    rows = draw_rows(toy_data, 3, generator(0))
+    assert torch.equal(images, preprocess.apply(toy_data.train.images[rows]))
+
+
+def test_noise_images_follow_the_generator_alone_and_need_no_real_ones(toy_data):
+    first, again, other = (
+        INITIAL_IMAGES["noise"](toy_data, None, 900, generator(seed)) for seed in (0, 0, 1)
+    )
+    assert first.shape == (1800, 1, 8, 8)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert abs(first.mean().item()) < 0.02
+    assert abs(first.std().item() - 1) < 0.02

@@ -1,0 +1,168 @@
+"""Sets of real images: herding against brute force, and the whole set, also where classes differ in size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from iadd_lab.baselines import herd, herding, random_real, whole_set
+from iadd_lab.data import ImageData, load_data
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, evaluate
+from iadd_lab.networks import NetworkConfig
+from tests.conftest import AUGMENT
+
+EVALUATE = EvaluateConfig(
+    network=NetworkConfig(width=4, depth=2), networks=1, epochs=2, augment=AUGMENT, split="validation"
+)
+
+
+@pytest.fixture(scope="module")
+def imbalanced(toy_data) -> ImageData:
+    """The toy data with five ones left, and an odd number of images in all."""
+    labels = toy_data.train.labels
+    kept = torch.cat([torch.nonzero(labels == 1).flatten()[:5], torch.nonzero(labels == 0).flatten()[:40]])
+    train = toy_data.train.take(kept.sort().values.numpy())
+    return replace(toy_data, train=train, fingerprint="imbalanced")
+
+
+def seen_by_the_classifier(data, teachers, teacher: int) -> torch.Tensor:
+    """The features of all training images, as the last layer of a network rebuilt here reads them."""
+    network = teachers.network(7)
+    trained = teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(trained[name])
+    seen = []
+    network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(teachers.preprocess.apply(data.train.images))
+    return seen[0].double()
+
+
+def brute_force(features: np.ndarray, count: int) -> list[int]:
+    """Every candidate's mean written out, from the definition."""
+    chosen: list[int] = []
+    for _ in range(count):
+        candidates = [row for row in range(len(features)) if row not in chosen]
+        gaps = [np.linalg.norm(features.mean(0) - features[[*chosen, row]].mean(0)) for row in candidates]
+        chosen.append(candidates[int(np.argmin(gaps))])
+    return chosen
+
+
+@pytest.mark.parametrize("teacher", [0, 1])
+def test_herding_is_the_greedy_choice_in_the_trained_teachers_features(toy_data, toy_teachers, teacher):
+    made = herding(toy_data, toy_teachers, ipc=6, teacher=teacher)
+    assert made.labels.tolist() == [0] * 6 + [1] * 6
+    assert (made.method, made.ipc, made.alpha) == ("herding", 6, 0.01)
+    features = seen_by_the_classifier(toy_data, toy_teachers, teacher).numpy()
+    real = toy_teachers.preprocess.apply(toy_data.train.images)
+    for label in range(2):
+        rows = np.flatnonzero(toy_data.train.labels == label)
+        expected = rows[brute_force(features[rows], 6)]
+        assert torch.equal(made.images[made.labels == label], real[expected])
+
+
+def test_herding_repeats_whatever_the_global_generator_and_follows_the_teacher(toy_data, toy_teachers):
+    first = herding(toy_data, toy_teachers, ipc=4)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert torch.equal(herding(toy_data, toy_teachers, ipc=4).images, first.images)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(herding(toy_data, toy_teachers, ipc=4, teacher=1).images, first.images)
+
+
+def test_fewer_images_begin_more(toy_data, toy_teachers):
+    few, many = (herding(toy_data, toy_teachers, ipc=ipc) for ipc in (2, 5))
+    assert torch.equal(few.images[:2], many.images[:2])
+    assert torch.equal(few.images[2:], many.images[5:7])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pick_is_the_best_that_was_free(seed):
+    features = torch.randn(12, 3, generator=torch.Generator().manual_seed(seed))
+    picks = herd(features, 12).tolist()
+    assert sorted(picks) == list(range(12))  # at most once, and in the end everything
+    mean = features.double().mean(0)
+    for step, pick in enumerate(picks):
+        gaps = {
+            row: (mean - features[[*picks[:step], row]].double().mean(0)).norm().item()
+            for row in range(12)
+            if row not in picks[:step]
+        }
+        assert gaps[pick] == min(gaps.values())
+
+
+def test_a_row_is_not_picked_again_though_it_would_be_best():
+    # The mean is 2, where one image lies: the next best pair with it is 2 and 3, not 2 and 2.
+    assert herd(torch.tensor([[-4.0], [2.0], [3.0], [7.0]]), 2).tolist() == [1, 2]
+
+
+def test_herded_images_stand_for_the_class_better_than_random_ones(toy_data, toy_teachers):
+    features = seen_by_the_classifier(toy_data, toy_teachers, 0)[toy_data.train.labels == 0]
+    gaps = [
+        (features[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:5]])
+        .mean(0)
+        .sub(features.mean(0))
+        .norm()
+        for seed in range(20)
+    ]
+    herded = (features[herd(features, 5)].mean(0) - features.mean(0)).norm()
+    assert herded < min(gaps)
+
+
+def test_the_whole_set_is_every_training_image(toy_data, toy_teachers):
+    made = whole_set(toy_data, toy_teachers.preprocess, alpha=0.02)
+    assert torch.equal(made.images, toy_teachers.preprocess.apply(toy_data.train.images))
+    assert torch.equal(made.labels, toy_data.train.labels)
+    assert (made.method, made.alpha) == ("whole set", 0.02)
+
+
+def test_an_imbalanced_whole_set_is_evaluated_and_stored(imbalanced, toy_teachers, tmp_path):
+    made = whole_set(imbalanced, toy_teachers.preprocess)
+    assert made.images.shape == (45, 1, 8, 8)
+    assert torch.bincount(made.labels).tolist() == [40, 5]
+    assert made.ipc == 22
+    evaluation = evaluate(made, imbalanced, EVALUATE, progress=False)
+    assert evaluation.confusion.sum() == len(imbalanced.validation)
+    assert evaluation.method == "whole set"
+    again = DistilledSet.load(made.save(tmp_path / "whole.safetensors"))
+    assert torch.equal(again.labels, made.labels)
+
+
+def test_herding_an_imbalanced_set_is_bounded_by_the_smallest_class(imbalanced, toy_teachers):
+    teachers = replace(toy_teachers, data_fingerprint="imbalanced")
+    made = herding(imbalanced, teachers, ipc=5)
+    assert len({tuple(image.flatten().tolist()) for image in made.images}) == 10
+    assert evaluate(made, imbalanced, EVALUATE, progress=False).confusion.sum() == len(imbalanced.validation)
+    with pytest.raises(InputError, match=r"ipc is 6, but class '1' has only 5 training images: lower ipc"):
+        herding(imbalanced, teachers, ipc=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ipc": 0}, "ipc is 0; it must be a whole number of at least 1"),
+        ({"ipc": 999}, "ipc is 999, but class"),
+        ({"ipc": 1, "teacher": 2}, "teacher is 2; it must be a whole number of at least 0 and at most 1"),
+        ({"ipc": 1, "alpha": 0.0}, "alpha is 0.0; it must be a finite number above 0"),
+    ],
+)
+def test_herding_names_the_bad_value(toy_data, toy_teachers, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        herding(toy_data, toy_teachers, **options)
+
+
+def test_teachers_of_another_data_set_are_refused(toy_teachers):
+    with pytest.raises(InputError, match=r"were trained on .* but the data is .*: load that data, or train"):
+        herding(load_data("digits", progress=False), toy_teachers, ipc=1)
+
+
+def test_a_rate_that_nothing_learns_at_is_refused(toy_data, toy_teachers):
+    for make in (whole_set, lambda *given, alpha: random_real(*given, ipc=1, seed=0, alpha=alpha)):
+        with pytest.raises(InputError, match=r"alpha is -1\.0"):
+            make(toy_data, toy_teachers.preprocess, alpha=-1.0)

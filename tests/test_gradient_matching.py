@@ -1,0 +1,235 @@
+"""DC and DSA: the distance of gradients, its gradient in the images, one step of it, and the two loops."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from iadd_lab import gradient_matching, image_descent
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.data import load_data
+from iadd_lab.errors import InputError
+from iadd_lab.gradient_matching import (
+    GradientMatchingConfig,
+    gradient_distance,
+    match_gradients,
+    pair_distance,
+    weight_gradients,
+)
+from iadd_lab.image_descent import Pair
+from iadd_lab.networks import NetworkConfig, build_network
+from tests.conftest import AUGMENT
+
+NETWORK = NetworkConfig(width=4, depth=2)
+OFF = AugmentConfig(operations=())
+CONFIG = GradientMatchingConfig(iterations=1, matches_per_network=1, augment=OFF, real_batch=10_000)
+
+
+def build(seed: int = 0) -> torch.nn.Module:
+    return build_network(NETWORK, channels=1, size=8, classes=2, seed=seed).double()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_the_formula(first, second) -> float:
+    """Row by row, from the paper: 1 − a·b / (‖a‖ ‖b‖), summed over rows and layers."""
+    total = 0.0
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one.numpy(), other.numpy(), strict=True):
+            a, b = a.ravel(), b.ravel()
+            total += 1.0 - np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b))
+    return total
+
+
+def layers(seed: int) -> list[torch.Tensor]:
+    return [noise(4, 3, 3, 3, seed=seed), noise(5, 7, seed=seed + 1)]
+
+
+def test_the_distance_is_the_papers():
+    first, second = layers(0), layers(10)
+    assert gradient_distance(first, second).item() == pytest.approx(by_the_formula(first, second), rel=1e-12)
+
+
+def test_equal_gradients_are_no_distance_apart_and_opposite_ones_two_per_row():
+    first = layers(0)
+    assert gradient_distance(first, first) == 0
+    assert gradient_distance(first, [3.0 * layer for layer in first]) < 1e-28
+    opposite = [-0.1 * layer for layer in first]
+    assert gradient_distance(first, opposite).item() == pytest.approx(2 * (4 + 5), rel=1e-12)
+    for seed in range(20):
+        distance = gradient_distance(first, layers(seed + 100))
+        assert 0 < distance <= 2 * (4 + 5)
+
+
+def test_rows_count_one_by_one_not_the_layer_as_a_whole():
+    first = [torch.tensor([[1.0, 0.0], [0.0, 100.0]])]
+    second = [torch.tensor([[0.0, 1.0], [0.0, 100.0]])]
+    assert gradient_distance(first, second).item() == pytest.approx(1.0)
+
+
+def test_small_gradients_count_like_large_ones_and_zero_ones_stay_finite():
+    first, second = layers(0), layers(10)
+    tiny = [1e-9 * layer for layer in first]
+    expected = gradient_distance(first, second).item()
+    assert gradient_distance(tiny, second).item() == pytest.approx(expected, rel=1e-9)
+    nothing = torch.zeros(2, 3, requires_grad=True)
+    gradient_distance([nothing], [torch.zeros(2, 3)]).backward()
+    assert torch.equal(nothing.grad, torch.zeros(2, 3))
+
+
+def test_gradients_are_those_of_the_weights_alone():
+    network, images = build(), noise(3, 1, 8, 8)
+    found = weight_gradients(network, images, 1)
+    assert [tuple(gradient.shape) for gradient in found] == [(4, 1, 3, 3), (4, 4, 3, 3), (2, 16)]
+    functional.cross_entropy(network(images), torch.ones(3, dtype=torch.int64)).backward()
+    convolutions = [network.features[0], network.features[4], network.classifier]
+    for layer, gradient in zip(convolutions, found, strict=True):
+        assert torch.allclose(layer.weight.grad, gradient, rtol=1e-12, atol=0)
+
+
+def test_the_gradient_in_the_images_is_that_of_finite_differences():
+    network, real, images = build(), noise(5, 1, 8, 8, seed=1), noise(2, 1, 8, 8, seed=2)
+    images.requires_grad_()
+    pair_distance(network, Pair(0, real, images)).backward()
+    for seed in range(3):
+        direction, step = noise(2, 1, 8, 8, seed=10 + seed), 1e-6
+        ahead, behind = (
+            pair_distance(network, Pair(0, real, (images + sign * step * direction).detach())).item()
+            for sign in (1, -1)
+        )
+        expected = (ahead - behind) / (2 * step)
+        assert (images.grad * direction).sum().item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture
+def networks(monkeypatch) -> list[torch.nn.Module]:
+    """Copies of the networks that a run makes, as they were made; the first only checks that it fits."""
+    made, original = [], image_descent.build_network
+
+    def spy(*given, **options):
+        network = original(*given, **options)
+        made.append(copy.deepcopy(network).double())
+        return network
+
+    monkeypatch.setattr(image_descent, "build_network", spy)
+    return made
+
+
+def class_distance(network, real, images, label) -> torch.Tensor:
+    """The distance between the gradients on two batches of a class, written out with cosines."""
+    weights = [network.features[0].weight, network.features[4].weight, network.classifier.weight]
+
+    def gradients(batch, **options):
+        loss = -torch.log_softmax(network(batch), 1)[:, label].mean()
+        return torch.autograd.grad(loss, weights, **options)
+
+    cosines = [
+        functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
+        for a, b in zip(gradients(real), gradients(images, create_graph=True), strict=True)
+    ]
+    return (1 - torch.cat(cosines)).sum()
+
+
+def test_one_match_is_one_step_down_the_distances_of_all_classes(toy_data, toy_teachers, networks):
+    preprocess, losses = toy_teachers.preprocess, []
+    start = match_gradients(
+        toy_data, preprocess, NETWORK, replace(CONFIG, image_rate=1e-30), progress=False
+    ).images.double()
+    made = match_gradients(
+        toy_data, preprocess, NETWORK, CONFIG, progress=False, on_iteration=lambda i, h: losses.append(h.loss)
+    )
+    real = preprocess.apply(toy_data.train.images).double()
+    total = 0.0
+    for label in range(2):
+        images = start[label : label + 1].requires_grad_()
+        distance = class_distance(networks[-1], real[toy_data.train.labels == label], images, label)
+        (gradient,) = torch.autograd.grad(distance, images)
+        expected = images - CONFIG.image_rate * gradient
+        assert torch.allclose(made.images[label : label + 1].double(), expected, rtol=0, atol=1e-5)
+        assert gradient.abs().max() * CONFIG.image_rate > 1e-3  # else the line above says nothing
+        total += distance.item()
+    assert losses == [[pytest.approx(total, rel=1e-4)]]
+
+
+def test_the_network_is_trained_on_the_distilled_images_between_two_matches(
+    toy_data, toy_teachers, networks, monkeypatch
+):
+    seen, original = [], gradient_matching.train
+
+    def spy(network, images, labels, **options):
+        seen.append((images.clone(), options))
+        before = network.classifier.weight.clone()
+        yield from original(network, images, labels, **options)
+        assert not torch.equal(before, network.classifier.weight)
+
+    monkeypatch.setattr(gradient_matching, "train", spy)
+    config = replace(CONFIG, ipc=3, iterations=2, matches_per_network=3, network_steps=4, network_rate=0.02)
+    match_gradients(toy_data, toy_teachers.preprocess, NETWORK, config, progress=False)
+    assert len(seen) == 2 * (3 - 1)
+    assert {(options["epochs"], options["rate"], options["batch"]) for _, options in seen} == {(4, 0.02, 256)}
+    assert all(not torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen))
+    assert len(networks) == 1 + 2  # one to check, one per iteration
+
+
+@pytest.mark.parametrize("augment", [OFF, AUGMENT])
+def test_the_loss_falls(toy_data, toy_teachers, augment):
+    history = []
+    config = GradientMatchingConfig(
+        iterations=80, matches_per_network=1, image_rate=0.5, initial_images="noise", augment=augment
+    )
+    match_gradients(
+        toy_data,
+        toy_teachers.preprocess,
+        NETWORK,
+        config,
+        progress=False,
+        on_iteration=lambda iteration, h: history.append(h.loss[-1]),
+    )
+    assert sum(history[-20:]) < 0.8 * sum(history[:20])
+
+
+@pytest.mark.parametrize(
+    ("ipc", "matches", "steps"),
+    [(1, 1, 1), (2, 2, 50), (10, 10, 50), (20, 20, 25), (50, 50, 10), (100, 50, 10)],
+)
+def test_the_loops_are_the_papers_by_ipc(ipc, matches, steps):
+    resolved = GradientMatchingConfig(ipc=ipc).resolved(load_data("digits", progress=False))
+    assert (resolved.matches_per_network, resolved.network_steps) == (matches, steps)
+
+
+def test_given_loops_stay():
+    config = GradientMatchingConfig(ipc=10, matches_per_network=3, network_steps=2, augment=OFF)
+    assert config.resolved(load_data("digits", progress=False)) == config
+
+
+def test_with_augmentation_it_is_dsa_and_without_dc(toy_data, toy_teachers):
+    methods = {
+        augment: match_gradients(
+            toy_data, toy_teachers.preprocess, NETWORK, replace(CONFIG, augment=augment), progress=False
+        ).method
+        for augment in (None, AUGMENT, OFF)
+    }
+    siamese = "gradient matching, siamese"
+    assert methods == {None: siamese, AUGMENT: siamese, OFF: "gradient matching"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("matches_per_network", 0, "matches_per_network is 0; it must be a whole number of at least 1"),
+        ("network_steps", 2.5, "network_steps is 2.5"),
+        ("network_rate", 0.0, "network_rate is 0.0; it must be a finite number above 0"),
+        ("network_batch", 0, "network_batch is 0"),
+    ],
+)
+def test_configs_name_the_bad_value(field, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        replace(CONFIG, **{field: value})
