@@ -1,0 +1,315 @@
+"""Tables: the right number in the right cell, bold where it is best, and with its origin."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, Evaluation
+from iadd_lab.tables import Table, Value, measured, save_table
+
+repeatable = settings(derandomize=True, deadline=None, database=None)
+
+SPECIAL = 'a & b_c % 5 # {x} [y] *z* \\ ~^ <b> |p| `q` "r" $2$ α×W ± − – — … ≤ é'
+
+
+def value(row, column, mean, **more):
+    """A published value, unless `more` says otherwise."""
+    given = {"std": 0.5, "origin": "somewhere", "measured": False}
+    return Value(row, column if isinstance(column, tuple) else (column,), mean, **given | more)
+
+
+def flat(*values, **more):
+    """A table with one heading above each column."""
+    return Table("title", values, headings=("column",), **more)
+
+
+@pytest.fixture
+def example():
+    """Three rows and four columns, two of them measured, given in another order than they are shown in."""
+    here, there = ("measured here", "Digits"), ("published", "CIFAR-10")
+    quick = {"measured": True, "origin": "quick profile, 2 seeds × 3 networks"}
+    ftd, datm = {"origin": "FTD (CVPR 2023)"}, {"origin": "DATM (ICLR 2024)"}
+    values = (
+        value("MTT", (*there, "IPC 1"), 46.2, std=0.8, **ftd),
+        value("MTT", (*there, "IPC 10"), 65.4, std=0.7, **ftd),
+        value("MTT", (*here, "IPC 1"), 90.04, std=None, **quick),
+        value("MTT", (*here, "IPC 10"), 95.0, std=1.0, **quick),
+        value("DATM", (*there, "IPC 1"), 46.9, **datm),
+        value("DATM", (*there, "IPC 10"), 66.8, std=0.2, **datm),
+        value("DATM", (*here, "IPC 1"), 89.96, std=1.25, **quick),
+        value("Whole", (*there, "IPC 1"), 84.8, std=0.1, competes=False, **ftd),
+        value("Whole", (*there, "IPC 10"), 84.8, std=0.1, competes=False, **ftd),
+    )
+    return Table("Test accuracy (%)", values, notes=("The data are stored with losses.",))
+
+
+def test_markdown_is_what_a_reader_should_see(example):
+    assert example.markdown() == (
+        "**Test accuracy (%)**\n"
+        "\n"
+        "|  | measured here<br>Digits<br>IPC 1 | measured here<br>Digits<br>IPC 10 "
+        "| published<br>CIFAR-10<br>IPC 1 | published<br>CIFAR-10<br>IPC 10 |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| MTT | **90.0**<sup>a</sup> | **95.0** ± 1.0<sup>a</sup> "
+        "| 46.2 ± 0.8<sup>b</sup> | 65.4 ± 0.7<sup>b</sup> |\n"
+        "| DATM | **90.0** ± 1.2<sup>a</sup> | – "
+        "| **46.9** ± 0.5<sup>c</sup> | **66.8** ± 0.2<sup>c</sup> |\n"
+        "| Whole | – | – | 84.8 ± 0.1<sup>b</sup> | 84.8 ± 0.1<sup>b</sup> |\n"
+        "\n"
+        "a: measured here: quick profile, 2 seeds × 3 networks<br>b: published: FTD (CVPR 2023)"
+        "<br>c: published: DATM (ICLR 2024)<br>The data are stored with losses.\n"
+    )
+    assert example._repr_markdown_() == example.markdown()
+
+
+def test_latex_is_what_a_typesetter_should_see(example):
+    expected = r"""\begin{table}
+\centering
+\caption{Test accuracy (\%)}
+\begin{tabular}{lcccc}
+\toprule
+ & \multicolumn{2}{c}{measured here} & \multicolumn{2}{c}{published} \\
+\cmidrule(lr){2-3}\cmidrule(lr){4-5}
+ & \multicolumn{2}{c}{Digits} & \multicolumn{2}{c}{CIFAR-10} \\
+\cmidrule(lr){2-3}\cmidrule(lr){4-5}
+ & \multicolumn{1}{c}{IPC 1} & \multicolumn{1}{c}{IPC 10} & \multicolumn{1}{c}{IPC 1} & \multicolumn{1}{c}{IPC 10} \\
+\midrule
+MTT & \textbf{90.0}\textsuperscript{a} & \textbf{95.0} $\pm$ 1.0\textsuperscript{a} & 46.2 $\pm$ 0.8\textsuperscript{b} & 65.4 $\pm$ 0.7\textsuperscript{b} \\
+DATM & \textbf{90.0} $\pm$ 1.2\textsuperscript{a} & -- & \textbf{46.9} $\pm$ 0.5\textsuperscript{c} & \textbf{66.8} $\pm$ 0.2\textsuperscript{c} \\
+Whole & -- & -- & 84.8 $\pm$ 0.1\textsuperscript{b} & 84.8 $\pm$ 0.1\textsuperscript{b} \\
+\bottomrule
+\end{tabular}
+\par\smallskip\raggedright\footnotesize
+a: measured here: quick profile, 2 seeds $\times$ 3 networks\\
+b: published: FTD (CVPR 2023)\\
+c: published: DATM (ICLR 2024)\\
+The data are stored with losses.
+\end{table}
+"""  # noqa: E501 (a row is a line)
+    assert example.latex() == expected
+
+
+# --- properties of random tables ---
+
+WORDS = st.text(st.sampled_from(SPECIAL), min_size=1, max_size=6).map(str.strip).filter(bool)
+
+
+@st.composite
+def tables(draw):
+    """Up to 5 × 5 cells, some of them missing; few different means, so that some of them tie."""
+    columns = draw(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5, unique=True))
+    rows = draw(st.lists(WORDS, min_size=1, max_size=5, unique=True))
+    kinds = {column: (draw(st.booleans()), draw(st.sampled_from([True, False, None]))) for column in columns}
+    places = draw(
+        st.lists(st.tuples(st.sampled_from(rows), st.sampled_from(columns)), min_size=1, unique=True)
+    )
+    values = [
+        Value(
+            row=row,
+            column=column,
+            mean=draw(st.floats(-1, 100) | st.sampled_from([37.2, 37.24, 37.25, 37.3])),
+            std=draw(st.none() | st.floats(0, 10)),
+            origin=draw(st.sampled_from(["here", "there & then"]) | WORDS),
+            measured=kinds[column][0],
+            competes=draw(st.booleans()),
+            higher=kinds[column][1],
+        )
+        for row, column in places
+    ]
+    return Table(draw(WORDS), tuple(values), tuple(draw(st.lists(WORDS, max_size=2))), ("data", "IPC"))
+
+
+def markdown_cells(table):
+    """The cells of the rows, without the rows' names: split at the pipes that no backslash precedes."""
+    lines = table.markdown().split("\n")[2 : 4 + len(table.rows)]
+    split = [re.split(r"(?<!\\)(?:\\\\)*\|", line) for line in lines]
+    assert {len(cells) for cells in split} == {len(table.columns) + 3}
+    return [[cell.strip() for cell in cells[2:-1]] for cells in split[2:]]
+
+
+def best_by_brute_force(table, one):
+    """Whether no other competitor of the column is printed with a better mean."""
+    rivals = [other for other in table.values if other.column == one.column and other.competes]
+    sign = {True: 1, False: -1, None: 0}[one.higher]
+    beaten = any(sign * float(f"{other.mean:.1f}") > sign * float(f"{one.mean:.1f}") for other in rivals)
+    return one.competes and one.higher is not None and not beaten
+
+
+@given(table=tables())
+@repeatable
+def test_every_cell_has_its_number_bold_if_best_and_its_origin(table):
+    found = {(one.row, one.column): one for one in table.values}
+    for row, cells in zip(table.rows, markdown_cells(table), strict=True):
+        for column, cell in zip(table.columns, cells, strict=True):
+            one = found.pop((row, column), None)
+            if one is None:
+                assert cell == "–"
+                continue
+            bold, mean, std, marker = re.fullmatch(
+                r"(\*\*)?(−?[\d.]+)(?(1)\*\*)(?: ± ([\d.]+))?<sup>([a-z]+)</sup>", cell
+            ).groups()
+            assert float(mean.replace("−", "-")) == float(f"{one.mean:.1f}")
+            assert mean != "−0.0"
+            assert std == (None if one.std is None else f"{one.std:.1f}")
+            assert bool(bold) == best_by_brute_force(table, one) == table.is_best(one)
+            kind = "measured here" if one.measured else "published"
+            origins = {letters: origin for origin, letters in table.markers.items()}
+            assert origins[marker] == f"{kind}: {one.origin}"
+    assert not found
+
+
+@given(table=tables())
+@repeatable
+def test_latex_rows_are_equally_wide_and_braces_balanced(table):
+    text = table.latex()
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert len(re.findall(rf"\\{rule}\b", text)) == 1
+    bare = re.sub(r"\\[{}]", "", text)
+    depth = 0
+    for character in bare:
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
+    inside = text.split("\\toprule\n")[1].split("\\bottomrule")[0].split("\n")
+    lines = [line for line in inside if line.endswith(r" \\")]
+    assert len(lines) == 2 + len(table.rows)
+    assert text.count(r"\textbf") == sum(best_by_brute_force(table, one) for one in table.values)
+    for line in lines:
+        cells = re.split(r"(?<!\\)&", line)
+        widths = [re.match(r" \\multicolumn\{(\d+)\}", cell) for cell in cells]
+        assert sum(int(width[1]) if width else 1 for width in widths) == 1 + len(table.columns)
+        assert not line.startswith(("[", "*"))
+
+
+@given(table=tables())
+@repeatable
+def test_csv_comes_back_as_the_values(table):
+    texts = dict.fromkeys(("row", "data", "IPC", "origin"), str)
+    read = pd.read_csv(io.StringIO(table.csv()), dtype=texts, engine="python")  # which reads floats exactly
+    assert list(read.columns) == ["row", "data", "IPC", "mean", "std", "measured", "origin"]
+    for one, line in zip(table.values, read.itertuples(index=False), strict=True):
+        assert (line.row, (line.data, line.IPC), line.mean) == (one.row, one.column, one.mean)
+        assert line.std == one.std or (one.std is None and pd.isna(line.std))
+        assert (line.measured, line.origin) == (one.measured, one.origin)
+
+
+@given(table=tables())
+@repeatable
+def test_measured_columns_come_first_and_the_order_is_kept_otherwise(table):
+    kind = {one.column: one.measured for one in table.values}
+    order = [one.column for one in table.values]
+    assert list(table.columns) == sorted(kind, key=lambda column: (not kind[column], order.index(column)))
+    assert list(table.rows) == sorted(
+        {one.row for one in table.values}, key=[v.row for v in table.values].index
+    )
+
+
+# --- single features ---
+
+
+def test_special_characters_stand_for_themselves():
+    table = flat(value(SPECIAL, "x", 1.0))
+    assert (
+        r"| a \& b\_c % 5 \# {x} \[y\] \*z\* \\ \~^ \<b\> \|p\| \`q\` "
+        '"r" \\$2\\$ α×W ± − – — … ≤ é |' in table.markdown()
+    )
+    assert (
+        r"a \& b\_c \% 5 \# \{x\} {[}y] {*}z{*} \textbackslash{} \textasciitilde{}\textasciicircum{} "
+        r"\textless{}b\textgreater{} \textbar{}p\textbar{} `q` ''r'' \$2\$ $\alpha$$\times$W $\pm$ $-$ "
+        r"-- --- \ldots{} $\leq$ é &" in table.latex()
+    )
+
+
+def test_a_line_break_in_a_name_does_not_break_the_table():
+    table = flat(value("two\nlines", "x", 1.0))
+    assert "| two lines |" in table.markdown()
+    assert "two lines &" in table.latex()
+
+
+def test_negative_means_and_digits():
+    table = flat(value("a", "gain", -1.234, digits=2), value("b", "gain", -0.001, std=None, digits=2))
+    assert markdown_cells(table) == [["−1.23 ± 0.50<sup>a</sup>"], ["**0.00**<sup>a</sup>"]]
+    assert r"a & $-$1.23 $\pm$ 0.50" in table.latex()
+
+
+def test_lower_may_be_better_and_nothing_best():
+    lower = flat(value("a", "loss", 0.3, higher=False), value("b", "loss", 0.2, higher=False))
+    assert [lower.is_best(one) for one in lower.values] == [False, True]
+    nothing = flat(value("a", "size", 3, higher=None))
+    assert not nothing.is_best(nothing.values[0])
+
+
+def test_many_origins_go_on_with_two_letters():
+    table = flat(*(value(f"row {n}", "x", n, origin=f"paper {n}") for n in range(54)))
+    letters = list(table.markers.values())
+    assert letters[:2] + letters[25:28] + letters[51:] == ["a", "b", "z", "aa", "ab", "az", "ba", "bb"]
+
+
+def test_measured_takes_per_cent_over_the_networks():
+    confusion = torch.tensor([[[9, 1], [2, 2]], [[8, 2], [0, 4]]])  # 11 and 12 of 14 right
+    evaluation = Evaluation(confusion, ("zero", "one"), "learned", EvaluateConfig(networks=2))
+    one = measured(evaluation, row="IADD", column=("x",), origin="quick")
+    assert (one.row, one.column, one.origin, one.measured) == ("IADD", ("x",), "quick", True)
+    assert one.mean == pytest.approx(100 * 11.5 / 14)
+    assert one.std == pytest.approx(100 / 14 / 2**0.5)
+    balanced = measured(evaluation, row="IADD", column=("x",), origin="q", balanced=True, competes=False)
+    assert balanced.mean == pytest.approx((70 + 90) / 2)
+    assert not balanced.competes
+
+
+def test_a_single_network_has_no_standard_deviation():
+    evaluation = Evaluation(torch.tensor([[[1, 0], [0, 1]]]), ("a", "b"), "m", EvaluateConfig(networks=1))
+    assert measured(evaluation, row="r", column=("x",), origin="q").std is None
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: flat(), "a table needs a value at least"),
+        (lambda: flat(value("a", "x", 1), value("b", "x", 2, measured=True)), "mixes measured and published"),
+        (lambda: flat(value("a", "x", 1), value("b", "x", 2, higher=False)), "of different `higher`"),
+        (lambda: flat(value("a", "x", 1), value("a", "x", 2)), "row 'a' has more than one value in column"),
+        (lambda: flat(value("a", "x", 1), value("a", ("x", "y"), 2)), r"\('x', 'y'\) has 2 headings, but"),
+        (lambda: Table("t", (value("a", "x", 1),), headings=("mean",)), "they must differ from one another"),
+        (lambda: Value("a", "x", 1.0, None, "o", True), "column is 'x'; it must be a tuple"),
+        (lambda: value("a", "x", float("nan")), "the mean of a in .* is nan; it must be a finite number"),
+        (lambda: value("a", "x", 1, std=-1), "standard deviation of a in .* is -1; it must be at least 0"),
+        (lambda: value("a", "x", 1, origin=" "), "the origin of a in .* is empty"),
+        (lambda: value("a", "x", 1, digits=-1), "digits is -1; it must be a whole number"),
+    ],
+)  # fmt: skip
+def test_what_would_mislead_is_refused(make, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make()
+
+
+def test_saving_writes_three_formats_or_nothing(tmp_path, example):
+    assert save_table(example, tmp_path / "new", "table1") is example
+    for suffix, text in (("csv", example.csv()), ("md", example.markdown()), ("tex", example.latex())):
+        assert (tmp_path / "new" / f"table1.{suffix}").read_text(encoding="utf-8") == text
+    assert save_table(example, "", "table1") is example
+    assert {path.name for path in tmp_path.iterdir()} == {"new"}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_with_booktabs_alone(tmp_path, example):
+    special = flat(value(SPECIAL, SPECIAL, -1.0, origin=SPECIAL), notes=(SPECIAL, "[1] first", "* second"))
+    document = "\n".join(
+        [r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}", example.latex(),
+         special.latex(), r"\end{document}"]
+    )  # fmt: skip
+    (tmp_path / "document.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
