@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,20 @@ import torch
 
 from iadd_lab.data import DataConfig, ImageData
 from iadd_lab.errors import require
-from iadd_lab.preprocess import Preprocess, preprocess_from_tensors, preprocess_tensors
-from iadd_lab.store import describe, load_artefact, restore, save_artefact
+from iadd_lab.preprocess import (
+    Preprocess,
+    preprocess_fingerprint,
+    preprocess_from_tensors,
+    preprocess_tensors,
+)
+from iadd_lab.store import (
+    describe,
+    fingerprint,
+    load_artefact,
+    restore,
+    save_artefact,
+    tensor_fingerprint,
+)
 
 KIND = "distilled"
 
@@ -53,6 +66,13 @@ class DistilledSet:
     def ipc(self) -> int:
         """Images per class."""
         return len(self.images) // len(self.classes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over all that training on the set, and testing beside it, depends on."""
+        state = preprocess_fingerprint(self.preprocess)
+        content = tensor_fingerprint({"images": self.images, "labels": self.labels})
+        return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
 
     def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
         """For the eye: the set's images (or others in its preprocessing), without it, in [0, 1].

@@ -198,7 +198,9 @@ def evaluate_each(
     real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
     confusions = []
     total = len(sets) * config.epochs
-    with tqdm(total=total, desc=f"evaluate {sets[0].method}", unit="epoch", disable=not progress) as bar:
+    with tqdm(
+        total=total, desc=f"evaluate {sets[0].method}", unit="epoch", leave=None, disable=not progress
+    ) as bar:
         for index, distilled in enumerate(sets):
             network = _trained(distilled, index, config, data, torch.device(device), bar)
             confusions.append(_confusion(split.labels, predict(network, real), len(data.classes)))

@@ -179,7 +179,7 @@ def train_teachers(
         images = teachers.preprocess.apply(data.train.images.to(device))
         labels = data.train.labels.to(device)
         total = len(missing) * config.epochs
-        with tqdm(total=total, desc="teachers", unit="epoch", disable=not progress) as bar:
+        with tqdm(total=total, desc="teachers", unit="epoch", leave=None, disable=not progress) as bar:
             for index in missing:
                 _train_one(teachers, index, images, labels, data, bar)
     return open_teachers(folder, count=count)

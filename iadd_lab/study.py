@@ -1,0 +1,357 @@
+"""The study: a cell of a table is one setting and one method, computed once and kept by what it depends on.
+
+Everything lies under one folder of runs:
+
+- `teachers-…`: trajectories, shared by all cells that are trained on the same data in the same way;
+- `<data>-ipc1-<method>-…`: one distilled set, named by a fingerprint of its whole configuration, the real
+  images and the teachers' trajectories;
+- `evaluations/`: one file for each evaluation, named by the content of the sets and the protocol.
+
+A changed field changes the name, so that nothing stale can be shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import platformdirs
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.baselines import herding, random_real, whole_set
+from iadd_lab.data import ImageData, load_data
+from iadd_lab.device import pick_device
+from iadd_lab.distill import DistillResult, distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.distribution_matching import match_distributions
+from iadd_lab.errors import check_whole, choose
+from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
+from iadd_lab.gradient_matching import match_gradients
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.seeds import derive_seed
+from iadd_lab.settings import Setting
+from iadd_lab.store import FORMAT_VERSION, check_folder, fingerprint, run_folder
+from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
+
+
+def runs_root(given: Path | str = "") -> Path:
+    """The folder of runs: the one `given`, else `IADD_RUNS`, else one in the platform's cache folder."""
+    chosen = given or os.environ.get("IADD_RUNS")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("iadd-lab") / "runs"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Attributes:
+        title: its name in tables and pictures, as published tables have it.
+        sets: makes what the networks of one evaluation are trained on: one set for all, or one for each.
+        competes: whether it may be the best of its column; the whole training set does not.
+    """
+
+    title: str
+    sets: Callable[[Study, Setting, int], Sequence[DistilledSet]]
+    competes: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One measured cell of a table."""
+
+    setting: Setting
+    method: str  # a key of `METHODS`
+    network: NetworkConfig
+    evaluation: Evaluation  # of all networks on all distilled sets
+
+    @property
+    def title(self) -> str:
+        """The method's name."""
+        return METHODS[self.method].title
+
+    def origin(self, profile: str) -> str:
+        """What stands behind the number, as a table says it."""
+        sets, networks = self.setting.seeds, self.evaluation.config.networks
+        made = f"{sets} {'set' if sets == 1 else 'sets'}"
+        return f"{profile} profile, {made} × {networks} networks"
+
+
+class Study:
+    """Computes cells, or reads those that were computed before.
+
+    Args:
+        runs_dir: the folder of runs; empty for `runs_root()`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: of PyTorch on the CPU; 0 leaves its own choice. The smallest networks run fastest on one.
+        data_root: where data sets lie; None for the usual place.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: nothing can be written in `runs_dir`, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        runs_dir: Path | str = "",
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        data_root: Path | None = None,
+        progress: bool = True,
+    ):
+        check_whole("threads", threads, minimum=0)
+        self.runs = check_folder(runs_root(runs_dir))
+        self.device = pick_device(device)
+        self.data_root = data_root
+        self.progress = progress
+        torch.set_num_threads(threads or torch.get_num_threads())
+        self._data: dict[object, ImageData] = {}
+        self._teachers: dict[object, Teachers] = {}
+
+    def data(self, setting: Setting) -> ImageData:
+        """The real set, loaded once."""
+        config = setting.data()
+        if config not in self._data:
+            self._data[config] = load_data(config, root=self.data_root, progress=self.progress)
+        return self._data[config]
+
+    def remarks(self, settings: Iterable[Setting]) -> tuple[str, ...]:
+        """What must be said beside numbers measured on these settings' images, each once."""
+        found = (self.data(setting).remark for setting in settings)
+        return tuple(dict.fromkeys(remark for remark in found if remark))
+
+    def preprocess(self, setting: Setting) -> Preprocess:
+        """The preprocessing that all methods of the setting share, fitted once; trains nothing."""
+        data, folder = self.data(setting), self._teacher_folder(setting)
+        with self.alone(folder.name):
+            return prepare_teachers(data, setting.teachers(), folder).preprocess
+
+    def teachers(self, setting: Setting) -> Teachers:
+        """The setting's teachers, trained once for all settings that can share them."""
+        data, folder = self.data(setting), self._teacher_folder(setting)
+        key = folder, setting.teacher_count
+        if key not in self._teachers:
+            with self.alone(folder.name):
+                self._teachers[key] = train_teachers(
+                    data,
+                    setting.teachers(),
+                    folder,
+                    count=setting.teacher_count,
+                    device=self.device,
+                    progress=self.progress,
+                )
+        return self._teachers[key]
+
+    def _teacher_folder(self, setting: Setting) -> Path:
+        # Not the number of teachers: a cell that wants more of them adds to those that are there.
+        return run_folder(self.runs, "teachers", self.data(setting).fingerprint, setting.teachers())
+
+    def result(self, setting: Setting, method: str, *, number: int = 0) -> DistillResult:
+        """The distilled set `number` by a method of parameter matching (a key of `MATCHING_OF`), with W."""
+        config = setting.distillation(method, number=number)
+        data, teachers = self.data(setting), self.teachers(setting)
+        folder = self.folder(setting, method, config, teachers.fingerprint)
+        with self.alone(folder.name):
+            return distill(data, teachers, config, folder=folder, device=self.device, progress=self.progress)
+
+    def folder(self, setting: Setting, method: str, *parts: object) -> Path:
+        """Where a distilled set lies that depends on `parts` and the real images."""
+        name = f"{setting.data_name}-ipc{setting.ipc}-{method}"
+        return run_folder(self.runs, name, self.data(setting).fingerprint, *parts)
+
+    def sets(self, setting: Setting, method: str, *, number: int = 0) -> list[DistilledSet]:
+        """What each of the setting's evaluation networks is trained on, for the distilled set `number`."""
+        made = list(choose("method", method, METHODS).sets(self, setting, number))
+        return made if len(made) > 1 else made * setting.evaluation_networks
+
+    def distilled(self, setting: Setting, method: str, *, number: int = 0) -> DistilledSet:
+        """The first of `sets`: the one to look at."""
+        return self.sets(setting, method, number=number)[0]
+
+    def evaluate(self, sets: Sequence[DistilledSet], setting: Setting, config: EvaluateConfig) -> Evaluation:
+        """The accuracy of one network for each of `sets`, computed once for this content and protocol."""
+        data = self.data(setting)
+        config = replace(config, augment=data.augmentation(config.augment))
+        key = fingerprint(FORMAT_VERSION, [made.fingerprint for made in sets], config)
+        path = self.runs / "evaluations" / f"{key}.safetensors"
+        with self.alone(f"evaluation-{key}"):
+            if not path.exists():
+                evaluate_each(sets, data, config, device=self.device, progress=self.progress).save(path)
+            return Evaluation.load(path)
+
+    def cell(
+        self,
+        setting: Setting,
+        method: str,
+        *,
+        network: NetworkConfig | None = None,
+        split: str = "test",
+    ) -> Cell:
+        """All seeds of one method, evaluated on fresh networks.
+
+        Args:
+            setting: the column.
+            method: a key of `METHODS`.
+            network: what to evaluate on; None is the ConvNet distilled with.
+            split: "test", or "validation" to choose anything.
+        """
+        parts = []
+        for number in range(setting.seeds):
+            config = setting.evaluation(network=network, split=split, number=number)
+            if method == "whole":  # nothing was distilled: its own number of epochs, at the field's rate
+                config = replace(config, epochs=setting.whole_epochs)
+            parts.append(self.evaluate(self.sets(setting, method, number=number), setting, config))
+        confusion = torch.cat([part.confusion for part in parts])  # (seeds * networks, classes, classes)
+        pooled = replace(parts[0], confusion=confusion, method=METHODS[method].title)
+        return Cell(setting, method, pooled.config.network, pooled)
+
+    def cells(
+        self,
+        settings: Iterable[Setting],
+        methods: Iterable[str],
+        *,
+        networks: Iterable[NetworkConfig | None] = (None,),
+        split: str = "test",
+    ) -> list[Cell]:
+        """Every method in every setting on every network, with one bar over all of them.
+
+        Raises:
+            InputError: a method is unknown or a data set is missing, before anything is computed.
+        """
+        settings, methods, networks = tuple(settings), tuple(methods), tuple(networks)
+        for method in methods:
+            choose("method", method, METHODS)
+        for setting in settings:
+            self.data(setting)
+        wanted = [(s, m, n) for s in settings for m in methods for n in networks]
+        cells = []
+        with tqdm(total=len(wanted), unit="cell", disable=not self.progress) as bar:
+            for setting, method, network in wanted:
+                bar.set_description(f"{setting.title}, {METHODS[method].title}")
+                cells.append(self.cell(setting, method, network=network, split=split))
+                bar.update()
+        return cells
+
+    def snapshots(
+        self, setting: Setting, method: str, *, split: str = "test", number: int = 0
+    ) -> tuple[list[int], torch.Tensor]:
+        """The accuracy of a run's snapshots: their iterations, and (snapshots, networks) in [0, 1].
+
+        No snapshot is chosen by it: the last one is the result.
+        """
+        result = self.result(setting, method, number=number)
+        history, config = result.history, setting.evaluation(split=split, number=number)
+        alphas = [result.config.alpha, *history.alpha]  # before the first iteration, and after each
+        accuracies = []
+        moments = zip(history.snapshot_iterations, history.snapshot_images, strict=True)
+        for iteration, images in tqdm(
+            list(moments), desc=f"snapshots of {METHODS[method].title}", disable=not self.progress
+        ):
+            made = replace(result.distilled, images=images, alpha=alphas[iteration])
+            accuracies.append(self.evaluate([made] * config.networks, setting, config).accuracies)
+        return list(history.snapshot_iterations), torch.stack(accuracies)
+
+    @contextmanager
+    def alone(self, name: str):
+        """Hold the lock of `name`: two processes never compute the same thing at once.
+
+        The operating system releases it when its owner ends, in whatever way.
+        """
+        folder = self.runs / "locks"
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tqdm.write(f"waiting for another process that computes {name}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _random(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+    # Another draw for each network: the spread covers the choice as well.
+    data, preprocess = study.data(setting), study.preprocess(setting)
+    return [
+        random_real(
+            data,
+            preprocess,
+            ipc=setting.ipc,
+            seed=derive_seed(setting.seed + number, "random real", index),
+        )
+        for index in range(setting.evaluation_networks)
+    ]
+
+
+def _herding(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+    teachers = study.teachers(setting)
+    teacher = number % len(teachers)  # the features of another teacher for every seed
+    return [herding(study.data(setting), teachers, ipc=setting.ipc, teacher=teacher)]
+
+
+def _whole(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+    return [whole_set(study.data(setting), study.preprocess(setting))]
+
+
+def _gradients(method: str, augment: AugmentConfig | None) -> Callable:
+    def sets(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+        return [
+            _described(
+                study, setting, method, match_gradients, setting.gradient_matching(augment, number=number)
+            )
+        ]
+
+    return sets
+
+
+def _distributions(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+    config = setting.distribution_matching(number=number)
+    return [_described(study, setting, "dm", match_distributions, config)]
+
+
+def _described(study: Study, setting: Setting, method: str, make: Callable, config: object) -> DistilledSet:
+    """A set that `make` distils on networks of its own, without teachers."""
+    data, preprocess, network = study.data(setting), study.preprocess(setting), setting.network()
+    folder = study.folder(setting, method, config, network, preprocess_fingerprint(preprocess))
+    with study.alone(folder.name):
+        return make(
+            data,
+            preprocess,
+            network,
+            config,
+            folder=folder,
+            device=study.device,
+            progress=study.progress,
+        )
+
+
+def _parameters(method: str) -> Callable:
+    def sets(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
+        return [study.result(setting, method, number=number).distilled]
+
+    return sets
+
+
+METHODS: dict[str, Method] = {
+    "random": Method("Random", _random),
+    "herding": Method("Herding", _herding),
+    "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
+    "dsa": Method("DSA", _gradients("dsa", None)),
+    "dm": Method("DM", _distributions),
+    "mtt": Method("MTT", _parameters("mtt")),
+    "ddpp": Method("DDPP", _parameters("ddpp")),
+    "iadd": Method("IADD", _parameters("iadd")),
+    "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal")),
+    "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor")),
+    "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen")),
+    "whole": Method("Whole", _whole, competes=False),
+}

@@ -1,0 +1,107 @@
+"""Settings: flat values become checked configurations, and lists become columns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iadd_lab.errors import InputError
+from iadd_lab.matching import Learned, Pruned, Uniform
+from iadd_lab.settings import MATCHING_OF, Setting, columns
+
+
+def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
+    setting = Setting()
+    config = setting.distillation("mtt")
+    assert (config.student_steps, config.teacher_epochs, config.max_start_epoch) == (50, 2, 2)
+    assert (config.image_rate, config.alpha_rate, config.alpha) == (100.0, 1e-7, 0.01)
+    assert (setting.teacher_count, setting.teachers().batch) == (100, 256)
+    assert (setting.evaluation().networks, setting.evaluation().epochs) == (5, 1000)
+
+
+def test_a_list_holds_a_value_for_each_column():
+    one, ten = columns(data_name="digits", ipc=[1, 10], batch=[None, 20], width=8)
+    assert (one.ipc, one.batch, one.width, one.data_name) == (1, None, 8, "digits")
+    assert (ten.ipc, ten.batch, ten.width, ten.data_name) == (10, 20, 8, "digits")
+    assert columns(ipc=[3]) == (Setting(ipc=3),)
+    assert columns() == (Setting(),)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(1, 9))
+def test_columns_are_the_transposed_values(ipcs, networks):
+    made = columns(ipc=ipcs, evaluation_networks=networks)
+    assert [setting.ipc for setting in made] == ipcs
+    assert {setting.evaluation_networks for setting in made} == {networks}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"ipcs": 1}, "unknown parameter of a setting 'ipcs'.*did you mean 'ipc'"),
+        ({"ipc": [1, 2], "batch": [1, 2, 3]}, "ipc has 2, batch has 3"),
+        ({"ipc": []}, "ipc has 0"),
+        ({"ipc": 0}, "ipc is 0"),
+        ({"data_name": "digit"}, "unknown data set 'digit'.*did you mean 'digits'"),
+        ({"teacher_count": 0}, "teacher_count is 0"),
+        ({"weight_rate": -1.0}, "rate is -1.0"),
+        ({"evaluation_epochs": 0}, "epochs is 0"),
+        ({"preprocess": "zcaa"}, "unknown preprocess 'zcaa'"),
+        ({"gradient_matching_iterations": 0}, "iterations is 0"),
+        ({"seeds": 0}, "seeds is 0"),
+    ],
+)
+def test_bad_values_are_named(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        columns(**values)
+
+
+def test_every_method_of_the_family_follows_from_a_setting():
+    setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
+    kinds = {name: setting.distillation(name).matching for name in MATCHING_OF}
+    assert kinds["mtt"] == Uniform()
+    assert kinds["ddpp"] == Pruned(fraction=0.3)
+    assert kinds["iadd"] == Learned(rate=0.5)
+    assert kinds["iadd_literal"] == Learned(rate=0.5, normalised=False)
+    assert kinds["iadd_tensor"] == Learned(rate=0.5, granularity="tensor")
+    assert kinds["iadd_frozen"] == Learned(rate=0.5, learn_until=5)
+
+
+def test_only_what_belongs_to_a_seed_depends_on_it():
+    first, second = Setting(seed=0), Setting(seed=1)
+    assert first.data() == second.data()
+    assert first.teachers() == second.teachers()
+    assert first.distillation("iadd", number=1) == second.distillation("iadd")
+    assert first.distillation("iadd") != second.distillation("iadd")
+    assert first.evaluation(number=1) == second.evaluation()
+
+
+def test_every_field_reaches_a_configuration():
+    """A field that no configuration shows would be a parameter without effect."""
+    changed = {
+        "data_name": "mnist", "preprocess": "zca", "size": 16, "train_limit": 99, "depth": 2, "batch": 7,
+        "gradient_matches": 3, "gradient_network_steps": 4,
+    }  # fmt: skip
+    own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
+    for field in dataclasses.fields(Setting):
+        if field.name in own:
+            continue
+        value = changed.get(field.name)
+        if value is None:
+            value = field.default * 2 if isinstance(field.default, float) else field.default + 1
+        assert _configurations(Setting(**{field.name: value})) != _configurations(Setting()), field.name
+
+
+def _configurations(setting):
+    from iadd_lab.augment import AugmentConfig
+
+    return (
+        setting.data(),
+        setting.teachers(),
+        *(setting.distillation(method) for method in MATCHING_OF),
+        setting.gradient_matching(AugmentConfig()),
+        setting.distribution_matching(),
+        setting.evaluation(),
+    )

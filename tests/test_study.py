@@ -1,0 +1,214 @@
+"""The study: every cell is computed once, shared where it can be, and never shown stale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iadd_lab import study as module
+from iadd_lab.errors import InputError
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.settings import Setting
+from iadd_lab.study import METHODS, Study, runs_root
+
+TINY = Setting(
+    data_name="digits",
+    width=4,
+    teacher_count=2,
+    teacher_training_epochs=3,
+    teacher_batch=256,
+    iterations=3,
+    student_steps=2,
+    teacher_epochs=1,
+    max_start_epoch=2,
+    alpha=0.02,
+    alpha_rate=1e-6,
+    gradient_matching_iterations=2,
+    distribution_matching_iterations=2,
+    evaluation_networks=2,
+    evaluation_epochs=3,
+    whole_epochs=1,
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Study:
+    """A study whose runs all tests of this module share."""
+    return Study(tmp_path_factory.mktemp("runs"), device="cpu", threads=1, progress=False)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often anything expensive was really started."""
+    counts = {"train": 0, "distill": 0, "evaluate": 0}
+
+    def count(owner, name, key):
+        original = getattr(owner, name)
+
+        def wrapper(*positional, **named):
+            counts[key] += 1
+            return original(*positional, **named)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    count(sys.modules["iadd_lab.teachers"], "_train_one", "train")
+    # The package's function of that name hides the module.
+    count(sys.modules["iadd_lab.distill"]._Run, "iterate", "distill")
+    count(module, "evaluate_each", "evaluate")
+    return counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_cell(lab, method):
+    cell = lab.cell(TINY, method)
+    assert cell.evaluation.confusion.shape == (2, 10, 10)
+    assert cell.evaluation.confusion.sum() == 2 * len(lab.data(TINY).test)
+    assert cell.evaluation.method == cell.title == METHODS[method].title
+    made = lab.distilled(TINY, method)
+    if method != "whole":
+        assert made.labels.tolist() == list(range(10))
+
+
+def test_a_cell_is_computed_once(lab, counted):
+    first = lab.cell(TINY, "iadd")
+    before = dict(counted)
+    again = Study(lab.runs, device="cpu", threads=1, progress=False).cell(TINY, "iadd")
+    assert counted == before
+    assert torch.equal(first.evaluation.confusion, again.evaluation.confusion)
+
+
+def test_teachers_are_shared_by_all_cells_that_can(lab, counted):
+    lab.cell(TINY, "mtt")
+    for other in (
+        replace(TINY, iterations=2),
+        replace(TINY, ipc=2),
+        replace(TINY, seed=5),
+        replace(TINY, teacher_count=1),
+    ):
+        lab.cell(other, "mtt")
+    assert counted["train"] == 0 or counted["train"] == 2  # at most the first two, and never again
+    more = replace(TINY, teacher_count=3)
+    before = counted["train"]
+    assert len(lab.teachers(more)) == 3
+    assert counted["train"] - before == 1  # the third joins the two
+    assert lab.teachers(more).folder == lab.teachers(TINY).folder
+    assert len(lab.teachers(TINY)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iterations": 4},
+        {"image_rate": 99.0},
+        {"alpha": 0.021},
+        {"student_steps": 3},
+        {"weight_rate": 0.004},
+        {"teacher_rate": 0.011},
+        {"width": 5},
+        {"train_limit": 500},
+        {"seed": 1},
+        {"teacher_count": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_changed_field_is_a_new_run(lab, change):
+    lab.result(TINY, "iadd")
+    mine = {path.name for path in lab.runs.glob("digits-ipc1-iadd-*")}
+    lab.result(replace(TINY, **change), "iadd")
+    after = {path.name for path in lab.runs.glob("digits-ipc1-iadd-*")}
+    assert len(after - mine) == 1
+
+
+def test_an_evaluation_goes_by_what_the_sets_hold(lab, counted):
+    setting = replace(TINY, weight_rate=0.0)  # W stays at 1: the set is that of uniform matching
+    uniform = lab.cell(TINY, "mtt").evaluation
+    before = counted["evaluate"]
+    learned = lab.cell(setting, "iadd").evaluation
+    assert counted["evaluate"] == before
+    assert torch.equal(uniform.confusion, learned.confusion)
+    assert learned.method == METHODS["iadd"].title
+    lab.cell(replace(TINY, evaluation_epochs=4), "mtt")
+    assert counted["evaluate"] == before + 1
+
+
+def test_seeds_are_pooled_and_differ(lab):
+    two = lab.cell(replace(TINY, seeds=2), "iadd").evaluation
+    first = lab.cell(TINY, "iadd").evaluation
+    second = lab.cell(replace(TINY, seed=1), "iadd").evaluation
+    assert torch.equal(two.confusion, torch.cat([first.confusion, second.confusion]))
+    assert not torch.equal(first.confusion, second.confusion)
+
+
+def test_random_images_are_drawn_anew_for_each_network(lab):
+    one, other = lab.sets(TINY, "random")
+    assert not torch.equal(one.images, other.images)
+
+
+def test_the_whole_set_has_epochs_of_its_own(lab):
+    assert lab.cell(TINY, "whole").evaluation.config.epochs == TINY.whole_epochs
+    assert lab.cell(TINY, "mtt").evaluation.config.epochs == TINY.evaluation_epochs
+
+
+def test_cells_on_other_networks_and_splits(lab):
+    (wide,) = lab.cells([TINY], ["mtt"], networks=[NetworkConfig(width=6)], split="validation")
+    assert wide.network == NetworkConfig(width=6)
+    assert wide.evaluation.confusion.sum() == 2 * len(lab.data(TINY).validation)
+    assert wide.origin("quick") == "quick profile, 1 set × 2 networks"
+
+
+def test_snapshots_end_with_the_result(lab):
+    iterations, accuracies = lab.snapshots(TINY, "iadd")
+    assert iterations == [0, 1, 2, 3]
+    assert accuracies.shape == (4, 2)
+    assert torch.equal(accuracies[-1], lab.cell(TINY, "iadd").evaluation.accuracies)
+
+
+def test_everything_is_checked_before_anything_is_computed(tmp_path, counted):
+    study = Study(tmp_path, device="cpu", threads=1, data_root=tmp_path, progress=False)
+    with pytest.raises(InputError, match=r"unknown method 'iad'.*did you mean 'iadd'"):
+        study.cells([TINY], ["mtt", "iad"])
+    with pytest.raises(InputError, match="MNIST was looked for in"):
+        study.cells([TINY, replace(TINY, data_name="mnist")], ["mtt"])
+    assert not any(counted.values())
+
+
+def test_where_runs_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("IADD_RUNS", str(tmp_path / "mine"))
+    assert runs_root() == tmp_path / "mine"
+    assert Study(device="cpu", progress=False).runs == tmp_path / "mine"
+    monkeypatch.delenv("IADD_RUNS")
+    assert runs_root().parts[-2:] == ("iadd-lab", "runs")
+
+
+_CELL = """
+import sys
+from dataclasses import replace
+from tests.test_study import TINY
+from iadd_lab.study import Study
+cell = Study(sys.argv[1], device="cpu", threads=1, progress=False).cell(replace(TINY, iterations=30), "iadd")
+print(cell.evaluation.confusion.flatten().tolist())
+"""
+
+
+def test_two_processes_share_the_work(tmp_path):
+    """Started together they end with equal results, and only one of them computed."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CELL, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    (first, errors), (second, more) = (process.communicate(timeout=120) for process in started)
+    assert errors + more == "" or "Traceback" not in errors + more
+    *_, one = first.splitlines()
+    *_, other = second.splitlines()
+    assert one == other
+    assert "waiting for another process" in first + second + errors + more
+    assert len(list(tmp_path.glob("digits-ipc1-iadd-*"))) == 1
