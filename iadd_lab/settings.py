@@ -64,6 +64,7 @@ class Setting:
         gradient_image_rate: learning rate of DC's and DSA's images.
         distribution_matching_iterations: of DM, each with a fresh network.
         distribution_image_rate: learning rate of DM's images.
+        real_batch: real images of a class per match of DC, DSA and DM.
         evaluation_networks: fresh networks per distilled set.
         evaluation_epochs: that each is trained on the set.
         whole_epochs: as much on the whole training set.
@@ -98,6 +99,7 @@ class Setting:
     gradient_image_rate: float = 0.1
     distribution_matching_iterations: int = 20000
     distribution_image_rate: float = 1.0
+    real_batch: int = 256
     evaluation_networks: int = 5
     evaluation_epochs: int = 1000
     whole_epochs: int = 50
@@ -168,6 +170,7 @@ class Setting:
             matches_per_network=self.gradient_matches,
             network_steps=self.gradient_network_steps,
             image_rate=self.gradient_image_rate,
+            real_batch=self.real_batch,
             augment=augment,
             seed=self.seed + number,
         )
@@ -178,6 +181,7 @@ class Setting:
             ipc=self.ipc,
             iterations=self.distribution_matching_iterations,
             image_rate=self.distribution_image_rate,
+            real_batch=self.real_batch,
             seed=self.seed + number,
         )
 

@@ -530,7 +530,9 @@ def test_a_safetensors_file_of_others_is_refused(header, tmp_path):
 def test_a_newer_format_is_refused(tmp_path):
     header = json.dumps({"content": content(format=store.FORMAT_VERSION + 1), "sha256": "0"})
     path = write(tmp_path / "a.safetensors", iadd_lab=header)
-    assert_refused(path, match=f"has format version {store.FORMAT_VERSION + 1}, but this iadd-lab reads version")
+    assert_refused(
+        path, match=f"has format version {store.FORMAT_VERSION + 1}, but this iadd-lab reads version"
+    )
 
 
 def test_another_kind_of_file_is_refused(tmp_path):

@@ -212,3 +212,10 @@ def test_two_processes_share_the_work(tmp_path):
     assert one == other
     assert "waiting for another process" in first + second + errors + more
     assert len(list(tmp_path.glob("digits-ipc1-iadd-*"))) == 1
+
+
+def test_remarks_are_said_once(lab, monkeypatch):
+    other = replace(TINY, ipc=2)
+    assert lab.remarks([TINY, other]) == ()
+    monkeypatch.setitem(lab._data, TINY.data(), replace(lab.data(TINY), remark="lossy"))
+    assert lab.remarks([TINY, other]) == ("lossy",)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from iadd_lab.errors import InputError
 from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.tables import Table, Value, measured, save_table
+from iadd_lab.tables import Table, Value, averaged, grouped, measured, save_table
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 
@@ -313,3 +313,17 @@ def test_latex_compiles_with_booktabs_alone(tmp_path, example):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_averaged_takes_the_numbers_of_the_runs():
+    found = averaged([1.0, 2.0, 6.0], row="a", column=("x",), origin="o", digits=3)
+    assert (found.mean, found.digits, found.higher, found.measured) == (3.0, 3, None, True)
+    assert found.std == pytest.approx(torch.tensor([1.0, 2.0, 6.0]).std().item())
+    assert averaged([4.0], row="a", column=("x",), origin="o").std is None
+
+
+def test_grouped_is_keyed_by_row_and_what_tells_columns_apart(example):
+    groups = grouped(example.values)
+    assert groups["MTT"]["Digits, IPC 1"] == (90.04, 0.0)  # a single network: no bar of error
+    assert groups["DATM"]["published, CIFAR-10, IPC 10"] == (66.8, 0.2)
+    assert sum(map(len, groups.values())) == len(example.values)

@@ -1,0 +1,20 @@
+"""What a history says of the end of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from iadd_lab.errors import InputError
+from iadd_lab.history import History
+
+
+def test_settled_is_the_mean_of_the_end():
+    history = History(loss=[9.0] * 18 + [1.0, 3.0], alpha=[0.5])
+    assert history.settled("loss") == 2.0  # the last tenth of 20
+    assert history.settled("loss", share=1.0) == pytest.approx((18 * 9 + 4) / 20)
+    assert history.settled("alpha") == 0.5  # at least one
+
+
+def test_what_is_no_series_is_named():
+    with pytest.raises(InputError, match=r"unknown series 'los'.*did you mean 'loss'"):
+        History(loss=[1.0]).settled("los")
