@@ -3,18 +3,26 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PROFILE ?= quick
+JOBS ?= 2
 
-.PHONY: reproduce test lint notebooks clean
+.PHONY: reproduce lab test lint notebooks clean
 
 reproduce: .venv/.installed
-	$(BIN)/iadd-lab reproduce --profile $(PROFILE)
+	$(BIN)/iadd-lab reproduce --profile $(PROFILE) --jobs $(JOBS)
+
+# JupyterLab on the notebooks, with the runs that `make reproduce` leaves.
+lab: .venv/.installed
+	IADD_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab notebooks
+
+# Two test processes, each on its own core: networks this small gain nothing from more threads.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test: .venv/.installed-dev lint
-	$(BIN)/python -m pytest tests
+	$(TEST) --dist loadfile tests
 	# In a copy, so that the notebooks compute everything anew and leave the runs of `make reproduce` alone.
 	rm -rf build/nbval && mkdir -p build/nbval && cp -r notebooks build/nbval/
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider \
-	    build/nbval/notebooks
+	IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile -p no:cacheprovider \
+	    --nbval --nbval-current-env --nbval-cell-timeout=900 build/nbval/notebooks
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -32,7 +40,7 @@ lint: .venv/.installed-dev
 
 # Executes the notebooks in place and keeps only the outputs that nbval compares; run it after changing one.
 notebooks: .venv/.installed-dev
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	IADD_RUNS=$(CURDIR)/runs $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from iadd_lab import data as datasets
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.batch.plan import PROFILES
 from iadd_lab.data import DATASETS, DataConfig, fetch_data, load_data, locate
 from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillConfig, DistillResult
@@ -249,24 +251,59 @@ def evaluate(
     typer.echo(f"in {folder}/{name}*")
 
 
-@app.command()
+class _PairsCommand(typer.core.TyperCommand):
+    """A command to which `-p NAME VALUE`, as papermill has it, means `-p NAME=VALUE`."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, _join_pairs(args))
+
+
+def _join_pairs(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with the VALUE of each `-p NAME VALUE` joined to its NAME."""
+    left, joined = list(arguments), []
+    while left:
+        joined.append(left.pop(0))
+        if joined[-1] in _PAIR_OPTIONS and left:
+            joined.append(left.pop(0))
+            # A value may be a negative number; another option is none.
+            if "=" not in joined[-1] and left and not (left[0] in _PAIR_OPTIONS or left[0].startswith("--")):
+                joined[-1] += f"={left.pop(0)}"
+    return joined
+
+
+_PAIR_OPTIONS = ("-p", "--parameter")
+
+
+@app.command(cls=_PairsCommand)
 def reproduce(
-    profile: Annotated[str, typer.Option(help="quick: embedded real data, minutes on two cores.")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PROFILES.items()) + ".")
+    ] = "quick",
     only: Annotated[list[str] | None, typer.Option(help="A notebook's name; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks executed at once.")] = 1,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="NAME=VALUE for the notebooks' parameters; may be repeated."),
+        typer.Option(
+            *reversed(_PAIR_OPTIONS),
+            metavar="NAME VALUE",
+            help="For every notebook that has such a parameter, also as NAME=VALUE; may be repeated.",
+        ),
     ] = None,
     notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = Path("notebooks"),
     figures: Annotated[Path, typer.Option(help="Folder of what they make.")] = Path("figures"),
+    runs: Annotated[Path, typer.Option(help="Folder of what is computed only once.")] = Path("runs"),
+    again: Annotated[bool, typer.Option("--again", help="Execute also what is up to date.")] = False,
 ) -> None:
-    """Execute the notebooks and collect their pictures in figures/PROFILE."""
+    """Execute the notebooks that are not up to date, and collect what they make in figures/PROFILE."""
     failed = run_reproduce(
         profile=profile,
         only=tuple(only or ()),
         parameters=dict(_name_and_value(text) for text in parameter or ()),
         notebooks=notebooks,
         figures=figures,
+        runs=runs,
+        jobs=jobs,
+        again=again,
     )
     if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
@@ -275,7 +312,7 @@ def reproduce(
 
 def _name_and_value(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    require(bool(name and equals), f"parameter {text!r} is not of the form NAME=VALUE: write -p name=value.")
+    require(bool(name and equals), f"parameter {text!r} has no value: write -p NAME VALUE or -p NAME=VALUE.")
     return name, value
 
 

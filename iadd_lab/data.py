@@ -191,6 +191,16 @@ def fetch_data(name: str, *, root: Path | None = None) -> Path:
     return _find(name, base)
 
 
+def require_data(name: str, *, root: Path | None = None) -> Path:
+    """The folder in which data set `name` lies; what `load_data` would need, without reading it.
+
+    Raises:
+        InputError: the name is unknown, or the set is not there.
+    """
+    choose("data set", name, DATASETS)
+    return _find(name, root)
+
+
 def _find(name: str, root: Path | None) -> Path:
     spec = DATASETS[name]
     if root is None and spec.reader is read_image_folder:

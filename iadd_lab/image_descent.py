@@ -34,7 +34,7 @@ _ALPHA = 0.01  # the rate to train with on the images; the field's, and that of 
 
 @dataclass(frozen=True)
 class DescentConfig:
-    """What every such baseline is configured by; its own configuration describes and adds to these fields."""
+    """The fields that every such baseline has; the subclass documents them, and has defaults of its own."""
 
     ipc: int = 1
     iterations: int = 1000
@@ -182,7 +182,9 @@ def descend(
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     saved, total = time.monotonic(), task.config.iterations
-    with tqdm(total=total, initial=run.iteration, desc=task.config.method, disable=not progress) as bar:
+    with tqdm(
+        total=total, initial=run.iteration, desc=task.config.method, leave=None, disable=not progress
+    ) as bar:
         while run.iteration < total:
             run.advance()
             bar.update()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nbformat
-import papermill
-import yaml
 from tqdm import tqdm
 
-from iadd_lab.errors import InputError, choose, require
-from iadd_lab.store import atomic_path, save_text
-
-PROFILES = {
-    "quick": "embedded real data (8×8 digits), minutes on two cores",
-    "cpu": "real image data at reduced scale, hours on two cores",
-    "paper": "the literature's full hyper-parameters, for a GPU",
-}
+from iadd_lab.batch.plan import Plan, Task, plan_batch
+from iadd_lab.batch.record import is_up_to_date, read_record, write_record
+from iadd_lab.batch.report import write_report
+from iadd_lab.batch.run import Hooks, Outcome, execute_all, tidy
+from iadd_lab.errors import check_whole
+from iadd_lab.store import check_folder, save_text
 
 
 def reproduce(
@@ -29,139 +23,134 @@ def reproduce(
     parameters: Mapping[str, str] | None = None,
     notebooks: Path = Path("notebooks"),
     figures: Path = Path("figures"),
+    runs: Path = Path("runs"),
+    jobs: int = 1,
+    again: bool = False,
     progress: bool = True,
 ) -> list[str]:
     """Execute notebooks with papermill into `figures`/`profile`; inputs are never changed.
 
+    What is up to date is left alone: its cells, parameters, data sets, this package and its libraries are
+    what they were, and so are the files that it made.
+
     Args:
-        profile: a key of `PROFILES`. `notebooks`/profiles/`profile`.yaml holds its parameters: one mapping
-            per notebook; the quick profile is the notebooks' own defaults and needs no file.
+        profile: a key of `batch.plan.PROFILES`. `notebooks`/profiles/`profile`.yaml holds its parameters: one
+            mapping per notebook, and one called common for every notebook that declares what is in it. The
+            quick profile needs no file: it is the notebooks' own defaults.
         only: names of the notebooks to execute; all if empty.
-        parameters: set in every notebook executed; they win over the profile.
+        parameters: set in every notebook that declares them; they win over the profile.
         notebooks: folder of the notebooks.
         figures: each picture and executed notebook lands in `figures`/`profile`.
+        runs: folder of what notebooks compute once (their runs_dir), and of the batch's records.
+        jobs: how many notebooks to execute at once.
+        again: execute also what is up to date.
         progress: whether to show progress bars.
 
     Returns:
         The names of the notebooks that failed; the others were executed all the same.
 
     Raises:
-        InputError: a profile, notebook or parameter is unknown. Nothing is executed then.
+        InputError: a profile, notebook, parameter or data set is unknown or missing; nothing was executed.
     """
-    choose("profile", profile, PROFILES)
-    require("figures_dir" not in (parameters or {}), "figures_dir is set by the batch: use --figures.")
-    plan = _plan(profile, only, dict(parameters or {}), Path(notebooks))
-    target = Path(figures) / profile
-    # Relative, so that no executed notebook carries a path of the machine that ran it.
-    folder = os.path.relpath(target, notebooks)
-    failed, done = [], []
-    for path, values in tqdm(
-        plan.items(), desc=f"reproduce {profile}", unit="notebook", disable=not progress
-    ):
-        try:
-            _execute(path, target / path.name, values | {"figures_dir": folder}, progress)
-            done.append(path.stem)
-        except papermill.PapermillExecutionError as error:
-            failed.append(path.stem)
-            print(f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}")
-        except Exception as error:  # a kernel that died or a notebook that can't be read: on to the next
-            failed.append(path.stem)
-            print(f"{path.name} could not be executed: {error}")
-    if done:
-        save_text(target / "README.md", _report(profile, target))
-        print(f"The results lie in {target}: see {target / 'README.md'}.")
+    check_whole("jobs", jobs, minimum=1)
+    plan = plan_batch(
+        profile=profile,
+        only=only,
+        parameters=parameters or {},
+        notebooks=Path(notebooks),
+        figures=Path(figures),
+        runs=Path(runs),
+    )
+    check_folder(plan.folder)
+    check_folder(plan.records)
+    due = [task for task in plan.tasks if again or not is_up_to_date(task)]
+    if len(due) < len(plan.tasks):
+        count = f"{len(plan.tasks) - len(due)} of {len(plan.tasks)} notebooks"
+        print(f"{profile}: {count} up to date; --again executes them all the same.")
+    failed = _execute(plan, due, jobs, progress) if due else []
+    print(f"The results lie in {plan.folder}: see {write_report(plan)}.")
     return failed
 
 
-def _plan(profile: str, only: Sequence[str], given: dict[str, str], folder: Path) -> dict[Path, dict]:
-    """Which notebooks to execute, each with its parameters, all checked against what it declares."""
-    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
-    require(
-        bool(found),
-        f"there are no notebooks in {folder}: run from the project's folder, or pass --notebooks.",
-    )
-    chosen = {name: choose("notebook", name, found) for name in only} or found
-    stored = _profile_parameters(profile, folder)
-    for name in stored:
-        choose("notebook in the profile", name, found)
-    plan, known = {}, set()
-    for name, path in chosen.items():
-        declared = _declared(path)
-        for parameter in stored.get(name, {}):
-            choose(f"parameter of {name} in profile {profile}:", parameter, declared)
-        mine = {key: _literal(value) for key, value in given.items() if key in declared}
-        known |= mine.keys()
-        plan[path] = {key: _literal(value) for key, value in stored.get(name, {}).items()} | mine
-    for key in given:
-        require(
-            key in known, f"parameter {key!r} is unknown to {', '.join(chosen)}: see their parameters cells."
-        )
-    return plan
+def _execute(plan: Plan, tasks: list[Task], jobs: int, progress: bool) -> list[str]:
+    expected = _expected_seconds(tasks)
+    if jobs > 1:  # so that no long one is left to run alone at the end
+        tasks = sorted(tasks, key=lambda task: -expected[task.name])
+    failed = []
+    with (
+        tempfile.TemporaryDirectory(prefix="iadd-lab-") as scratch,
+        _Progress(f"reproduce {plan.profile}", expected, shown=progress) as shown,
+    ):
+
+        def ended(task: Task, copy: Path, outcome: Outcome) -> None:
+            shown.end(task)
+            _settle(plan, task, copy, outcome)
+            if outcome.failure:
+                failed.append(task.name)
+                tqdm.write(f"{outcome.failure} (see {task.failed_copy})")
+
+        hooks = Hooks(started=shown.start, ended=ended, waiting=shown.refresh)
+        execute_all(tasks, Path(scratch), hooks, jobs=jobs, progress=progress)
+    return [task.name for task in plan.tasks if task.name in failed]
 
 
-def _declared(path: Path) -> dict[str, object]:
+def _expected_seconds(tasks: list[Task]) -> dict[str, float]:
+    """How long each took when last executed; where that is unknown, the mean of the others, or 1."""
+    records = {task.name: read_record(task.record) for task in tasks}
+    known = {name: max(record.seconds, 0.1) for name, record in records.items() if record is not None}
+    mean = sum(known.values()) / len(known) if known else 1.0
+    return {name: known.get(name, mean) for name in records}
+
+
+def _settle(plan: Plan, task: Task, copy: Path, outcome: Outcome) -> None:
+    """Move what was executed to where it belongs, and keep or remove the record."""
+    if not outcome.failure:
+        save_text(task.executed, tidy(copy, task))
+        task.failed_copy.unlink(missing_ok=True)
+        write_record(task, names=plan.notebooks, since=outcome.since, seconds=outcome.seconds)
+        return
+    task.record.unlink(missing_ok=True)
     try:
-        return papermill.inspect_notebook(path)
-    except Exception as error:  # whatever a reader makes of a foreign file
-        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
+        text = tidy(copy, task, failure=outcome.failure)
+    except (OSError, ValueError):  # nothing was executed, or its process died while it wrote
+        text = tidy(task.source, task, failure=outcome.failure)
+    save_text(task.failed_copy, text)
 
 
-def _profile_parameters(profile: str, folder: Path) -> dict[str, dict]:
-    path = folder / "profiles" / f"{profile}.yaml"
-    if profile == "quick" and not path.exists():
-        return {}
-    require(path.is_file(), f"profile {profile!r} has no {path} yet: use --profile quick.")
-    return yaml.safe_load(path.read_text()) or {}
+class _Progress:
+    """One bar over the batch, in expected seconds, so that the time left means something."""
 
-
-def _literal(text: object) -> object:
-    """A parameter as it was meant: numbers (1e-5 too, which YAML takes for a word), true, null, lists."""
-    if not isinstance(text, str):
-        return text
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            return number(text)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"parameter value {text!r} can't be read: write a number, a word or a list."
-        ) from error
-
-
-def _execute(source: Path, target: Path, parameters: dict, progress: bool) -> None:
-    with atomic_path(target) as temporary:
-        papermill.execute_notebook(
-            source,
-            temporary,
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=str(source.parent),
-            progress_bar=progress,
-            coalesce_streams=True,  # of a progress bar, keep the last state
+    def __init__(self, title: str, expected: dict[str, float], *, shown: bool):
+        self._title, self._expected = title, expected
+        self._running: list[str] = []
+        self._done = 0
+        self._bar = tqdm(
+            desc=f"{title} 0/{len(expected)}",
+            total=sum(expected.values()),
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            smoothing=0,  # notebooks differ too much for the last one to count most
+            disable=not shown,
         )
-        _name_output(temporary, target)
 
+    def __enter__(self) -> _Progress:
+        return self
 
-def _name_output(notebook: Path, target: Path) -> None:
-    # papermill noted the temporary name, which means nothing to a reader.
-    content = nbformat.read(notebook, as_version=4)
-    content.metadata.papermill.output_path = target.name
-    content.metadata.papermill.input_path = target.name
-    nbformat.write(content, notebook)
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
+    def start(self, task: Task) -> None:
+        self._running.append(task.name)
+        self._show()
 
-def _report(profile: str, folder: Path) -> str:
-    """Markdown that shows every picture in `folder` below the notebook that made it."""
-    lines = [
-        f"# Profile {profile}",
-        "",
-        f"{PROFILES[profile].capitalize()}. Made by `iadd-lab reproduce`.",
-        "",
-    ]
-    notebooks = sorted(folder.glob("*.ipynb"))
-    for notebook in notebooks:
-        lines += [f"## [{notebook.stem}]({notebook.name})", ""]
-        for picture in sorted(folder.glob(f"{notebook.stem}_*.png")):
-            lines += [f"![{picture.stem}]({picture.name})", ""]
-    return "\n".join(lines)
+    def end(self, task: Task) -> None:
+        self._running.remove(task.name)
+        self._done += 1
+        self._bar.update(self._expected[task.name])
+        self._show()
+
+    def refresh(self) -> None:
+        self._bar.refresh()
+
+    def _show(self) -> None:
+        self._bar.set_description_str(f"{self._title} {self._done}/{len(self._expected)}", refresh=False)
+        self._bar.set_postfix_str(", ".join(self._running))

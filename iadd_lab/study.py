@@ -76,6 +76,11 @@ class Cell:
         """The method's name."""
         return METHODS[self.method].title
 
+    @property
+    def competes(self) -> bool:
+        """Whether it may be the best of its column."""
+        return METHODS[self.method].competes
+
     def origin(self, profile: str) -> str:
         """What stands behind the number, as a table says it."""
         sets, networks = self.setting.seeds, self.evaluation.config.networks

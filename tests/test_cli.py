@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from iadd_lab.cli import app
+from iadd_lab.cli import _join_pairs, app
 from iadd_lab.distill import DistillResult
 from iadd_lab.evaluate import Evaluation
 
@@ -226,3 +229,63 @@ def test_a_divergence_ends_with_code_one_and_what_to_lower(folder, tmp_path):
     assert "stopped: alpha would fall" in result.stderr
     assert "lower alpha_rate" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """The start of a `reproduce` command over one notebook that prints a parameter."""
+    (tmp_path / "notebooks").mkdir()
+    parameters = nbformat.v4.new_code_cell(
+        'side = 2\nword = ""\nfigures_dir = ""', metadata={"tags": ["parameters"]}
+    )
+    cells = [parameters, nbformat.v4.new_code_cell("print(word, 3 / side)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "good.ipynb")
+    folders = (f"--{name} {tmp_path / name}" for name in ("notebooks", "figures", "runs"))
+    return f"reproduce {' '.join(folders)}"
+
+
+def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(batch, tmp_path):
+    done = run(f"{batch} -p side -4 --jobs 1 --parameter word=a=b")
+    assert done.exit_code == 0, done.output
+    executed = tmp_path / "figures" / "quick" / "good.ipynb"
+    assert "a=b -0.75" in executed.read_text()
+    assert "1 of 1 notebooks up to date" in run(f"{batch} -p side -4 -p word a=b").stdout
+    failed = run(f"{batch} --only good -p side 0")
+    assert failed.exit_code == 1
+    assert failed.stderr.splitlines()[-1] == "failed: good"
+    assert "Traceback" not in failed.output
+    assert executed.with_name("good.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("-p sied 3", "parameter 'sied' is unknown to good"),
+        ("-p side", "parameter 'side' has no value: write -p NAME VALUE or -p NAME=VALUE"),
+        ("-p side --again", "parameter 'side' has no value"),
+        ("-p side -p word a", "parameter 'side' has no value"),
+        ("-p runs_dir /tmp", "runs_dir is set by the batch: use --runs"),
+        ("--only goood", "unknown notebook 'goood' (did you mean 'good'?)"),
+        ("--profile quik", "unknown profile 'quik' (did you mean 'quick'?)"),
+        ("--profile paper", "profile 'paper' has no"),
+        ("--jobs 0", "jobs is 0; it must be a whole number of at least 1"),
+    ],
+)
+def test_reproduce_refuses_before_it_executes_anything(batch, tmp_path, options, sentence):
+    assert sentence in refused(f"{batch} {options}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
+
+
+words = st.text("ab=-1 ", max_size=4).filter(lambda text: text != "-p" and not text.startswith("--"))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["side", "word"]), words, st.booleans())))
+def test_both_ways_to_write_a_parameter_are_one(pairs):
+    written = [["-p", name, value] if apart else ["-p", f"{name}={value}"] for name, value, apart in pairs]
+    joined = _join_pairs(["--again", *(piece for pieces in written for piece in pieces), "--jobs", "2"])
+    assert joined == [
+        "--again",
+        *(piece for name, value, _ in pairs for piece in ("-p", f"{name}={value}")),
+        "--jobs",
+        "2",
+    ]

@@ -1,0 +1,164 @@
+"""What a batch is to execute, with which parameters, and into which folder; all checked, nothing done."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from iadd_lab.batch.notebooks import UNKNOWN, Notebook, read_notebooks
+from iadd_lab.batch.parameters import check_known, merge, read_given, read_profile
+from iadd_lab.data import require_data
+from iadd_lab.errors import choose, require
+from iadd_lab.store import fingerprint
+
+PROFILES = {
+    "quick": "embedded real data (8×8 digits), minutes on two cores",
+    "cpu": "real image data at reduced scale, hours on two cores",
+    "paper": "the literature's full hyper-parameters, for a GPU",
+}
+_DATA_PARAMETERS = ("data_name", "data_names")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to execute.
+
+    Attributes:
+        name: of the notebook.
+        source: the notebook, which is only read.
+        parameters: to set in it.
+        inputs: fingerprint of all that decides what it makes.
+        folder: where the executed notebook and its pictures land.
+        record: the file that says what it made.
+    """
+
+    name: str
+    source: Path
+    parameters: dict[str, Any]
+    inputs: str
+    folder: Path
+    record: Path
+
+    @property
+    def executed(self) -> Path:
+        return self.folder / f"{self.name}.ipynb"
+
+    @property
+    def failed_copy(self) -> Path:
+        return self.folder / f"{self.name}.failed.ipynb"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch.
+
+    Attributes:
+        profile: a key of `PROFILES`.
+        folder: where everything lands.
+        records: where the records of what was made lie.
+        notebooks: all that there are, by name.
+        tasks: of those chosen, in natural order.
+    """
+
+    profile: str
+    folder: Path
+    records: Path
+    notebooks: dict[str, Notebook]
+    tasks: list[Task]
+
+    def record(self, name: str) -> Path:
+        """The file that says what notebook `name` made."""
+        return self.records / f"{name}.json"
+
+
+def plan_batch(
+    *,
+    profile: str,
+    only: Sequence[str],
+    parameters: Mapping[str, str],
+    notebooks: Path,
+    figures: Path,
+    runs: Path,
+) -> Plan:
+    """Check everything that can be checked before the first notebook starts; nothing is written.
+
+    Args:
+        profile, only, parameters, notebooks, figures, runs: as in `reproduce`.
+
+    Raises:
+        InputError: a profile, notebook, parameter or data set is unknown or missing.
+    """
+    choose("profile", profile, PROFILES)
+    given = read_given(parameters)
+    found = read_notebooks(notebooks)
+    named = {name: choose("notebook", name, found) for name in only}
+    chosen = [notebook for name, notebook in found.items() if name in named or not named]
+    stored = read_profile(profile, notebooks)
+    stored.check(found)
+    check_known(given, chosen)
+    folder, records = figures / profile, runs / "reproduce" / profile
+    require(
+        not (folder.exists() and folder.samefile(notebooks)),
+        f"{folder} is the folder of the notebooks themselves: choose another with --figures.",
+    )
+    batch = {
+        "figures_dir": _seen_from(notebooks, folder),
+        "runs_dir": _seen_from(notebooks, runs),
+        "profile": profile,
+    }
+    tasks, code = [], _package_digest()
+    for notebook in chosen:
+        values = merge(notebook, stored, given, batch)
+        _check_figures(notebook)
+        inputs = _inputs(notebook, values, code)
+        record = records / f"{notebook.name}.json"
+        tasks.append(Task(notebook.name, notebook.path, values, inputs, folder, record))
+    return Plan(profile, folder, records, found, tasks)
+
+
+def _seen_from(notebooks: Path, folder: Path) -> str:
+    """`folder` relative to the notebooks, so that no executed notebook carries a path of this machine.
+
+    Links are followed, as the operating system does when a kernel in that folder opens "../runs".
+    """
+    return os.path.relpath(os.path.realpath(folder), os.path.realpath(notebooks))
+
+
+def _check_figures(notebook: Notebook) -> None:
+    require(
+        "figures_dir" in notebook.defaults,
+        f'{notebook.path} declares no figures_dir: add figures_dir = "" to its cell tagged "parameters".',
+    )
+
+
+def _inputs(notebook: Notebook, parameters: dict[str, Any], code: str) -> str:
+    """16 hex digits over cells, parameters, this package's `code`, versions, and the data sets' folders."""
+    final = notebook.defaults | parameters
+    names = [name for key in _DATA_PARAMETERS for name in _as_list(final.get(key, UNKNOWN))]
+    data = []
+    for name in names:
+        folder = require_data(name).resolve()
+        data.append([name, str(folder), folder.stat().st_mtime_ns])
+    versions = [version(library) for library in ("torch", "papermill")]
+    return fingerprint(notebook.content(), parameters, code, versions, data)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is UNKNOWN:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _package_digest() -> str:
+    """SHA-256 over the package's own modules and tables."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".csv")):
+        digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""The report of a batch: one page of Markdown that shows every table and picture under its notebook."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from iadd_lab.batch.notebooks import Notebook
+from iadd_lab.batch.plan import PROFILES, Plan
+from iadd_lab.batch.record import files_of, read_record
+from iadd_lab.store import save_text
+
+_DONE, _FAILED, _MISSING = "executed", "**the last run failed**", "not executed yet"
+
+
+def write_report(plan: Plan) -> Path:
+    """Write README.md into the batch's folder, unless it says the same already, and return its path.
+
+    It holds no times: a batch executed again gives the same page.
+    """
+    path = plan.folder / "README.md"
+    text = _report(plan)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        save_text(path, text)
+    return path
+
+
+def _report(plan: Plan) -> str:
+    what = PROFILES[plan.profile]
+    lines = [
+        f"# Profile {plan.profile}",
+        f"{what[0].upper()}{what[1:]}. Made by `iadd-lab reproduce --profile {plan.profile}`.",
+        "\n".join(_contents(plan)),
+    ]
+    for notebook in plan.notebooks.values():
+        if _state(plan, notebook) != _MISSING:
+            lines += _section(plan, notebook)
+    return "\n\n".join(lines) + "\n"
+
+
+def _contents(plan: Plan) -> list[str]:
+    rows = ["| notebook | shows | state |", "| --- | --- | --- |"]
+    for name, notebook in plan.notebooks.items():
+        state = _state(plan, notebook)
+        link = name if state == _MISSING else f"[{name}](#{name})"
+        heading = notebook.heading.replace("|", r"\|")
+        rows.append(f"| {link} | {heading} | {state} |")
+    return rows
+
+
+def _state(plan: Plan, notebook: Notebook) -> str:
+    if (plan.folder / f"{notebook.name}.failed.ipynb").is_file():
+        return _FAILED
+    return _DONE if (plan.folder / notebook.path.name).is_file() else _MISSING
+
+
+def _section(plan: Plan, notebook: Notebook) -> list[str]:
+    name = notebook.name
+    whole = (plan.folder / notebook.path.name).is_file()
+    # The anchor is the name, whatever a renderer makes of a heading with punctuation in it.
+    heading = f"[{notebook.heading}]({notebook.path.name})" if whole else notebook.heading
+    lines = [f'<a id="{name}"></a>', f"## {heading}"]
+    if _state(plan, notebook) == _FAILED:
+        earlier = " What is shown here was made earlier." if whole else ""
+        lines.append(f"The last run failed: see the [partly executed copy]({name}.failed.ipynb).{earlier}")
+    files = _made(plan, name)
+    names = {path.name for path in files}
+    for path in files:
+        if path.suffix == ".md":
+            lines += _table(path, names)
+    lines += [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
+    return lines
+
+
+def _made(plan: Plan, name: str) -> list[Path]:
+    """The files that the record lists; all that bear the notebook's name where there is none."""
+    found = files_of(name, plan.notebooks, plan.folder)
+    record = read_record(plan.record(name))
+    return found if record is None else [path for path in found if path.name in record.made]
+
+
+def _table(path: Path, names: set[str]) -> list[str]:
+    others = {f"{path.stem}.csv": "CSV", f"{path.stem}.tex": "LaTeX"}
+    links = [f"[{title}]({other})" for other, title in others.items() if other in names]
+    text = _below(path.read_text(encoding="utf-8").strip())
+    return [text, *([f"The table above as {' and '.join(links)}."] if links else [])]
+
+
+def _below(text: str) -> str:
+    """`text` with its headings two levels deeper, below the notebook's own."""
+    return re.sub(r"^(#{1,4}) ", r"##\1 ", text, flags=re.MULTILINE)
