@@ -82,14 +82,16 @@ def hardness(paths: Sequence[SegmentPath], *, relative: bool = False) -> torch.T
     """How hard each parameter is to match: the root mean square of its difference over `paths`, (P,).
 
     `relative` divides it by the root mean square of what the teacher moved in that dimension: 1 then means
-    that the student comes no nearer than it was at the start.
+    that the student comes no nearer than it was at the start. A parameter that the teacher never moves, but
+    for rounding, is not hard: it has 0.
     """
     difference = torch.stack([path.difference for path in paths]).square().mean(0).sqrt()  # (P,)
     if not relative:
         return difference
     movement = torch.stack([path.movement for path in paths]).square().mean(0).sqrt()  # (P,)
-    # A parameter that never moves and always matches (a bias ahead of a norm) is not hard: 0/0 is 0.
-    return difference / movement.clamp_min(torch.finfo(movement.dtype).tiny)
+    # Biases ahead of a norm have no gradient; what is left of them is rounding, in student and teacher.
+    still = movement <= 1e-6 * movement.max()
+    return torch.where(still, 0.0, difference / movement.masked_fill(still, 1.0))
 
 
 @dataclass(frozen=True, eq=False)
