@@ -174,8 +174,10 @@ class Table:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Their names, from top to bottom."""
-        return tuple(dict.fromkeys(value.row for value in self.values))
+        """Their names, from top to bottom: bounds, of which no value competes, stand last."""
+        names = dict.fromkeys(value.row for value in self.values)
+        competing = {value.row for value in self.values if value.competes}
+        return tuple(sorted(names, key=lambda name: name not in competing))
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:

@@ -44,13 +44,14 @@ def accuracy_groups(
     """A group of bars for each column of a table, a bar with its standard deviation for each row.
 
     Args:
-        rows: {method: {column: (mean, standard deviation)}} in per cent; a method may lack a column.
+        rows: {method: {column: (mean, standard deviation)}} in per cent; a method may lack a column, or all.
         ylabel: what is measured.
         title: above all.
 
     Raises:
         InputError: there is nothing to draw.
     """
+    rows = {name: row for name, row in rows.items() if row}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     require(bool(columns), "there are no values to draw: pass a row with a column at least.")
     width = 0.84 / len(rows)

@@ -74,7 +74,9 @@ def _draw(ax: Axes, layer: Layer, paths: Sequence[SegmentPath], *, color: str) -
                lw=0, rasterized=True)  # fmt: skip
     window = max(len(dimensions) // 40, 1)
     square = differences.square().mean(0).double().numpy()
-    smooth = np.sqrt(np.convolve(square, np.ones(window) / window, mode="same"))
+    kernel = np.ones(window)
+    inside = np.convolve(np.ones_like(square), kernel, mode="same")  # a window is cut off at either end
+    smooth = np.sqrt(np.convolve(square, kernel, mode="same") / inside)
     for sign in (1, -1):
         ax.plot(dimensions, sign * smooth, color="0.15", lw=0.7)
     size = differences.square().mean().sqrt()

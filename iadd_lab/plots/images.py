@@ -110,7 +110,7 @@ def real_and_distilled(
     made = result.distilled
     names, each = made.classes[:10], min(made.ipc, 10)
     sides = {
-        "real": _by_class(as_float(real), real_labels, len(names), each),
+        "real": _by_class(real, real_labels, len(names), each),
         "distilled": _by_class(made.pictures(), made.labels, len(names), each),
     }
     draw = _side_by_side if 2 * each > len(names) else _stacked
@@ -118,8 +118,8 @@ def real_and_distilled(
 
 
 def _by_class(pictures: torch.Tensor, labels: torch.Tensor, count: int, each: int) -> list[torch.Tensor]:
-    """The first `each` pictures of each of the first `count` classes."""
-    return [pictures[labels == label][:each] for label in range(count)]
+    """The first `each` pictures of each of the first `count` classes, in [0, 1]."""
+    return [as_float(pictures[(labels == label).nonzero()[:each, 0]]) for label in range(count)]
 
 
 def _side_by_side(
