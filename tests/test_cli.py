@@ -260,7 +260,7 @@ def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(ba
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("-p sied 3", "parameter 'sied' is unknown to good"),
+        ("-p sied 3", "unknown parameter of good 'sied' (did you mean 'side'?)"),
         ("-p side", "parameter 'side' has no value: write -p NAME VALUE or -p NAME=VALUE"),
         ("-p side --again", "parameter 'side' has no value"),
         ("-p side -p word a", "parameter 'side' has no value"),

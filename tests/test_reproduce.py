@@ -258,7 +258,7 @@ def test_relative_folders_mean_what_the_caller_sees(folders, tmp_path, monkeypat
     [
         ({"profile": "quik"}, r"unknown profile 'quik'.*did you mean 'quick'"),
         ({"only": ["goood"]}, "unknown notebook 'goood'.*did you mean 'good'"),
-        ({"parameters": {"sides": "3"}}, "parameter 'sides' is unknown to"),
+        ({"parameters": {"sides": "3"}}, r"unknown parameter of good 'sides'.*did you mean 'side'"),
         ({"parameters": {"side": "[1"}}, "parameter value .* can't be read"),
         ({"parameters": {"side": "!!set {a, b}"}}, "parameter value .* can't be read"),
         ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch: use --figures"),

@@ -143,9 +143,7 @@ def merge(
 
 def check_known(given: Mapping[str, Any], notebooks: Sequence[Notebook]) -> None:
     """Raise an `InputError` unless each parameter given is declared by at least one of `notebooks`."""
+    declared = {name: None for notebook in notebooks for name in notebook.defaults}
+    owner = notebooks[0].name if len(notebooks) == 1 else "these notebooks"
     for name in given:
-        require(
-            any(name in notebook.defaults for notebook in notebooks),
-            f"parameter {name!r} is unknown to {', '.join(notebook.name for notebook in notebooks)}: "
-            "see their parameters cells.",
-        )
+        choose(f"parameter of {owner}", name, declared)
