@@ -451,3 +451,16 @@ def test_every_file_belongs_to_one_notebook_at_most(tmp_path_factory, names):
 def test_names_are_sorted_by_their_numbers(first, second):
     in_order = natural_order(f"table{first}") < natural_order(f"table{second}")
     assert in_order == (first < second)
+
+
+def test_a_changed_profile_does_not_pass_for_the_profile(folders):
+    write_notebook(
+        folders["notebooks"] / "good.ipynb",
+        "print(profile)",
+        parameters='side = 2\nprofile = "quick"\nfigures_dir = ""',
+    )
+    made = folders["figures"] / "quick" / "good.ipynb"
+    assert reproduce(only=["good"], progress=False, **folders) == []
+    assert outputs(made) == ["quick\n"]
+    assert reproduce(only=["good"], parameters={"side": "3"}, progress=False, **folders) == []
+    assert outputs(made) == ["changed quick\n"]

@@ -109,11 +109,13 @@ def plan_batch(
     batch = {
         "figures_dir": _seen_from(notebooks, folder),
         "runs_dir": _seen_from(notebooks, runs),
-        "profile": profile,
     }
     tasks, code = [], _package_digest()
     for notebook in chosen:
-        values = merge(notebook, stored, given, batch)
+        # Titles and tables name the profile: with other numbers in it, they must not pass for its own.
+        changed = not given.keys().isdisjoint(notebook.defaults)
+        own = batch | {"profile": f"changed {profile}" if changed else profile}
+        values = merge(notebook, stored, given, own)
         _check_figures(notebook)
         inputs = _inputs(notebook, values, code)
         record = records / f"{notebook.name}.json"
