@@ -68,13 +68,14 @@ def replay(
     _check_teachers(result, teachers)
     loss = StudentLoss(teachers.network(0))
     variables = _variables(result, device)
-    paths = []
+    paths, trajectories = [], {}
     for index in range(segments):
         teacher, epoch, segment = _draw(result, teachers, variables, seed, index)
         student = torch.stack(walk(loss, segment, variables)).cpu()  # (J + 1, P)
-        trajectory = torch.stack([teachers.snapshot(teacher, e) for e in range(teachers.config.epochs + 1)])
+        if teacher not in trajectories:  # one copy for all of its segments: it may be large
+            trajectories[teacher] = teachers.trajectory(teacher)
         target = epoch + result.config.teacher_epochs
-        paths.append(SegmentPath(teacher, epoch, target, student, trajectory))
+        paths.append(SegmentPath(teacher, epoch, target, student, trajectories[teacher]))
     return paths
 
 

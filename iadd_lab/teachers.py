@@ -124,6 +124,10 @@ class Teachers:
         with open_artefact(self.paths[teacher]) as file:
             return file.get_slice("trajectory")[epoch].clone()
 
+    def trajectory(self, teacher: int) -> torch.Tensor:
+        """θ of `teacher` at its initialisation and after every epoch: (epochs + 1, P) float32 on the CPU."""
+        return torch.stack([self.snapshot(teacher, epoch) for epoch in range(self.config.epochs + 1)])
+
     def history(self, teacher: int) -> dict[str, object]:
         """What was noted while training: "train_loss" per epoch, "validation_accuracy" at the end."""
         return read_metadata(self.paths[teacher], kind="trajectory")["history"]

@@ -1,6 +1,6 @@
 """Pictures: every function returns a Figure, and `save_figure` is the one place that writes them."""
 
-from iadd_lab.plots.accuracy import accuracy_bars, accuracy_groups, confusion_matrix, overview
+from iadd_lab.plots.accuracy import accuracy_bars, accuracy_groups, confusion_matrix
 from iadd_lab.plots.concept import concept
 from iadd_lab.plots.curves import Curve, convergence, history_plot
 from iadd_lab.plots.diagram import iteration_diagram
@@ -8,6 +8,7 @@ from iadd_lab.plots.differences import parameter_difference
 from iadd_lab.plots.images import before_after, image_grid, real_and_distilled
 from iadd_lab.plots.importance import importance_by_layer, learned_weights
 from iadd_lab.plots.live import LivePlot
+from iadd_lab.plots.overview import overview
 from iadd_lab.plots.style import save_figure
 
 __all__ = [

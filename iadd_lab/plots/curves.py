@@ -1,4 +1,4 @@
-"""What happened over the iterations of a run, or of several."""
+"""What happens during a distillation, against its iterations and against the clock."""
 
 from __future__ import annotations
 
@@ -11,107 +11,131 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
+from iadd_lab.evaluate import spread
 from iadd_lab.history import History
-from iadd_lab.plots.style import COLORS, WIDTH, new_figure, style
+from iadd_lab.plots.style import DOUBLE, house_style, new_figure, plain_ticks
+
+_SHORT = 40  # iterations: a shorter run is drawn as it is, without a running mean
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Curve:
-    """A run, and the accuracy of its snapshots.
+    """One run: its history, and what its images were worth at some of its iterations.
 
-    Args:
-        history: of the run.
-        iterations: at which snapshots were evaluated.
-        accuracies: (snapshots, networks) in [0, 1].
-
-    Raises:
-        InputError: there is not one row of accuracies for each snapshot.
+    Raises `InputError` where iterations and accuracies do not go together.
     """
 
     history: History
-    iterations: Sequence[int]
-    accuracies: torch.Tensor
+    iterations: Sequence[int]  # 0 is before the first
+    accuracies: torch.Tensor  # (points, networks) in [0, 1], at `iterations`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        shape = tuple(self.accuracies.shape)
         require(
-            self.accuracies.ndim == 2 and len(self.accuracies) == len(self.iterations),
-            f"accuracies have shape {tuple(self.accuracies.shape)}; expected "
-            f"({len(self.iterations)}, networks).",
+            len(shape) == 2 and shape[0] == len(self.iterations) and shape[1] > 0,
+            f"accuracies has the shape {shape}; it must be ({len(self.iterations)}, networks), one row for "
+            "each of the iterations.",
+        )
+        require(
+            all(0 <= iteration <= len(self.history.loss) for iteration in self.iterations),
+            f"iterations {list(self.iterations)} are not all within the {len(self.history.loss)} of the "
+            "history.",
         )
 
     @property
-    def seconds(self) -> np.ndarray:
-        """Wall-clock seconds of distilling before each snapshot: (snapshots,)."""
-        return np.concatenate([[0.0], np.cumsum(self.history.seconds)])[list(self.iterations)]
+    def seconds(self) -> list[float]:
+        """Wall-clock seconds of the distillation until each of `iterations`."""
+        passed = np.concatenate(([0.0], np.cumsum(self.history.seconds)))
+        return [float(passed[iteration]) for iteration in self.iterations]
 
 
-def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
-    """Loss, α and accuracy against iterations, and accuracy against time, a colour for each run.
-
-    The loss is the one without W, so that runs compare; a dashed line is what a run minimised itself, where
-    that is another. The band is one standard deviation over the networks.
-    """
-    with style():
-        figure = new_figure(WIDTH, 4.3, title)
-        (loss, alpha), (accuracy, clock) = figure.subplots(2, 2)
-        for place, (name, curve) in enumerate(curves.items()):
-            color, history = COLORS[place % len(COLORS)], curve.history
-            draw_series(loss, history.unweighted_loss, name, color=color)
-            if history.loss != history.unweighted_loss:
-                draw_series(loss, history.loss, color=color, dashed=True)
-            alpha.plot(np.arange(1, len(history.alpha) + 1), history.alpha, color=color, lw=1.2)
-            _draw_accuracy(accuracy, curve.iterations, curve.accuracies, color)
-            _draw_accuracy(clock, curve.seconds, curve.accuracies, color)
-        loss.plot([], [], color="0.4", ls="--", lw=1, label="weighted by W")
-        loss.set(xlabel="iteration", ylabel="matching loss without W")
-        loss.legend(fontsize=7)
-        alpha.set(xlabel="iteration", ylabel="learning rate α")
-        accuracy.set(xlabel="iteration", ylabel="accuracy (%)")
-        clock.set(xlabel="seconds of distilling", ylabel="accuracy (%)")
-    return figure
-
-
-def _draw_accuracy(ax: Axes, places: Sequence[float], accuracies: torch.Tensor, color: str) -> None:
-    mean = 100 * accuracies.mean(1).numpy()
-    spread = 100 * accuracies.std(1).numpy() if accuracies.shape[1] > 1 else np.zeros_like(mean)
-    ax.plot(places, mean, color=color, lw=1.2, marker="o", ms=2.5)
-    ax.fill_between(places, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
-
-
+@house_style()
 def history_plot(history: History, *, title: str = "") -> Figure:
     """The matching loss, the student's learning rate α and the spread of W against iterations."""
-    with style():
-        figure = new_figure(WIDTH, 2.1, title)
-        draw_history(figure, history)
+    figure = new_figure(DOUBLE, 2.0 + (0.2 if title else 0), title=title)
+    draw_history(figure, history)
     return figure
 
 
 def draw_history(figure: Figure, history: History) -> None:
     """Draw what `history_plot` shows into an empty figure."""
     loss, alpha, share = figure.subplots(1, 3)
-    draw_series(loss, history.loss, "weighted by W")
+    draw_series(loss, history.loss, label="weighted by W", smooth=True)
     if history.unweighted_loss != history.loss:
-        draw_series(loss, history.unweighted_loss, "without W")
-        loss.legend(fontsize=7)
-    for ax, values in ((alpha, history.alpha), (share, history.importance_share)):
-        ax.plot(np.arange(1, len(values) + 1), values, lw=1)
-    for ax, title in ((loss, "matching loss"), (alpha, "learning rate α"), (share, "effective share of W")):
-        ax.set(xlabel="iteration", title=title)
+        draw_series(loss, history.unweighted_loss, label="without W", smooth=True)
+        loss.legend()
+    draw_series(alpha, history.alpha)
+    draw_series(share, history.importance_share)
+    for ax, name in ((loss, "matching loss"), (alpha, "learning rate α"), (share, "effective share of W")):
+        ax.set(xlabel="iteration", title=name)
         ax.ticklabel_format(axis="y", useOffset=False)
 
 
 def draw_series(
-    ax: Axes, values: Sequence[float], label: str = "", *, color: str | None = None, dashed: bool = False
+    ax: Axes,
+    values: Sequence[float],
+    *,
+    label: str = "",
+    smooth: bool = False,
+    color: str | None = None,
 ) -> None:
-    """One value per iteration; a long series is faint behind its running mean, since segments differ."""
+    """One value per iteration; with `smooth`, faint behind its running mean, since segments differ."""
     iterations = np.arange(1, len(values) + 1)
-    smooth = len(values) >= 40
-    dashes = "--" if dashed else "-"
-    if not (smooth and dashed):
-        (line,) = ax.plot(iterations, values, color=color, lw=0.8, ls=dashes, alpha=0.2 if smooth else 1.0,
-                          label="" if smooth else label)  # fmt: skip
-        color = line.get_color()
-    if smooth:
-        span = max(len(values) // 20, 2)
-        mean = np.convolve(values, np.ones(span) / span, mode="valid")
-        ax.plot(iterations[span - 1 :], mean, color=color, lw=1.3, ls=dashes, label=label)
+    if not smooth or len(values) < _SHORT:
+        ax.plot(iterations, values, lw=1.0, label=label, color=color)
+        return
+    (line,) = ax.plot(iterations, values, lw=0.7, alpha=0.25, color=color)
+    ax.plot(*_running_mean(values), color=line.get_color(), label=label)
+
+
+def _running_mean(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and the means over the twentieth of the run that ends there; short runs as they are."""
+    span = max(len(values) // 20, 2) if len(values) >= _SHORT else 1
+    return np.arange(span, len(values) + 1), np.convolve(values, np.ones(span) / span, mode="valid")
+
+
+@house_style()
+def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
+    """Loss, α and accuracy of several runs against iterations, and accuracy against the clock.
+
+    The loss is the one without W, by which methods compare; where W changes it, the weighted one is dashed.
+
+    Args:
+        curves: {method: its run}.
+        title: above the figure.
+
+    Raises:
+        InputError: there is no curve.
+    """
+    require(bool(curves), "there is no run to show: give {method: Curve(history, iterations, accuracies)}.")
+    figure = new_figure(DOUBLE, 4.1, title=title)
+    (loss, alpha), (accuracy, clock) = figure.subplots(2, 2)
+    weighted = False
+    for number, (method, curve) in enumerate(curves.items()):
+        color, history = f"C{number % 10}", curve.history
+        draw_series(loss, history.unweighted_loss, label=method, smooth=True, color=color)
+        if history.unweighted_loss != history.loss:
+            loss.plot(*_running_mean(history.loss), color=color, lw=0.9, ls="--")
+            weighted = True
+        draw_series(alpha, history.alpha, color=color)
+        _draw_accuracy(accuracy, curve.iterations, curve.accuracies, color)
+        _draw_accuracy(clock, curve.seconds, curve.accuracies, color)
+    loss.set(xlabel="iteration", ylabel="matching loss without W", yscale="log")
+    plain_ticks(loss.yaxis)
+    alpha.set(xlabel="iteration", ylabel="learning rate α")
+    accuracy.set(xlabel="iteration", ylabel="accuracy (%)")
+    clock.set(xlabel="seconds of distillation", ylabel="accuracy (%)")
+    handles, labels = loss.get_legend_handles_labels()
+    if weighted:
+        handles.append(loss.plot([], [], color="0.3", ls="--", lw=0.9)[0])
+        labels.append("dashed: loss weighted by W")
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    return figure
+
+
+def _draw_accuracy(ax: Axes, places: Sequence[float], accuracies: torch.Tensor, color: str) -> None:
+    """Means over the networks, in per cent, with a band of ± one standard deviation."""
+    means = 100 * accuracies.double().mean(1).numpy()  # (points,)
+    spreads = np.array([100 * spread(values) for values in accuracies.double()])
+    ax.plot(places, means, color=color, marker="o", ms=2.5)
+    ax.fill_between(places, means - spreads, means + spreads, color=color, alpha=0.18, lw=0)

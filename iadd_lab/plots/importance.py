@@ -1,23 +1,36 @@
-"""Figure 6 and its parts: the importance weights W."""
+"""What W became: in each layer, over the iterations, and against how hard parameters are to match."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from scipy.stats import spearmanr
 
 from iadd_lab.distill import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.networks import ParameterLayout
-from iadd_lab.plots.layers import layers_of, tensor_titles
-from iadd_lab.plots.style import COLORS, WIDTH, new_figure, style
+from iadd_lab.plots.layers import Layer, layers, tensors
+from iadd_lab.plots.style import DOUBLE, SMALL, house_style, new_figure, plain_ticks, signed
 
-_BINS = 24
+_BINS = 20  # of equally many parameters each
+_PER_BIN = 5  # parameters at least: quartiles of fewer say nothing
 
 
+@house_style()
+def importance_by_layer(importance: torch.Tensor, layout: ParameterLayout, *, title: str = "") -> Figure:
+    """How W is distributed in each of the network's tensors: median, quartiles, 1st to 99th percentile."""
+    _check_count("importance", importance, layout)
+    parts = importance.split(list(layout.sizes))
+    figure = new_figure(DOUBLE, 0.6 + 0.2 * len(parts), title=title)
+    _draw_boxes(figure.subplots(), parts, layout.names)
+    return figure
+
+
+@house_style()
 def learned_weights(
     result: DistillResult,
     layout: ParameterLayout,
@@ -26,59 +39,54 @@ def learned_weights(
     relative_hardness: torch.Tensor | None = None,
     title: str = "",
 ) -> Figure:
-    """W by layer, over the iterations, and against how hard a parameter is to match.
+    """W in each layer, over the iterations, and against how hard each parameter is to match.
 
     Args:
-        result: whose W is shown.
-        layout: of its network's parameters.
-        hardness: root mean square difference of student and teacher, (P,); see `paths.hardness`.
-        relative_hardness: the same relative to the teacher's movement, (P,).
-        title: above all.
+        result: of a matching whose W is not always 1.
+        layout: of the network.
+        hardness: the root mean square of each parameter's difference, (P,), as from `paths.hardness`.
+        relative_hardness: the same, divided by how far the teacher moved; it gets a panel of its own.
+        title: above the figure.
 
     Raises:
-        InputError: the run kept no W, or a vector has another length than W.
+        InputError: W never varied, or the shapes do not fit together.
     """
-    history = result.history
-    require(len(history.snapshot_importance) > 0, f"{result.config.matching.name} matching has no W to show.")
-    hard = {"how hard to match": hardness, "relative to the teacher's movement": relative_hardness}
-    hard = {name: values for name, values in hard.items() if values is not None}
-    for name, values in hard.items():
-        require(
-            values.shape == result.importance.shape,
-            f"{name} has shape {tuple(values.shape)}; expected that of W, {tuple(result.importance.shape)}.",
-        )
-    with style():
-        figure = new_figure(WIDTH, 4.8, title)
-        upper, lower = figure.subfigures(2, 1, height_ratios=(1.1, 1))
-        layers, course = upper.subplots(1, 2, width_ratios=(1, 1.1))
-        draw_by_layer(layers, result.importance, layout)
-        _draw_course(course, result, layout)
-        for ax, (name, values) in zip(
-            lower.subplots(1, len(hard), squeeze=False).flat, hard.items(), strict=True
-        ):
-            _draw_against(ax, values.numpy(), result.importance.numpy(), name)
+    _check_count("importance", result.importance, layout)
+    require(
+        bool(result.history.snapshot_importance),
+        f"W is always 1 in {result.config.matching.name} matching: there is nothing to show; choose a "
+        "distillation with learned importance.",
+    )
+    panels = {"RMS difference of student and teacher": hardness}
+    if relative_hardness is not None:
+        panels["RMS difference / RMS movement of the teacher"] = relative_hardness
+    for name, values in panels.items():
+        _check_count(name, values, layout)
+    figure = new_figure(DOUBLE, 5.2, title=title)
+    places = [["layers", "course"], list(panels) if len(panels) == 2 else [*panels, *panels]]
+    axes = figure.subplot_mosaic(places)
+    _draw_layers(axes["layers"], result.importance, layout)
+    _draw_course(axes["course"], result, layers(layout))
+    for name, values in panels.items():
+        _draw_against(axes[name], values, result.importance, name)
     return figure
 
 
-def importance_by_layer(importance: torch.Tensor, layout: ParameterLayout, *, title: str = "") -> Figure:
-    """How W is distributed in each of the network's tensors: median, quartiles, 1st to 99th percentile."""
-    with style():
-        figure = new_figure(WIDTH, 0.6 + 0.22 * len(layout.names), title)
-        draw_by_layer(figure.subplots(), importance, layout)
-    return figure
+def _check_count(name: str, values: torch.Tensor, layout: ParameterLayout) -> None:
+    require(
+        values.shape == (layout.count,),
+        f"{name} has the shape {tuple(values.shape)}, but the network has {layout.count} parameters: give "
+        "one value for each.",
+    )
 
 
-def draw_by_layer(ax: Axes, importance: torch.Tensor, layout: ParameterLayout) -> None:
-    """Draw what `importance_by_layer` shows into `ax`."""
-    boxes = [
-        _box(values.double().numpy(), name)
-        for name, values in zip(tensor_titles(layout), importance.split(list(layout.sizes)), strict=True)
-    ]
-    ax.bxp(boxes, orientation="horizontal", showfliers=False, patch_artist=True,
-           boxprops={"facecolor": COLORS[0], "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
+def _draw_boxes(ax: Axes, parts: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+    boxes = [_box(values.double().numpy(), name) for values, name in zip(parts, names, strict=True)]
+    ax.bxp(boxes, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6,
+           boxprops={"facecolor": "C0", "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
     ax.axvline(1, color="0.4", lw=0.8, ls="--")
     ax.invert_yaxis()
-    ax.tick_params(axis="y", labelsize=7)
+    ax.grid(axis="y", visible=False)
     ax.set(xlabel="importance W (dashed: uniform)")
 
 
@@ -87,50 +95,78 @@ def _box(values: np.ndarray, name: str) -> dict[str, object]:
     return {"whislo": low, "q1": first, "med": middle, "q3": third, "whishi": high, "label": name}
 
 
-def _draw_course(ax: Axes, result: DistillResult, layout: ParameterLayout) -> None:
-    """The median of W in each layer over the iterations, and how far all of W is spread."""
-    weights = torch.stack(result.history.snapshot_importance).double()  # (snapshots, P)
+def _draw_layers(ax: Axes, importance: torch.Tensor, layout: ParameterLayout) -> None:
+    """Boxes for the tensors, or for the layers of networks with many."""
+    parts = tensors(layout) if len(layout.names) <= 14 else layers(layout)
+    _draw_boxes(ax, [importance[part.place] for part in parts], [part.name for part in parts])
+    ax.set_title("in each tensor: median, quartiles, 1–99 %")
+
+
+def _draw_course(ax: Axes, result: DistillResult, parts: Sequence[Layer]) -> None:
+    """The median of each layer over the iterations, on bands of all parameters."""
     iterations = result.history.snapshot_iterations
-    low, high = weights.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=1)
-    ax.fill_between(iterations, low, high, color="0.5", alpha=0.2, lw=0, label="98 % of all")
-    for place, layer in enumerate(layers_of(layout)):
-        ax.plot(iterations, layer.of(weights).median(1).values, color=COLORS[place % len(COLORS)],
-                ls="-" if place < len(COLORS) else "--", lw=1.2, label=layer.name)  # fmt: skip
-    ax.axhline(1, color="0.4", lw=0.8, ls="--")
-    ax.set(xlabel="iteration", ylabel="median W of each layer")
-    ax.legend(fontsize=6.5, ncols=2, loc="upper left")
+    snapshots = torch.stack(result.history.snapshot_importance).double().numpy()  # (snapshots, P)
+    low, first, third, high = np.percentile(snapshots, (1, 25, 75, 99), axis=1)
+    ax.fill_between(iterations, low, high, color="0.88", lw=0, label="all: 1–99 %")
+    ax.fill_between(iterations, first, third, color="0.74", lw=0, label="all: quartiles")
+    for number, part in enumerate(parts):
+        ax.plot(iterations, np.median(snapshots[:, part.place], axis=1), color=f"C{number}", label=part.name)
+    ax.set(xlabel="iteration", ylabel="importance W", title="over the iterations: medians of the layers")
+    # The bands open towards the right: both corners on the left are free.
+    handles, labels = ax.get_legend_handles_labels()
+    ax.add_artist(ax.legend(handles[:2], labels[:2], loc="upper left", handlelength=1.2))
+    ax.legend(handles[2:], labels[2:], ncols=2, loc="lower left", handlelength=1.2, columnspacing=1.0)
 
 
-def _draw_against(ax: Axes, hardness: np.ndarray, weights: np.ndarray, name: str) -> None:
-    """Medians, quartiles and density of W in bins of equal log-width of `hardness`."""
-    # Biases ahead of a norm never move; what is left of them is rounding.
-    moving = hardness > 1e-6 * hardness.max()
-    low, high = np.quantile(hardness[moving], (0.001, 0.999))
-    inside = moving & (hardness >= low) & (hardness <= high)
-    ax.hexbin(hardness[inside], weights[inside], gridsize=(50, 30), xscale="log", cmap="Blues", bins="log",
-              mincnt=1, lw=0, rasterized=True)  # fmt: skip
-    edges = np.geomspace(low, high, _BINS + 1)
-    place = np.clip(np.digitize(hardness[inside], edges) - 1, 0, _BINS - 1)
-    filled = [index for index in range(_BINS) if (place == index).sum() >= 10]
-    quartiles = np.array([np.percentile(weights[inside][place == index], (25, 50, 75)) for index in filled])
-    centres = np.sqrt(edges[:-1] * edges[1:])[filled]
-    if len(filled):
-        ax.plot(centres, quartiles[:, 1], color=COLORS[1], lw=1.5, label="median")
-        ax.fill_between(
-            centres, quartiles[:, 0], quartiles[:, 2], color=COLORS[1], alpha=0.3, lw=0, label="quartiles"
-        )
+def _draw_against(ax: Axes, hardness: torch.Tensor, importance: torch.Tensor, name: str) -> None:
+    """A cloud of (hardness, W) with the medians and quartiles of W in bins of equally many parameters."""
+    hard, weights = hardness.double().numpy(), importance.double().numpy()
+    positive = np.isfinite(hard) & (hard > 0)
+    correlation = _rank_correlation(hard, weights)
+    ax.set(
+        xlabel=name,
+        ylabel="importance W",
+        title=f"against hardness: Spearman’s ρ = {signed(correlation, '.2f')}",
+    )
     ax.axhline(1, color="0.4", lw=0.8, ls="--")
+    if not positive.any():
+        return
+    # Parameters that hardly move at all (biases ahead of a norm) differ by rounding alone: decades off.
+    low, high = np.quantile(hard[positive], (0.005, 0.995)) * (0.7, 1.4)
+    inside = positive & (hard >= low) & (hard <= high)
+    ax.set_xscale("log")
+    ax.hexbin(hard[inside], weights[inside], gridsize=(45, 25), xscale="log", bins="log", mincnt=1,
+              cmap="Blues", linewidths=0.1, rasterized=True)  # fmt: skip
+    _draw_bins(ax, hard[inside], weights[inside])
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(_plain))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    correlation = spearmanr(hardness[moving], weights[moving]).statistic
-    still = f"; {(~moving).sum()} never move" if (~moving).any() else ""
-    ax.set_title(f"rank correlation {correlation:+.2f}{still}", fontsize=8)
-    ax.set(xlabel=name, ylabel="importance W")
-    ax.legend(fontsize=7, loc="lower left")
-    ax.tick_params(axis="x", labelsize=7)
+    plain_ticks(ax.xaxis)
+    if not inside.all():
+        _note_outside(ax, hard, weights, inside)
 
 
-def _plain(value: float, _place: int) -> str:
-    return f"{value:g}"
+def _draw_bins(ax: Axes, hard: np.ndarray, weights: np.ndarray) -> None:
+    order = np.argsort(hard, kind="stable")
+    bins = np.array_split(order, max(min(_BINS, len(order) // _PER_BIN), 1))
+    places = [np.median(hard[part]) for part in bins]
+    first, middle, third = np.array([np.percentile(weights[part], (25, 50, 75)) for part in bins]).T
+    ax.errorbar(places, middle, (middle - first, third - middle), color="C1", marker="o", ms=2.5, lw=1,
+                elinewidth=0.8, label="median and quartiles\n(shade: number, log.)")  # fmt: skip
+    ax.legend(loc="upper right")
+
+
+def _note_outside(ax: Axes, hard: np.ndarray, weights: np.ndarray, inside: np.ndarray) -> None:
+    """Say how many parameters the panel does not show."""
+    zeros, rest = hard == 0, ~inside & (hard != 0)
+    lines = []
+    if zeros.any():
+        lines.append(f"{zeros.sum():,} of {len(hard):,} are at 0 (median W {np.median(weights[zeros]):.2f})")
+    if rest.any():
+        lines.append(f"{rest.sum():,} beyond the axis (median W {np.median(weights[rest]):.2f})")
+    ax.text(0.02, 0.02, "\n".join(lines), transform=ax.transAxes, fontsize=SMALL, va="bottom",
+            bbox={"facecolor": "white", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"})  # fmt: skip
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's ρ: the correlation of the ranks, equal values sharing theirs."""
+    ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
+    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(rank) > 0 for rank in ranks) else float("nan")

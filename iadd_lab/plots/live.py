@@ -1,14 +1,14 @@
-"""A picture that follows a distillation while it runs."""
+"""A picture that a notebook redraws while a distillation runs."""
 
 from __future__ import annotations
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from iadd_lab.distilled import displayable
 from iadd_lab.history import History
-from iadd_lab.plots.images import show
-from iadd_lab.plots.style import WIDTH, new_figure, style
+from iadd_lab.plots.curves import draw_series
+from iadd_lab.plots.style import DOUBLE, house_style, new_figure
+from iadd_lab.plots.tiles import show, tile
 from iadd_lab.preprocess import Preprocess
 
 
@@ -36,18 +36,15 @@ class LivePlot:
         else:
             self.handle.update(figure)
 
+    @house_style()
     def draw(self, history: History) -> Figure:
         """The picture at this moment."""
         pictures = displayable(self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]))
-        with style():
-            figure = new_figure(WIDTH, 1.8)
-            left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
-            ax = left.subplots()
-            ax.plot(np.arange(1, len(history.loss) + 1), history.loss, lw=0.8)
-            ax.set(xlabel="iteration", title="matching loss")
-            for ax, picture in zip(
-                right.subplots(1, len(pictures), squeeze=False).flat, pictures, strict=True
-            ):
-                show(ax, picture)
-            right.suptitle(f"distilled images, iteration {history.snapshot_iterations[-1]}", fontsize=9)
+        figure = new_figure(DOUBLE, 1.6)
+        loss, images = figure.subplots(1, 2, width_ratios=(1, 2))
+        draw_series(loss, history.loss)
+        loss.set(xlabel="iteration", title="matching loss")
+        columns = min(len(pictures), 5)
+        show(images, tile(pictures, columns=columns, rows=-(-len(pictures) // columns)))
+        images.set_title(f"distilled images, iteration {history.snapshot_iterations[-1]}")
         return figure
