@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PROFILE ?= quick
-JOBS ?= 2
+# Two notebooks at once where each takes one core; the other profiles take all cores, or the one GPU.
+JOBS ?= $(if $(filter quick,$(PROFILE)),2,1)
 
 .PHONY: reproduce lab test lint notebooks clean
 

@@ -24,10 +24,13 @@ from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess
 from iadd_lab.training import train
 
+# Rows of gradients with a smaller norm count for less: their direction is rounding.
+_SMALL = 1e-6
+
 
 @dataclass(frozen=True)
 class GradientMatchingConfig(DescentConfig):
-    """One run of DC or DSA; the defaults are the papers'.
+    """One run of DC or DSA, by default at the papers' rates; images start from real ones, as in DSA.
 
     Args:
         ipc: distilled images per class.
@@ -183,5 +186,5 @@ def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tens
 
 def _row_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
-    directions = (functional.normalize(gradient.flatten(1), dim=1) for gradient in (one, other))
+    directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
     return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)

@@ -110,6 +110,13 @@ class Setting:
         check_whole("teacher_count", self.teacher_count, minimum=1)
         check_whole("whole_epochs", self.whole_epochs, minimum=1)
         check_whole("seeds", self.seeds, minimum=1)
+        used = self.max_start_epoch - 1 + self.teacher_epochs
+        require(
+            used <= self.teacher_training_epochs,
+            f"max_start_epoch {self.max_start_epoch} and teacher_epochs {self.teacher_epochs} reach epoch "
+            f"{used}, but teacher_training_epochs is {self.teacher_training_epochs}: "
+            "raise it, or lower either.",
+        )
         for method in MATCHING_OF:
             self.distillation(method)
         for part in (self.data, self.teachers, self.evaluation):

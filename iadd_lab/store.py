@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from iadd_lab.errors import InputError, require
 
 FORMAT_VERSION = 2
+# Raised whenever the same configuration gives another result than before: part of the name of every run.
+RESULT_VERSION = 1
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
 
 
@@ -99,7 +101,7 @@ def fingerprint(*parts: Any) -> str:
 
 def run_folder(root: Path | str, name: str, *parts: Any) -> Path:
     """`root`/`name`-<fingerprint of `parts`>: a changed configuration gets a folder of its own."""
-    return Path(root) / f"{name}-{fingerprint(FORMAT_VERSION, *parts)}"
+    return Path(root) / f"{name}-{fingerprint(FORMAT_VERSION, RESULT_VERSION, *parts)}"
 
 
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -7,12 +7,14 @@ Everything lies under one folder of runs:
   images and the teachers' trajectories;
 - `evaluations/`: one file for each evaluation, named by the content of the sets and the protocol.
 
-A changed field changes the name, so that nothing stale can be shown.
+A changed field changes the name, and so does `store.RESULT_VERSION`, which stands for the code that computes:
+nothing stale is shown.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,15 +32,17 @@ from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillResult, distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.distribution_matching import match_distributions
-from iadd_lab.errors import check_whole, choose
+from iadd_lab.errors import DivergenceError, check_whole, choose, require
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed
 from iadd_lab.settings import Setting
-from iadd_lab.store import FORMAT_VERSION, check_folder, fingerprint, run_folder
+from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, run_folder
 from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
+
+_THREADS = torch.get_num_threads()  # PyTorch's own choice, before any study changed it
 
 
 def runs_root(given: Path | str = "") -> Path:
@@ -55,11 +59,13 @@ class Method:
         title: its name in tables and pictures, as published tables have it.
         sets: makes what the networks of one evaluation are trained on: one set for all, or one for each.
         competes: whether it may be the best of its column; the whole training set does not.
+        counted: what stands behind a number, with {sets} and {networks} of each to fill in.
     """
 
     title: str
     sets: Callable[[Study, Setting, int], Sequence[DistilledSet]]
     competes: bool = True
+    counted: str = "{sets} × {networks}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +89,17 @@ class Cell:
 
     def origin(self, profile: str) -> str:
         """What stands behind the number, as a table says it."""
-        sets, networks = self.setting.seeds, self.evaluation.config.networks
-        made = f"{sets} {'set' if sets == 1 else 'sets'}"
-        return f"{profile} profile, {made} × {networks} networks"
+        sets, networks = self.setting.seeds, self.setting.evaluation_networks
+        counts = {
+            "sets": _several(sets, "set"),
+            "networks": _several(networks, "network"),
+            "all": sets * networks,
+        }
+        return f"{profile} profile, {METHODS[self.method].counted.format(**counts)}"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class Study:
@@ -116,9 +130,10 @@ class Study:
         self.device = pick_device(device)
         self.data_root = data_root
         self.progress = progress
-        torch.set_num_threads(threads or torch.get_num_threads())
+        torch.set_num_threads(threads or _THREADS)
         self._data: dict[object, ImageData] = {}
         self._teachers: dict[object, Teachers] = {}
+        self._diverged: dict[tuple[Setting, str], str] = {}
 
     def data(self, setting: Setting) -> ImageData:
         """The real set, loaded once."""
@@ -127,15 +142,29 @@ class Study:
             self._data[config] = load_data(config, root=self.data_root, progress=self.progress)
         return self._data[config]
 
-    def remarks(self, settings: Iterable[Setting]) -> tuple[str, ...]:
-        """What must be said beside numbers measured on these settings' images, each once."""
-        found = (self.data(setting).remark for setting in settings)
-        return tuple(dict.fromkeys(remark for remark in found if remark))
+    def notes(self, settings: Iterable[Setting]) -> tuple[str, ...]:
+        """What must be said below a table of these settings' cells: its ±, how networks train, the images."""
+        settings = tuple(settings)
+        epochs = " or ".join(str(n) for n in dict.fromkeys(s.evaluation_epochs for s in settings))
+        remarks = dict.fromkeys(remark for s in settings if (remark := self.data(s).remark))
+        return (
+            "± is the sample standard deviation over all networks of all sets; the sets of a column share "
+            "their teachers. Differences within it mean nothing.",
+            f"Networks train for {epochs} epochs: at the learned α on sets of MTT, DDPP and IADD, at 0.01 on "
+            "the others.",
+            *remarks,
+            *(
+                f"{METHODS[method].title} diverged ({setting.title}): {reason}"
+                for (setting, method), reason in self._diverged.items()
+                if setting in settings
+            ),
+        )
 
     def preprocess(self, setting: Setting) -> Preprocess:
         """The preprocessing that all methods of the setting share, fitted once; trains nothing."""
         data, folder = self.data(setting), self._teacher_folder(setting)
-        with self.alone(folder.name):
+        # Not the teachers' lock: nobody need wait for hours of training to preprocess images.
+        with self.alone(f"{folder.name}-preprocess"):
             return prepare_teachers(data, setting.teachers(), folder).preprocess
 
     def teachers(self, setting: Setting) -> Teachers:
@@ -184,7 +213,7 @@ class Study:
         """The accuracy of one network for each of `sets`, computed once for this content and protocol."""
         data = self.data(setting)
         config = replace(config, augment=data.augmentation(config.augment))
-        key = fingerprint(FORMAT_VERSION, [made.fingerprint for made in sets], config)
+        key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config)
         path = self.runs / "evaluations" / f"{key}.safetensors"
         with self.alone(f"evaluation-{key}"):
             if not path.exists():
@@ -227,6 +256,8 @@ class Study:
     ) -> list[Cell]:
         """Every method in every setting on every network, with one bar over all of them.
 
+        A run that diverges is left out, and `notes` says so: the other cells are shown all the same.
+
         Raises:
             InputError: a method is unknown or a data set is missing, before anything is computed.
         """
@@ -235,12 +266,20 @@ class Study:
             choose("method", method, METHODS)
         for setting in settings:
             self.data(setting)
+            require(
+                "herding" not in methods or setting.seeds <= setting.teacher_count,
+                f"seeds is {setting.seeds}, but herding takes the features of another teacher for each, and "
+                f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count.",
+            )
         wanted = [(s, m, n) for s in settings for m in methods for n in networks]
         cells = []
         with tqdm(total=len(wanted), unit="cell", disable=not self.progress) as bar:
             for setting, method, network in wanted:
                 bar.set_description(f"{setting.title}, {METHODS[method].title}")
-                cells.append(self.cell(setting, method, network=network, split=split))
+                try:
+                    cells.append(self.cell(setting, method, network=network, split=split))
+                except DivergenceError as error:
+                    self._diverged[setting, method] = str(error)
                 bar.update()
         return cells
 
@@ -275,7 +314,7 @@ class Study:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tqdm.write(f"waiting for another process that computes {name}")
+            tqdm.write(f"waiting for another process that computes {name}", file=sys.stderr)
             lock.acquire()
         try:
             yield
@@ -299,8 +338,8 @@ def _random(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
 
 def _herding(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
     teachers = study.teachers(setting)
-    teacher = number % len(teachers)  # the features of another teacher for every seed
-    return [herding(study.data(setting), teachers, ipc=setting.ipc, teacher=teacher)]
+    # The features of another teacher for every seed: nothing else about it is random.
+    return [herding(study.data(setting), teachers, ipc=setting.ipc, teacher=number, device=study.device)]
 
 
 def _whole(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
@@ -347,7 +386,7 @@ def _parameters(method: str) -> Callable:
 
 
 METHODS: dict[str, Method] = {
-    "random": Method("Random", _random),
+    "random": Method("Random", _random, counted="{all} draws, a network on each"),
     "herding": Method("Herding", _herding),
     "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
     "dsa": Method("DSA", _gradients("dsa", None)),
@@ -358,5 +397,5 @@ METHODS: dict[str, Method] = {
     "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal")),
     "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor")),
     "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen")),
-    "whole": Method("Whole", _whole, competes=False),
+    "whole": Method("Whole", _whole, competes=False, counted="{all} networks, own number of epochs"),
 }

@@ -77,9 +77,11 @@ def test_rows_count_one_by_one_not_the_layer_as_a_whole():
 
 def test_small_gradients_count_like_large_ones_and_zero_ones_stay_finite():
     first, second = layers(0), layers(10)
-    tiny = [1e-9 * layer for layer in first]
     expected = gradient_distance(first, second).item()
-    assert gradient_distance(tiny, second).item() == pytest.approx(expected, rel=1e-9)
+    small = [1e-4 * layer for layer in first]
+    assert gradient_distance(small, second).item() == pytest.approx(expected, rel=1e-9)
+    rounding = [1e-12 * layer for layer in first]  # has no direction: each row counts as if it were zero
+    assert gradient_distance(rounding, second).item() == pytest.approx(0.5 * (4 + 5), rel=1e-4)
     nothing = torch.zeros(2, 3, requires_grad=True)
     gradient_distance([nothing], [torch.zeros(2, 3)]).backward()
     assert torch.equal(nothing.grad, torch.zeros(2, 3))

@@ -464,3 +464,4 @@ def test_a_changed_profile_does_not_pass_for_the_profile(folders):
     assert outputs(made) == ["quick\n"]
     assert reproduce(only=["good"], parameters={"side": "3"}, progress=False, **folders) == []
     assert outputs(made) == ["changed quick\n"]
+    assert "executed with `side = 3`" in (made.parent / "README.md").read_text()

@@ -51,6 +51,7 @@ def test_columns_are_the_transposed_values(ipcs, networks):
         ({"preprocess": "zcaa"}, "unknown preprocess 'zcaa'"),
         ({"gradient_matching_iterations": 0}, "iterations is 0"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"max_start_epoch": 50}, "reach epoch 51, but teacher_training_epochs is 50"),
     ],
 )
 def test_bad_values_are_named(values, sentence):

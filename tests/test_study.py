@@ -13,6 +13,7 @@ from iadd_lab import study as module
 from iadd_lab.errors import InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.settings import Setting
+from iadd_lab.store import RESULT_VERSION
 from iadd_lab.study import METHODS, Study, runs_root
 
 TINY = Setting(
@@ -33,6 +34,17 @@ TINY = Setting(
     evaluation_epochs=3,
     whole_epochs=1,
 )
+
+
+# Of the tiny setting, measured once; see `test_results_change_only_with_their_version`.
+GOLDEN = {
+    "loss": 1.15771,
+    "alpha": 0.0193855,
+    "weights": 0.0147632,
+    "iadd": 89.3348,
+    "dsa": 0.89179,
+    "dm": 2.72051,
+}
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +226,46 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(list(tmp_path.glob("digits-ipc1-iadd-*"))) == 1
 
 
-def test_remarks_are_said_once(lab, monkeypatch):
-    other = replace(TINY, ipc=2)
-    assert lab.remarks([TINY, other]) == ()
+def test_notes_say_what_a_reader_must_know_once(lab, monkeypatch):
+    other = replace(TINY, ipc=2, evaluation_epochs=7)
+    spread, epochs = lab.notes([TINY, other])
+    assert "over all networks of all sets" in spread
+    assert "for 3 or 7 epochs" in epochs
     monkeypatch.setitem(lab._data, TINY.data(), replace(lab.data(TINY), remark="lossy"))
-    assert lab.remarks([TINY, other]) == ("lossy",)
+    assert lab.notes([TINY, other])[2:] == ("lossy",)
+
+
+def test_origins_count_what_was_made(lab):
+    two = replace(TINY, seeds=2)
+    origins = {name: lab.cell(two, name).origin("quick") for name in ("random", "herding", "mtt", "whole")}
+    assert origins == {
+        "random": "quick profile, 4 draws, a network on each",
+        "herding": "quick profile, 2 sets × 2 networks",
+        "mtt": "quick profile, 2 sets × 2 networks",
+        "whole": "quick profile, 4 networks, own number of epochs",
+    }
+
+
+def test_a_run_that_diverges_is_left_out_and_said(lab):
+    wild = replace(TINY, alpha_rate=1e6)
+    cells = lab.cells([wild], ["random", "iadd"])
+    assert [cell.method for cell in cells] == ["random"]
+    assert lab.notes([wild])[-1].startswith("IADD diverged (Digits, IPC 1): alpha would fall")
+
+
+def test_herding_needs_a_teacher_for_each_seed(lab):
+    with pytest.raises(InputError, match=r"seeds is 3, but herding .* teacher_count is 2"):
+        lab.cells([replace(TINY, seeds=3)], ["herding"])
+
+
+def test_results_change_only_with_their_version(lab):
+    """Whoever changes what is computed must raise RESULT_VERSION, or cached results become stale."""
+    assert RESULT_VERSION == 1
+    result = lab.result(TINY, "iadd")
+    start = result.history.snapshot_images[0]
+    made = {
+        "loss": result.history.loss[-1],
+        "alpha": result.alpha,
+        "weights": result.importance.std().item(),
+    } | {name: (lab.distilled(TINY, name).images - start).norm().item() for name in ("iadd", "dsa", "dm")}
+    assert made == pytest.approx(GOLDEN, rel=1e-2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,9 @@ PROFILES = {
     "cpu": "real image data at reduced scale, hours on two cores",
     "paper": "the literature's full hyper-parameters, for a GPU",
 }
+# What a number or a picture may depend on.
+_LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
+_HARMLESS = {"device", "threads"}  # where a notebook computes, not what
 _DATA_PARAMETERS = ("data_name", "data_names")
 
 
@@ -32,6 +36,7 @@ class Task:
         name: of the notebook.
         source: the notebook, which is only read.
         parameters: to set in it.
+        changed: those of them that were given in place of the profile's.
         inputs: fingerprint of all that decides what it makes.
         folder: where the executed notebook and its pictures land.
         record: the file that says what it made.
@@ -40,6 +45,7 @@ class Task:
     name: str
     source: Path
     parameters: dict[str, Any]
+    changed: dict[str, Any]
     inputs: str
     folder: Path
     record: Path
@@ -113,13 +119,14 @@ def plan_batch(
     tasks, code = [], _package_digest()
     for notebook in chosen:
         # Titles and tables name the profile: with other numbers in it, they must not pass for its own.
-        changed = not given.keys().isdisjoint(notebook.defaults)
+        mine = given.keys() & notebook.defaults.keys()
+        changed = {name: given[name] for name in sorted(mine - _HARMLESS)}
         own = batch | {"profile": f"changed {profile}" if changed else profile}
         values = merge(notebook, stored, given, own)
         _check_figures(notebook)
         inputs = _inputs(notebook, values, code)
         record = records / f"{notebook.name}.json"
-        tasks.append(Task(notebook.name, notebook.path, values, inputs, folder, record))
+        tasks.append(Task(notebook.name, notebook.path, values, changed, inputs, folder, record))
     return Plan(profile, folder, records, found, tasks)
 
 
@@ -128,7 +135,9 @@ def _seen_from(notebooks: Path, folder: Path) -> str:
 
     Links are followed, as the operating system does when a kernel in that folder opens "../runs".
     """
-    return os.path.relpath(os.path.realpath(folder), os.path.realpath(notebooks))
+    folder, notebooks = Path(os.path.realpath(folder)), Path(os.path.realpath(notebooks))
+    # On another drive there is no relative path.
+    return os.path.relpath(folder, notebooks) if folder.drive == notebooks.drive else str(folder)
 
 
 def _check_figures(notebook: Notebook) -> None:
@@ -145,9 +154,20 @@ def _inputs(notebook: Notebook, parameters: dict[str, Any], code: str) -> str:
     data = []
     for name in names:
         folder = require_data(name).resolve()
-        data.append([name, str(folder), folder.stat().st_mtime_ns])
-    versions = [version(library) for library in ("torch", "papermill")]
+        data.append([name, str(folder), _tree_digest(folder)])
+    versions = [sys.version, *(version(library) for library in _LIBRARIES)]
     return fingerprint(notebook.content(), parameters, code, versions, data)
+
+
+def _tree_digest(folder: Path) -> str:
+    """SHA-256 over path, size and time of change of every file below `folder`."""
+    digest = hashlib.sha256()
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            found = os.stat(os.path.join(parent, name))
+            digest.update(f"{parent}/{name}:{found.st_size}:{found.st_mtime_ns};".encode())
+    return digest.hexdigest()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from iadd_lab.batch.notebooks import natural_order
 from iadd_lab.batch.plan import Task
@@ -27,18 +28,25 @@ class Record:
         inputs: fingerprint of what it was executed with.
         made: SHA-256 of each file that it made, by file name.
         seconds: how long it took.
+        changed: the parameters that were given in place of the profile's.
     """
 
     inputs: str
     made: dict[str, str]
     seconds: float
+    changed: dict[str, Any]
 
 
 def read_record(path: Path) -> Record | None:
     """The record in `path`; None if there is none, or none that can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Record(str(values["inputs"]), dict(values["made"]), float(values["seconds"]))
+        return Record(
+            inputs=str(values["inputs"]),
+            made=dict(values["made"]),
+            seconds=float(values["seconds"]),
+            changed=dict(values["changed"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -63,7 +71,7 @@ def write_record(task: Task, *, names: Iterable[str], since: int, seconds: float
     """
     files = [path for path in files_of(task.name, names, task.folder) if path.stat().st_mtime_ns >= since]
     made = {path.name: _digest(path) for path in files}
-    record = Record(inputs=task.inputs, made=made, seconds=round(seconds, 2))
+    record = Record(inputs=task.inputs, made=made, seconds=round(seconds, 2), changed=task.changed)
     save_text(task.record, json.dumps(asdict(record), indent=1) + "\n")
 
 

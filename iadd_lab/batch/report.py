@@ -61,8 +61,9 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
     heading = f"[{notebook.heading}]({notebook.path.name})" if whole else notebook.heading
     lines = [f'<a id="{name}"></a>', f"## {heading}"]
     if _state(plan, notebook) == _FAILED:
-        earlier = " What is shown here was made earlier." if whole else ""
+        earlier = " What is shown here may be of an earlier run." if whole else ""
         lines.append(f"The last run failed: see the [partly executed copy]({name}.failed.ipynb).{earlier}")
+    lines += _changes(plan, name)
     files = _made(plan, name)
     names = {path.name for path in files}
     for path in files:
@@ -70,6 +71,15 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
             lines += _table(path, names)
     lines += [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
     return lines
+
+
+def _changes(plan: Plan, name: str) -> list[str]:
+    """What was not as the profile has it."""
+    record = read_record(plan.record(name))
+    if record is None or not record.changed:
+        return []
+    given = ", ".join(f"`{parameter} = {value!r}`" for parameter, value in record.changed.items())
+    return [f"Not the profile's own: executed with {given}."]
 
 
 def _made(plan: Plan, name: str) -> list[Path]:

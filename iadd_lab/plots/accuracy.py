@@ -53,7 +53,8 @@ def accuracy_groups(
     """
     groups = list(dict.fromkeys(name for values in rows.values() for name in values))
     require(bool(groups), "there is no accuracy to show: give {method: {group: (mean, standard deviation)}}.")
-    figure = new_figure(DOUBLE if len(rows) * len(groups) > 6 else SINGLE, 2.6, title=title)
+    bars = len(rows) * len(groups)
+    figure = new_figure(max(DOUBLE, 0.12 * bars) if bars > 6 else SINGLE, 2.6, title=title)
     ax = figure.subplots()
     width = 0.84 / len(rows)
     for number, (method, values) in enumerate(rows.items()):
@@ -62,11 +63,12 @@ def accuracy_groups(
         ax.bar(places, means, width * 0.92, color=f"C{number % 10}", label=method, yerr=spreads,
                error_kw={"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8})  # fmt: skip
         _write_values(ax, places, means, spreads, upright=len(rows) * len(groups) <= 10)
-    ax.set_xticks(range(len(groups)), groups)
+    # Four headings and more would run into each other on one line.
+    ax.set_xticks(range(len(groups)), [g.replace(", ", "\n") if len(groups) > 3 else g for g in groups])
     ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
     ax.set_ylim(0, 1.16 * max(mean + std for values in rows.values() for mean, std in values.values()))
     ax.grid(axis="x", visible=False)
-    beside = 5 if figure.get_figwidth() == DOUBLE else 3
+    beside = 5 if figure.get_figwidth() >= DOUBLE else 3
     figure.legend(loc="outside lower center", ncols=min(len(rows), beside), frameon=False)
     return figure
 
