@@ -326,7 +326,7 @@ DATASETS: dict[str, DatasetSpec] = {
         describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
     ),
     "covid19": DatasetSpec(
-        title="COVID-19 Radiography Database",
+        title="COVID-19 X-rays",
         size=112,
         channels=1,
         folders=("covid19", "COVID-19_Radiography_Dataset"),
