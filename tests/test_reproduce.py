@@ -144,9 +144,14 @@ def test_code_and_data_count_among_the_inputs(folders, tmp_path, monkeypatch):
 
     first = inputs()
     assert inputs() == first
-    (tmp_path / "cifar10" / "train").mkdir()
+    picture = tmp_path / "cifar10" / "train" / "cat" / "0.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"a cat")
     second = inputs()
     assert second != first
+    picture.write_bytes(b"another cat")  # deep below a folder whose own time stays as it is
+    assert inputs() not in (first, second)
+    second = inputs()
     monkeypatch.setattr("iadd_lab.batch.plan._package_digest", lambda: "other code")
     assert inputs() != second
 
@@ -428,7 +433,8 @@ def test_the_report_shows_what_the_record_lists(folders):
         folder.mkdir(parents=True)
     for name in ("good.ipynb", "good_new.png", "good_old.png"):
         (made / name).write_text("")
-    record = {"inputs": "", "made": {"good.ipynb": "", "good_new.png": "", "good_lost.png": ""}, "seconds": 1}
+    listed = {"good.ipynb": "", "good_new.png": "", "good_lost.png": ""}
+    record = {"inputs": "", "made": listed, "seconds": 1, "changed": {}}
     (records / "good.json").write_text(json.dumps(record))
     report = write_report(plan_batch(profile="quick", only=(), parameters={}, **folders)).read_text()
     assert "good_new.png" in report
