@@ -22,7 +22,8 @@ test: .venv/.installed-dev lint
 	$(TEST) --dist loadfile tests
 	# In a copy, so that the notebooks compute everything anew and leave the runs of `make reproduce` alone.
 	rm -rf build/nbval && mkdir -p build/nbval && cp -r notebooks build/nbval/
-	IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile -p no:cacheprovider \
+	# Bars that move every 10 s: nbval reads a cell's messages when it ends, and ZeroMQ keeps 1,000 of them.
+	TQDM_MININTERVAL=10 IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile -p no:cacheprovider \
 	    --nbval --nbval-current-env --nbval-cell-timeout=900 build/nbval/notebooks
 
 lint: .venv/.installed-dev

@@ -203,7 +203,9 @@ def distill(
         while run.iteration < config.iterations:
             _iterate_or_keep(run, checkpoint)
             bar.update()
-            bar.set_postfix(loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}")
+            bar.set_postfix(
+                loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}", refresh=False
+            )
             if on_iteration is not None:
                 on_iteration(run.iteration, run.history)
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:

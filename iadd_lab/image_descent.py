@@ -188,7 +188,7 @@ def descend(
         while run.iteration < total:
             run.advance()
             bar.update()
-            bar.set_postfix(loss=f"{run.history.loss[-1]:.4g}")
+            bar.set_postfix(loss=f"{run.history.loss[-1]:.4g}", refresh=False)
             if on_iteration is not None:
                 on_iteration(run.iteration, run.history)
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:

@@ -211,7 +211,7 @@ def _train_one(
         snapshots.append(_snapshot(teachers, network))
         losses.append(loss)
         bar.update()
-        bar.set_postfix(teacher=index, loss=f"{loss:.3f}")
+        bar.set_postfix(teacher=index, loss=f"{loss:.3f}", refresh=False)
     if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
         raise DivergenceError(f"teacher {index} ended with parameters that are not finite: lower the rate.")
     validation = teachers.preprocess.apply(data.validation.images.to(device))
