@@ -9,7 +9,7 @@ from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_number, check_whole, require
 from iadd_lab.preprocess import Preprocess
 from iadd_lab.sampling import check_class_sizes, draw_rows
-from iadd_lab.seeds import generator
+from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.teachers import Teachers
 
 
@@ -32,6 +32,20 @@ def random_real(
     check_class_sizes(data, ipc)
     rows = draw_rows(data, ipc, generator(seed, "random real"))
     return _real_set(data, preprocess, rows, alpha=alpha, method="random real")
+
+
+def random_draws(
+    data: ImageData, preprocess: Preprocess, *, ipc: int, count: int, seed: int, alpha: float = 0.01
+) -> list[DistilledSet]:
+    """`count` sets of random real images, each drawn anew: one for each network of an evaluation.
+
+    Args:
+        count: how many, at least 1.
+        seed: of all draws; the rest is as in `random_real`.
+    """
+    check_whole("count", count, minimum=1)
+    seeds = [derive_seed(seed, "random real", index) for index in range(count)]
+    return [random_real(data, preprocess, ipc=ipc, seed=own, alpha=alpha) for own in seeds]
 
 
 def herding(

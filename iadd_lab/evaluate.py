@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import random_real
+from iadd_lab.baselines import random_draws
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_number, check_whole, choose, require
@@ -167,12 +167,7 @@ def evaluate_random(
         InputError: a class has fewer than `ipc` training images.
     """
     rate = config.rate or 0.01
-    sets = [
-        random_real(
-            data, preprocess, ipc=ipc, seed=derive_seed(config.seed, "random real", index), alpha=rate
-        )
-        for index in range(config.networks)
-    ]
+    sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
     return evaluate_each(sets, data, config, device=device, progress=progress)
 
 

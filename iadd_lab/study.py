@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import herding, random_real, whole_set
+from iadd_lab.baselines import herding, random_draws, whole_set
 from iadd_lab.data import ImageData, load_data
 from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillResult, distill
@@ -37,7 +37,6 @@ from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
-from iadd_lab.seeds import derive_seed
 from iadd_lab.settings import Setting
 from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, run_folder
 from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
@@ -60,12 +59,24 @@ class Method:
         sets: makes what the networks of one evaluation are trained on: one set for all, or one for each.
         competes: whether it may be the best of its column; the whole training set does not.
         counted: what stands behind a number, with {sets} and {networks} of each to fill in.
+        epochs: the field of a setting that says how long networks train on it.
+        teacher_each: whether every set takes a teacher of its own.
     """
 
     title: str
     sets: Callable[[Study, Setting, int], Sequence[DistilledSet]]
     competes: bool = True
     counted: str = "{sets} × {networks}"
+    epochs: str = "evaluation_epochs"
+    teacher_each: bool = False
+
+    def check(self, setting: Setting) -> None:
+        """Raise an `InputError` unless the setting has what the method needs."""
+        require(
+            not self.teacher_each or setting.seeds <= setting.teacher_count,
+            f"seeds is {setting.seeds}, but {self.title} takes another teacher for each set, and "
+            f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count.",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +250,7 @@ class Study:
         parts = []
         for number in range(setting.seeds):
             config = setting.evaluation(network=network, split=split, number=number)
-            if method == "whole":  # nothing was distilled: its own number of epochs, at the field's rate
-                config = replace(config, epochs=setting.whole_epochs)
+            config = replace(config, epochs=getattr(setting, METHODS[method].epochs))
             parts.append(self.evaluate(self.sets(setting, method, number=number), setting, config))
         confusion = torch.cat([part.confusion for part in parts])  # (seeds * networks, classes, classes)
         pooled = replace(parts[0], confusion=confusion, method=METHODS[method].title)
@@ -262,15 +272,11 @@ class Study:
             InputError: a method is unknown or a data set is missing, before anything is computed.
         """
         settings, methods, networks = tuple(settings), tuple(methods), tuple(networks)
-        for method in methods:
-            choose("method", method, METHODS)
+        chosen = [choose("method", method, METHODS) for method in methods]
         for setting in settings:
             self.data(setting)
-            require(
-                "herding" not in methods or setting.seeds <= setting.teacher_count,
-                f"seeds is {setting.seeds}, but herding takes the features of another teacher for each, and "
-                f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count.",
-            )
+            for method in chosen:
+                method.check(setting)
         wanted = [(s, m, n) for s in settings for m in methods for n in networks]
         cells = []
         with tqdm(total=len(wanted), unit="cell", disable=not self.progress) as bar:
@@ -324,16 +330,13 @@ class Study:
 
 def _random(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
     # Another draw for each network: the spread covers the choice as well.
-    data, preprocess = study.data(setting), study.preprocess(setting)
-    return [
-        random_real(
-            data,
-            preprocess,
-            ipc=setting.ipc,
-            seed=derive_seed(setting.seed + number, "random real", index),
-        )
-        for index in range(setting.evaluation_networks)
-    ]
+    return random_draws(
+        study.data(setting),
+        study.preprocess(setting),
+        ipc=setting.ipc,
+        count=setting.evaluation_networks,
+        seed=setting.seed + number,
+    )
 
 
 def _herding(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
@@ -387,7 +390,7 @@ def _parameters(method: str) -> Callable:
 
 METHODS: dict[str, Method] = {
     "random": Method("Random", _random, counted="{all} draws, a network on each"),
-    "herding": Method("Herding", _herding),
+    "herding": Method("Herding", _herding, teacher_each=True),
     "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
     "dsa": Method("DSA", _gradients("dsa", None)),
     "dm": Method("DM", _distributions),
@@ -397,5 +400,11 @@ METHODS: dict[str, Method] = {
     "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal")),
     "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor")),
     "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen")),
-    "whole": Method("Whole", _whole, competes=False, counted="{all} networks, own number of epochs"),
+    "whole": Method(
+        "Whole",
+        _whole,
+        competes=False,
+        counted="{all} networks, own number of epochs",
+        epochs="whole_epochs",
+    ),
 }

@@ -24,9 +24,9 @@ _PER_BIN = 5  # parameters at least: quartiles of fewer say nothing
 def importance_by_layer(importance: torch.Tensor, layout: ParameterLayout, *, title: str = "") -> Figure:
     """How W is distributed in each of the network's tensors: median, quartiles, 1st to 99th percentile."""
     _check_count("importance", importance, layout)
-    parts = importance.split(list(layout.sizes))
+    parts = tensors(layout)
     figure = new_figure(DOUBLE, 0.6 + 0.2 * len(parts), title=title)
-    _draw_boxes(figure.subplots(), parts, layout.names)
+    _draw_boxes(figure.subplots(), importance, parts)
     return figure
 
 
@@ -80,8 +80,8 @@ def _check_count(name: str, values: torch.Tensor, layout: ParameterLayout) -> No
     )
 
 
-def _draw_boxes(ax: Axes, parts: Sequence[torch.Tensor], names: Sequence[str]) -> None:
-    boxes = [_box(values.double().numpy(), name) for values, name in zip(parts, names, strict=True)]
+def _draw_boxes(ax: Axes, importance: torch.Tensor, parts: Sequence[Layer]) -> None:
+    boxes = [_box(importance[part.place].double().numpy(), part.name) for part in parts]
     ax.bxp(boxes, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6,
            boxprops={"facecolor": "C0", "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
     ax.axvline(1, color="0.4", lw=0.8, ls="--")
@@ -97,9 +97,9 @@ def _box(values: np.ndarray, name: str) -> dict[str, object]:
 
 def _draw_layers(ax: Axes, importance: torch.Tensor, layout: ParameterLayout) -> None:
     """Boxes for the tensors, or for the layers of networks with many."""
-    parts = tensors(layout) if len(layout.names) <= 14 else layers(layout)
-    _draw_boxes(ax, [importance[part.place] for part in parts], [part.name for part in parts])
-    ax.set_title("in each tensor: median, quartiles, 1–99 %")
+    single = len(layout.names) <= 14
+    _draw_boxes(ax, importance, tensors(layout) if single else layers(layout))
+    ax.set_title(f"in each {'tensor' if single else 'layer'}: median, quartiles, 1–99 %")
 
 
 def _draw_course(ax: Axes, result: DistillResult, parts: Sequence[Layer]) -> None:
