@@ -40,7 +40,8 @@ def parameter_difference(
     exponent = round(math.log10(_typical(paths_by_method)))
     heights = (0.4 + 1.1 * count, 1.55)
     figure = new_figure(DOUBLE, sum(heights) + (0.2 if title else 0), title=title)
-    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    # No frames: the layout's solver ends at 0 or at -0 by chance, which a PDF would show as other bytes.
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights, frameon=False)
     axes = upper.subplots(count, len(parts), sharex="col", sharey="col", squeeze=False)
     for number, (row, (method, paths)) in enumerate(zip(axes, paths_by_method.items(), strict=True)):
         for ax, part in zip(row, parts, strict=True):

@@ -17,7 +17,7 @@ from iadd_lab.plots.style import DOUBLE, house_style, new_figure
 def overview(result: DistillResult, evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
     """Images before and after, and what they are worth."""
     figure = new_figure(DOUBLE, 1.5 + (0.2 if title else 0), title=title)
-    left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1))
+    left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1), frameon=False)
     draw_before_after(left, result)
     draw_accuracies(right.subplots(), evaluations)
     return figure
