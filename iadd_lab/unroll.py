@@ -12,18 +12,14 @@ Three engines, one signature. With θ̃_{j+1} = θ̃_j − α ∇ℓ(x_j; θ̃_j
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
-from torch.func import functional_call
-from torch.nn import functional
 
 from iadd_lab.augment import Augmentation
-from iadd_lab.networks import ParameterLayout
+from iadd_lab.student import StudentLoss, leaf
 
 # (θ̃_J, raw importance) -> the matching loss L; see `Matching.loss`.
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -67,27 +63,13 @@ class Gradients:
     end: torch.Tensor  # θ̃_J, (P,)
 
 
-class StudentLoss:
-    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
-
-    def __init__(self, network: nn.Module):
-        # Only the architecture is used; on the meta device its own weights cost nothing.
-        self.network = copy.deepcopy(network).to("meta")
-        self.layout = ParameterLayout.of(network)
-
-    def __call__(self, flat: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss of `images` (batch, channels, height, width) at parameters `flat` (P,)."""
-        logits = functional_call(self.network, self.layout.split(flat), (images,))  # (batch, classes)
-        return functional.cross_entropy(logits, labels)
-
-
 Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
 
 
 def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective) -> Gradients:
     """Exact gradients from one graph over all steps; memory grows with J × batch."""
-    images, alpha, raw = (_leaf(v) for v in (variables.images, variables.alpha, variables.raw))
-    flat = _leaf(segment.start)
+    images, alpha, raw = (leaf(v) for v in (variables.images, variables.alpha, variables.raw))
+    flat = leaf(segment.start)
     for step in segment.steps:
         batch = step.augmentation(images[step.rows])  # (batch, channels, height, width)
         value = loss(flat, batch, variables.labels[step.rows])
@@ -111,7 +93,7 @@ def adjoint(
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
     path = walk(loss, segment, variables)  # (J + 1, P)
-    end, raw = _leaf(path[-1]), _leaf(variables.raw)
+    end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
     costate, raw_gradient = torch.autograd.grad(
         value, (end, raw), allow_unused=True, materialize_grads=True
@@ -120,12 +102,16 @@ def adjoint(
     images_gradient = torch.zeros_like(variables.images)
     alpha_gradient = torch.zeros_like(variables.alpha)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
-        scalar, batch_gradient, flat_gradient = _scalar_gradients(
-            loss, flat, step, variables, costate, curvature
+        source = leaf(variables.images[step.rows])
+        batch = step.augmentation(source)  # (batch, channels, height, width)
+        scalar, batch_gradient, flat_gradient = loss.along(
+            flat, costate, batch, variables.labels[step.rows], curvature=curvature
         )
+        # The augmentation's own backward once, outside.
+        (source_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
         alpha_gradient -= scalar
         # α as a tensor: reading it would make a GPU wait in every step.
-        images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
+        images_gradient.index_add_(0, step.rows, -variables.alpha * source_gradient)
         if curvature:
             costate = costate - variables.alpha * flat_gradient
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
@@ -135,38 +121,10 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torc
     """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
     path = [segment.start.detach()]
     for step in segment.steps:
-        flat = _leaf(path[-1])
         batch = step.augmentation(variables.images[step.rows]).detach()
-        (slope,) = torch.autograd.grad(loss(flat, batch, variables.labels[step.rows]), flat)
+        slope = loss.slope(path[-1], batch, variables.labels[step.rows])
         path.append(path[-1] - variables.alpha * slope)
     return path
-
-
-def _scalar_gradients(
-    loss: StudentLoss,
-    flat: torch.Tensor,
-    step: Step,
-    variables: Variables,
-    costate: torch.Tensor,
-    curvature: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """s = ⟨∇_θ ℓ, λ⟩ of one step, ∇s with respect to the step's images (unaugmented) and to θ."""
-    flat, source = _leaf(flat), _leaf(variables.images[step.rows])
-    augmented = step.augmentation(source)
-    batch = _leaf(augmented)
-    (slope,) = torch.autograd.grad(
-        loss(flat, batch, variables.labels[step.rows]), flat, create_graph=True
-    )  # (P,)
-    scalar = slope @ costate
-    wanted = (batch, flat) if curvature else (batch,)
-    batch_gradient, *rest = torch.autograd.grad(scalar, wanted)
-    # The augmentation's own backward once, outside the double backward.
-    (source_gradient,) = torch.autograd.grad(augmented, source, batch_gradient)
-    return scalar.detach(), source_gradient, rest[0] if rest else None
-
-
-def _leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().requires_grad_()
 
 
 ENGINES: dict[str, Engine] = {

@@ -1,0 +1,100 @@
+"""When to compile, and what: the kernels of `iadd_lab.kernels`, made fast by `torch.compile`.
+
+Compiling takes up to a minute the first time and seconds from its disk cache later. `"auto"` compiles only
+runs that are long enough to earn that back. It depends on the size of the work and not on a clock, so that an
+interrupted run goes on exactly as it began.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from iadd_lab import kernels, winograd
+from iadd_lab.errors import choose
+
+logger = logging.getLogger(__name__)
+
+MODES = ("auto", "always", "never")
+# Floating-point operations of a run from which on compiling pays: some three minutes on two cores.
+WORTH_COMPILING = 2e13
+_SHAPES = 64  # how many kinds of layer a process may compile each kernel for
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of `iadd_lab.kernels` and `iadd_lab.winograd`, as they are or compiled."""
+
+    norm: Callable[..., tuple[Tensor, ...]] = kernels.norm
+    norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward
+    dual_norm: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm
+    dual_norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm_backward
+    input_tiles: Callable[..., Tensor] = winograd.input_tiles
+    output_maps: Callable[..., Tensor] = winograd.output_maps
+    output_tiles: Callable[..., Tensor] = winograd.output_tiles
+    compiled: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How feature maps are best laid out: with the channels last, compiled loops have stride 1 inside."""
+        return torch.channels_last if self.compiled else torch.contiguous_format
+
+
+PLAIN = Kernels()
+
+
+@functools.cache
+def compiled_kernels() -> Kernels | None:
+    """The compiled kernels, or None, with one line in the log, where compiling does not work."""
+    limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    torch._dynamo.config.recompile_limit = limit
+    functions = {
+        field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
+        for field in dataclasses.fields(Kernels)
+        if field.name != "compiled"
+    }
+    sample, parameter = torch.ones(1, 1, 2, 2), torch.ones(1, 1)
+    try:
+        with torch.no_grad():
+            functions["norm"](sample, parameter, parameter, 1e-5, True, True)
+    except Exception as error:  # whatever a missing or broken compiler raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("not compiling, so runs take longer: torch.compile does not work here (%s)", reason)
+        return None
+    return Kernels(**functions, compiled=True)
+
+
+def choose_kernels(compile: str, *, work: float) -> Kernels:
+    """The kernels for a run of `work` floating-point operations.
+
+    Args:
+        compile: "always", "never", or "auto": where `work` is at least `WORTH_COMPILING`.
+        work: see `flops`.
+
+    Raises:
+        InputError: `compile` is something else.
+    """
+    choose("compile", compile, dict.fromkeys(MODES))
+    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING)
+    return (compiled_kernels() if wanted else None) or PLAIN
+
+
+def flops(network: nn.Module, *, channels: int, size: int) -> int:
+    """Floating-point operations of one forward pass of one image (channels, size, size)."""
+    on_meta = _meta(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        on_meta(torch.empty(1, channels, size, size, device="meta"))
+    return counter.get_total_flops()
+
+
+def _meta(network: nn.Module) -> nn.Module:
+    # A copy without memory: only its shapes are of interest.
+    return copy.deepcopy(network).to("meta")

@@ -1,0 +1,205 @@
+"""The student's loss ℓ(x; θ) and the derivatives of it that the gradient engines need.
+
+`StudentLoss` has them from autograd, for any network. `FusedStudentLoss` has the same from `iadd_lab.layers`,
+several times as fast, for networks whose layers have rules there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from iadd_lab.compiling import Kernels
+from iadd_lab.layers import Dual, Dualised, Plain, has_rules, run
+from iadd_lab.networks import ParameterLayout
+
+# The largest feature map of a chunk of images, in bytes: what stays in a processor's caches.
+CHUNK_BYTES = 10 * 2**20
+
+
+class StudentLoss:
+    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
+
+    def __init__(self, network: nn.Module):
+        # Only the architecture is used; on the meta device its own weights cost nothing.
+        self.network = copy.deepcopy(network).to("meta")
+        self.layout = ParameterLayout.of(network)
+
+    def __call__(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of `images` (batch, channels, height, width) at parameters `flat` (P,)."""
+        return F.cross_entropy(self.logits(flat, images), labels)
+
+    def logits(self, flat: Tensor, images: Tensor) -> Tensor:
+        """What the network says of the images, (batch, classes)."""
+        return functional_call(self.network, self.layout.split(flat), (images,))
+
+    def slope(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """∇_θ ℓ, shape (P,)."""
+        return self.slopes(flat[None], images[None], labels[None])[1][0]
+
+    def slopes(self, flats: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses of several networks, each on images of its own, and their gradients.
+
+        Args:
+            flats: (networks, P).
+            images: (networks, batch, channels, height, width).
+            labels: (networks, batch) int64.
+
+        Returns:
+            (networks,) and (networks, P).
+        """
+        losses, slopes = [], []
+        for flat, batch, targets in zip(flats, images, labels, strict=True):
+            point = leaf(flat)
+            loss = self(point, batch, targets)
+            slopes.append(torch.autograd.grad(loss, point)[0])
+            losses.append(loss.detach())
+        return torch.stack(losses), torch.stack(slopes)
+
+    @torch.no_grad()
+    def predict(self, flat: Tensor, images: Tensor, *, batch: int = 1024) -> Tensor:
+        """The predicted class of every image: (count,) int64 on the CPU."""
+        return torch.cat([self.logits(flat, chunk).argmax(1) for chunk in images.split(batch)]).cpu()
+
+    def along(
+        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """s = ⟨∇_θ ℓ, λ⟩ and its gradients.
+
+        Args:
+            flat: θ, (P,).
+            direction: λ, (P,), taken as constant.
+            images: (batch, channels, height, width).
+            labels: (batch,) int64.
+            curvature: False leaves ∇_θ s out.
+
+        Returns:
+            s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
+        """
+        flat, images = leaf(flat), leaf(images)
+        (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
+        scalar = slope @ direction
+        gradients = torch.autograd.grad(scalar, (images, flat) if curvature else (images,))
+        return scalar.detach(), gradients[0], gradients[1] if curvature else None
+
+
+class FusedStudentLoss(StudentLoss):
+    """The same loss by the rules of `iadd_lab.layers`, over chunks of the batch.
+
+    A mean over images is a sum over chunks, so memory is that of a chunk. Every chunk has the same shape, the
+    last one filled up with blank images that count for nothing: compiled code is made for one shape.
+
+    Args:
+        network: one for which `has_rules` is true.
+        kernels: plain or compiled ones.
+        chunk: images per chunk; None takes as many as `CHUNK_BYTES` holds of the largest feature map on a
+            CPU, and all of them elsewhere.
+    """
+
+    def __init__(self, network: nn.Module, kernels: Kernels, *, chunk: int | None = None):
+        super().__init__(network)
+        self.kernels, self.chunk = kernels, chunk
+
+    def slopes(self, flats, images, labels):
+        total, losses = torch.zeros_like(flats), flats.new_zeros(len(flats))
+        for part, targets, shares in self._chunks(images, labels):
+            points = leaf(flats)
+            logits = self._joint_logits(points, part)  # (networks, batch, classes)
+            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            values = values.view_as(targets) @ shares  # (networks,)
+            # The networks share nothing: the gradient of the sum is every network's own.
+            total += torch.autograd.grad(values.sum(), points)[0]
+            losses += values.detach()
+        return losses, total
+
+    @torch.no_grad()
+    def predict(self, flat, images, *, batch=1024):
+        size = min(self._fitting(images), len(images))
+        parts = []
+        for part in images.split(size):
+            # Compiled code is made for one shape: the last chunk is filled up.
+            filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(part)))
+            parts.append(self._joint_logits(flat[None], filled[None])[0, : len(part)].argmax(1))
+        return torch.cat(parts).cpu()
+
+    def along(self, flat, direction, images, labels, *, curvature=True):
+        total, total_flat = torch.zeros_like(flat[0]), torch.zeros_like(flat) if curvature else None
+        gradients = []
+        for parts, targets, shares in self._chunks(images[None], labels[None]):
+            point, part = leaf(flat) if curvature else flat.detach(), leaf(parts[0])
+            scalar = self._scalar(point, direction, part, targets[0], shares)
+            image_gradient, *rest = torch.autograd.grad(scalar, (part, point) if curvature else (part,))
+            gradients.append(image_gradient)
+            total += scalar.detach()
+            if curvature:
+                total_flat += rest[0]
+        return total, torch.cat(gradients)[: len(images)], total_flat
+
+    def _joint_logits(self, flats: Tensor, images: Tensor) -> Tensor:
+        """What every network says of its images, (networks, batch, classes)."""
+        networks = len(flats)
+        pieces = zip(
+            self.layout.names, self.layout.shapes, flats.split(self.layout.sizes, dim=1), strict=True
+        )
+        parameters = {name: piece.view(networks, *shape) for name, shape, piece in pieces}
+        logits = run(
+            self.network, parameters, self._laid_out(images.flatten(0, 1)), Plain(self.kernels, networks)
+        )
+        return logits.unflatten(0, (networks, -1))
+
+    def _scalar(
+        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, shares: Tensor
+    ) -> Tensor:
+        values, tangents = self.layout.split(flat), self.layout.split(direction)
+        parameters = {name: Dual(values[name], tangents[name]) for name in values}
+        pair = run(self.network, parameters, Dual(self._laid_out(images), None), Dualised(self.kernels))
+        # The derivative of cross-entropy: ⟨softmax(z) − one-hot, ż⟩.
+        errors = pair.value.softmax(1) - F.one_hot(labels, pair.value.shape[1])  # (batch, classes)
+        return (errors * pair.tangent).sum(1) @ shares
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=self.kernels.memory_format) if tensor.ndim == 4 else tensor
+
+    def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Chunks of every network's images and labels, and the share of each image in the mean."""
+        networks, count = labels.shape
+        most = min(max(self._fitting(images) // networks, 1), count)
+        number = math.ceil(count / most)
+        size = math.ceil(count / number)
+        missing = number * size - count
+        shares = images.new_full((count,), 1 / count)
+        if missing:
+            images = torch.cat([images, images.new_zeros(networks, missing, *images.shape[2:])], dim=1)
+            labels = torch.cat([labels, labels.new_zeros(networks, missing)], dim=1)
+            shares = torch.cat([shares, shares.new_zeros(missing)])
+        return zip(images.split(size, 1), labels.split(size, 1), shares.split(size), strict=True)
+
+    def _fitting(self, images: Tensor) -> int:
+        """How many images make a chunk."""
+        if self.chunk is not None:
+            return self.chunk
+        if images.device.type != "cpu":
+            return images.shape[:-3].numel()
+        return max(CHUNK_BYTES // (self._largest(images.shape[-1]) * images.element_size()), 1)
+
+    def _largest(self, size: int) -> int:
+        """Floats of the largest feature map of an image: that of the first convolution."""
+        first = next(layer for layer in self.network.features.modules() if isinstance(layer, nn.Conv2d))
+        side = (self.network.enlarge_to or size) + 2 * first.padding[0] - first.kernel_size[0] + 1
+        return first.out_channels * side**2
+
+
+def student_loss(network: nn.Module, kernels: Kernels) -> StudentLoss:
+    """The fastest loss there is for `network`."""
+    return FusedStudentLoss(network, kernels) if has_rules(network) else StudentLoss(network)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The tensor as a variable of its own."""
+    return tensor.detach().requires_grad_()
