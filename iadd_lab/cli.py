@@ -1,4 +1,4 @@
-"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce`."""
+"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce | bench`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,9 @@ import typer
 from iadd_lab import data as datasets
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.batch.plan import PROFILES
+from iadd_lab.bench import VARIANTS, BenchConfig, measure
 from iadd_lab.data import DATASETS, DataConfig, fetch_data, load_data, locate
-from iadd_lab.device import pick_device
+from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distill import DistillConfig, DistillResult
 from iadd_lab.distill import distill as run_distill
 from iadd_lab.distilled import KIND, DistilledSet
@@ -29,7 +31,7 @@ from iadd_lab.options import options_of
 from iadd_lab.replay_buffers import import_replay_buffers
 from iadd_lab.reproduce import reproduce as run_reproduce
 from iadd_lab.sampling import check_class_sizes
-from iadd_lab.store import check_folder, fingerprint, read_metadata
+from iadd_lab.store import check_folder, fingerprint, read_metadata, save_text
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 
@@ -68,6 +70,8 @@ app.add_typer(data_app, name="data")
 
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data lies; $IADD_DATA if not given.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Compile = Annotated[str, typer.Option(help="auto (runs that are long enough), always or never.")]
+Precision = Annotated[str, typer.Option(help=f"Inside products: {', '.join(PRECISIONS)}.")]
 Seed = Annotated[int, typer.Option(help="Of the validation split.")]
 Augment = Annotated[
     str | None,
@@ -134,6 +138,8 @@ def teach(
     depth: Depth = None,
     augment: Augment = None,
     device: Device = "auto",
+    compile: Compile = "auto",
+    precision: Precision = "float32",
     import_buffers: Annotated[
         list[Path] | None,
         typer.Option(help="Convert others' replay_buffer_N.pt instead of training; may be repeated."),
@@ -146,6 +152,7 @@ def teach(
     Interrupted, it goes on with the first missing teacher when run again.
     """
     place = pick_device(device)
+    set_precision(precision)
     check_folder(out)
     architecture = NetworkConfig(name=network, width=width, depth=depth)
     config = TeacherConfig(network=architecture, augment=_augment(augment), **fields)
@@ -154,7 +161,7 @@ def teach(
     if import_buffers:
         trained = import_replay_buffers(import_buffers, images, config, out)
     else:
-        trained = train_teachers(images, config, out, count=teachers, device=place)
+        trained = train_teachers(images, config, out, count=teachers, device=place, compile=compile)
     accuracies = [trained.history(n).get("validation_accuracy") for n in range(len(trained))]
     known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
@@ -179,6 +186,8 @@ def distill(
     ] = None,
     augment: Augment = None,
     device: Device = "auto",
+    compile: Compile = "auto",
+    precision: Precision = "float32",
     data_root: DataRoot = None,
     data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
     network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
@@ -188,6 +197,7 @@ def distill(
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption."""
     place = pick_device(device)
+    set_precision(precision)
     check_folder(out)
     options = {"rate": weight_rate, "granularity": granularity, "fraction": prune}
     chosen = _matching(matching, options | {"normalised": False if literal else None})
@@ -195,7 +205,7 @@ def distill(
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
     config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
     images = load_data(trained.data, root=data_root)
-    result = run_distill(images, trained, config, folder=out, device=place)
+    result = run_distill(images, trained, config, folder=out, device=place, compile=compile)
 
     from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
 
@@ -217,6 +227,8 @@ def evaluate(
     random: Annotated[bool, typer.Option(help="Also random real images, as many of them.")] = True,
     augment: Augment = None,
     device: Device = "auto",
+    compile: Compile = "auto",
+    precision: Precision = "float32",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (beside the set).")] = None,
     *,
@@ -224,6 +236,7 @@ def evaluate(
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images."""
     place = pick_device(device)
+    set_precision(precision)
     distilled = distilled / "distilled.safetensors" if distilled.is_dir() else distilled
     made = DistilledSet.load(distilled)
     folder = check_folder(out or distilled.parent)
@@ -234,10 +247,12 @@ def evaluate(
         check_class_sizes(real, made.ipc)
     # The settings are part of the name: another network, seed or number of epochs is another file.
     name = f"evaluation_{config.network.name}_{config.split}_{fingerprint(config)[:8]}"
-    results = [run_evaluate(made, real, config, device=place)]
+    results = [run_evaluate(made, real, config, device=place, compile=compile)]
     results[0].save(folder / f"{name}.safetensors")
     if random:
-        results.append(evaluate_random(real, made.preprocess, config, ipc=made.ipc, device=place))
+        results.append(
+            evaluate_random(real, made.preprocess, config, ipc=made.ipc, device=place, compile=compile)
+        )
         results[1].save(folder / f"{name}_random.safetensors")
 
     from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
@@ -308,6 +323,42 @@ def reproduce(
     if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    json: Annotated[Path | None, typer.Option(help="Write all that was measured to this file.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; may be repeated.")] = None,
+    images: Annotated[list[int] | None, typer.Option(help="Distilled images; may be repeated.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="J, student steps; may be repeated.")] = None,
+    width: Annotated[int, typer.Option(help="Filters per block of the ConvNet.")] = BenchConfig.width,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = BenchConfig.size,
+    iterations: Annotated[int, typer.Option(help="Measured after one of warm-up.")] = BenchConfig.iterations,
+    training: Annotated[bool, typer.Option(help="Measure teachers and evaluation as well.")] = True,
+) -> None:
+    """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores."""
+    config = BenchConfig(
+        width=width,
+        size=size,
+        iterations=iterations,
+        training=training,
+        engines=engine or BenchConfig.engines,
+        images=images or BenchConfig.images,
+        steps=steps or BenchConfig.steps,
+    )
+    if json is not None:
+        check_folder(json.parent)
+    measured = measure(config)
+    if json is not None:
+        save_text(json, dumps(measured, indent=1) + "\n")
+    typer.echo(f"matrix products run at {measured['matmul_gflops']:.0f} GFLOP/s")
+    for record in measured["engines"]:
+        typer.echo(
+            f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3} "
+            f"{record['seconds']:8.2f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
+        )
+    for record in measured["training"]:
+        typer.echo(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ class Kernels:
     dual_norm: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm
     dual_norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm_backward
     input_tiles: Callable[..., Tensor] = winograd.input_tiles
+    input_maps: Callable[..., Tensor] = winograd.input_maps
     output_maps: Callable[..., Tensor] = winograd.output_maps
     output_tiles: Callable[..., Tensor] = winograd.output_tiles
     compiled: bool = False
@@ -54,15 +55,14 @@ PLAIN = Kernels()
 @functools.cache
 def compiled_kernels() -> Kernels | None:
     """The compiled kernels, or None, with one line in the log, where compiling does not work."""
-    limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
-    torch._dynamo.config.recompile_limit = limit
-    functions = {
-        field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
-        for field in dataclasses.fields(Kernels)
-        if field.name != "compiled"
-    }
     sample, parameter = torch.ones(1, 1, 2, 2), torch.ones(1, 1)
     try:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+        functions = {
+            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
+            for field in dataclasses.fields(Kernels)
+            if field.name != "compiled"
+        }
         with torch.no_grad():
             functions["norm"](sample, parameter, parameter, 1e-5, True, True)
     except Exception as error:  # whatever a missing or broken compiler raises

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.compiling import MODES, choose_kernels, flops
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
@@ -22,8 +24,9 @@ from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
 from iadd_lab.segments import draw_place, draw_segment
 from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
+from iadd_lab.student import student_loss
 from iadd_lab.teachers import TeacherConfig, Teachers
-from iadd_lab.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables
+from iadd_lab.unroll import ENGINES, Gradients, Segment, Variables, mean_gradients
 
 OPTIMIZERS = {
     "sgd": lambda parameters, config: torch.optim.SGD(
@@ -43,6 +46,7 @@ class DistillConfig:
         student_steps: J, the student's steps on the distilled set in each iteration.
         teacher_epochs: K, the teacher's epochs that those J steps are to match.
         max_start_epoch: start epochs are drawn from [0, max_start_epoch).
+        segments: pieces of trajectories in each iteration; gradients and losses are their means.
         batch: distilled images per student step, in an order drawn anew in each iteration; None takes all.
         image_rate: learning rate of the images.
         image_optimizer: "sgd" (with `momentum`; the field's) or "adam".
@@ -62,6 +66,7 @@ class DistillConfig:
     student_steps: int = 50
     teacher_epochs: int = 2
     max_start_epoch: int = 2
+    segments: int = 1
     batch: int | None = None
     image_rate: float = 100.0
     image_optimizer: str = "sgd"
@@ -76,7 +81,7 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch"):
+        for name in ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "segments"):
             check_whole(name, getattr(self, name), minimum=1)
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
@@ -163,6 +168,7 @@ def distill(
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
     progress: bool = True,
     on_iteration: Callable[[int, History], None] | None = None,
     checkpoint_seconds: float = 60.0,
@@ -176,6 +182,8 @@ def distill(
         folder: where `distilled.safetensors` and the checkpoint go. A finished run is read from there, an
             interrupted one goes on, on the CPU bit for bit. None keeps nothing.
         device: where the student runs.
+        compile: "auto" (where the run is long enough to pay for it), "always" or "never"; see
+            `iadd_lab.compiling`.
         progress: whether to show a progress bar.
         on_iteration: called with (iteration, history) after every update, for live plots.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
@@ -188,11 +196,12 @@ def distill(
     # Resolved here, so that the artefact says what was done.
     config = replace(config, augment=data.augmentation(config.augment))
     check_inputs(data, teachers, config)
+    choose("compile", compile, dict.fromkeys(MODES))
     finished = _finished(folder, teachers, config)
     if finished is not None:
         return finished
     reuse_freed_memory()
-    run = _Run(data, teachers, config, torch.device(device))
+    run = _Run(data, teachers, config, torch.device(device), compile)
     checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
@@ -255,6 +264,19 @@ def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> 
     )
 
 
+# Forward passes that the adjoint engine's convolutions amount to, per image and step.
+ADJOINT_PASSES = 11
+
+
+def distillation_flops(network: nn.Module, data: ImageData, config: DistillConfig) -> float:
+    """Floating-point operations of the run, by the adjoint engine; 0 where compiling has nothing to offer."""
+    if config.gradient == "full":
+        return 0.0
+    images = min(config.batch or config.ipc * len(data.classes), config.ipc * len(data.classes))
+    passes = ADJOINT_PASSES * images * config.student_steps * config.segments * config.iterations
+    return passes * flops(network, channels=data.channels, size=data.size)
+
+
 def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) -> DistillResult | None:
     path = Path(folder) / "distilled.safetensors" if folder is not None else None
     if path is None or not path.exists():
@@ -270,9 +292,19 @@ def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) ->
 class _Run:
     """The mutable state of one distillation: all that a checkpoint holds."""
 
-    def __init__(self, data: ImageData, teachers: Teachers, config: DistillConfig, device: torch.device):
+    def __init__(
+        self,
+        data: ImageData,
+        teachers: Teachers,
+        config: DistillConfig,
+        device: torch.device,
+        compile: str,
+    ):
         self.data, self.teachers, self.config, self.device = data, teachers, config, device
-        self.loss = StudentLoss(teachers.network(0))
+        network = teachers.network(0)
+        self.loss = student_loss(
+            network, choose_kernels(compile, work=distillation_flops(network, data, config))
+        )
         self.layout = self.loss.layout
         self.engine = ENGINES[config.gradient]
         start = generator(config.seed, "initial images")
@@ -293,7 +325,7 @@ class _Run:
         self.take_snapshot()
 
     def iterate(self) -> None:
-        """One iteration: draw a segment, differentiate, update images, α and W.
+        """One iteration: draw segments, differentiate, update images, α and W.
 
         Raises:
             DivergenceError: the loss is not finite, or an update would be unusable. The run is then back in
@@ -301,9 +333,12 @@ class _Run:
         """
         started = time.perf_counter()
         before = self.state()
-        segment = self.draw_segment()
         variables = Variables(self.images.detach(), self.labels, self.alpha.detach(), self.raw)
-        gradients = self.engine(self.loss, segment, variables, self.objective(segment))
+        segments = [self.draw_segment() for _ in range(self.config.segments)]
+        gradients = mean_gradients(
+            [self.engine(self.loss, segment, variables, self.objective(segment)) for segment in segments]
+        )
+        segment = segments[-1]  # the one that `end` belongs to
         if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
             # The update before led here: the state before that one is the last that is known to be good.
             self.restore(self.proven or before)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import random_draws
+from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_number, check_whole, choose, require
@@ -19,7 +21,8 @@ from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store import describe, load_artefact, restore, save_artefact
-from iadd_lab.training import predict, train
+from iadd_lab.student import student_loss
+from iadd_lab.training import predict, train_together, training_flops
 
 SPLITS = ("train", "validation", "test")
 
@@ -137,17 +140,21 @@ def evaluate(
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
     """Train fresh networks on `distilled` and test them on real images of `config.split`.
 
-    The real images go through the set's own preprocessing.
+    The real images go through the set's own preprocessing. `compile` is "auto", "always" or "never": see
+    `iadd_lab.compiling`. Compiled, small sets train several networks side by side.
 
     Raises:
         InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
         DivergenceError: a training loss is not finite.
     """
-    return evaluate_each([distilled] * config.networks, data, config, device=device, progress=progress)
+    return evaluate_each(
+        [distilled] * config.networks, data, config, device=device, compile=compile, progress=progress
+    )
 
 
 def evaluate_random(
@@ -157,6 +164,7 @@ def evaluate_random(
     *,
     ipc: int,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
@@ -168,7 +176,7 @@ def evaluate_random(
     """
     rate = config.rate or 0.01
     sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
-    return evaluate_each(sets, data, config, device=device, progress=progress)
+    return evaluate_each(sets, data, config, device=device, compile=compile, progress=progress)
 
 
 def evaluate_each(
@@ -177,6 +185,7 @@ def evaluate_each(
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
     """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
@@ -191,47 +200,60 @@ def evaluate_each(
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     split = data.split(config.split)
     real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
+    network = _fresh(data, config, 0)
+    work = len(sets) * training_flops(network, data, images=len(sets[0].images), epochs=config.epochs)
+    kernels = choose_kernels(compile, work=work)
+    batch = min(config.batch, len(sets[0].images))
+    together = student_loss(network, kernels).together(real, batch=batch)
     confusions = []
     total = len(sets) * config.epochs
     with tqdm(
         total=total, desc=f"evaluate {sets[0].method}", unit="epoch", leave=None, disable=not progress
     ) as bar:
-        for index, distilled in enumerate(sets):
-            network = _trained(distilled, index, config, data, torch.device(device), bar)
-            confusions.append(_confusion(split.labels, predict(network, real), len(data.classes)))
+        for first in range(0, len(sets), together):
+            numbered = dict(enumerate(sets[first : first + together], start=first))
+            for network in _trained(numbered, config, data, torch.device(device), kernels, bar):
+                predicted = predict(network, real, kernels=kernels)
+                confusions.append(_confusion(split.labels, predicted, len(data.classes)))
     return Evaluation(torch.stack(confusions), data.classes, sets[0].method, config)
 
 
-def _trained(
-    distilled: DistilledSet,
-    index: int,
-    config: EvaluateConfig,
-    data: ImageData,
-    device: torch.device,
-    bar: tqdm,
-) -> torch.nn.Module:
-    network = build_network(
+def _fresh(data: ImageData, config: EvaluateConfig, index: int) -> nn.Module:
+    return build_network(
         config.network,
         channels=data.channels,
         size=data.size,
         classes=len(data.classes),
         seed=derive_seed(config.seed, "evaluation", index),
-    ).to(device)
-    for _ in train(
-        network,
-        distilled.images.to(device),
-        distilled.labels.to(device),
+    )
+
+
+def _trained(
+    sets: Mapping[int, DistilledSet],
+    config: EvaluateConfig,
+    data: ImageData,
+    device: torch.device,
+    kernels: Kernels,
+    bar: tqdm,
+) -> list[nn.Module]:
+    """A network for each set, by its number."""
+    networks = [_fresh(data, config, index).to(device) for index in sets]
+    for _ in train_together(
+        networks,
+        [distilled.images.to(device) for distilled in sets.values()],
+        [distilled.labels.to(device) for distilled in sets.values()],
         epochs=config.epochs,
         batch=config.batch,
-        rate=config.rate or distilled.alpha,
+        rates=[config.rate or distilled.alpha for distilled in sets.values()],
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         decay_at=max(config.epochs // 2, 1),
         augment=config.augment,
-        generator=generator(config.seed, "evaluation", index, "order"),
+        generators=[generator(config.seed, "evaluation", index, "order") for index in sets],
+        kernels=kernels,
     ):
-        bar.update()
-    return network
+        bar.update(len(sets))
+    return networks
 
 
 def _confusion(true: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:

@@ -147,8 +147,9 @@ def _on_planes(parameter: Tensor) -> Tensor:
 
 
 def _mean(maps: Tensor) -> Tensor:
-    return maps.mean((2, 3), keepdim=True)  # (batch, channels, 1, 1)
+    return _sum(maps) / (maps.shape[2] * maps.shape[3])
 
 
 def _sum(maps: Tensor) -> Tensor:
-    return maps.sum((2, 3), keepdim=True)  # (batch, channels, 1, 1)
+    # Row by row: with the channels last, a compiled loop over a whole plane would jump through memory.
+    return maps.sum(3, keepdim=True).sum(2, keepdim=True)  # (batch, channels, 1, 1)

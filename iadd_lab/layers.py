@@ -57,12 +57,36 @@ class Algebra(Protocol):
 
 
 def has_rules(network: nn.Module) -> bool:
-    """Whether `run` knows every layer of `network`."""
-    containers = (nn.Sequential, ResidualBlock)
-    inner = network.features.modules() if type(network) is ImageClassifier else [network]
-    return all(type(layer) in _RULES or isinstance(layer, containers) for layer in inner) and all(
-        layer.num_groups == layer.num_channels for layer in inner if isinstance(layer, nn.GroupNorm)
+    """Whether `run` knows every layer of `network`, with its options."""
+    if type(network) is not ImageClassifier or network.classifier.bias is None:
+        return False
+    layers = [layer for layer in network.features.modules() if not isinstance(layer, _CONTAINERS)]
+    return all(_KNOWN.get(type(layer), _never)(layer) for layer in layers) and any(
+        isinstance(layer, nn.Conv2d) for layer in layers[:1]
     )
+
+
+def _never(layer: nn.Module) -> bool:
+    return False
+
+
+_CONTAINERS = (nn.Sequential, ResidualBlock)
+# Which options of a layer the rules below know.
+_KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
+    nn.Conv2d: lambda layer: (
+        (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
+        and isinstance(layer.padding, tuple)
+        and len(set(layer.padding)) == len(set(layer.stride)) == 1
+    ),
+    nn.GroupNorm: lambda layer: layer.affine and layer.num_groups == layer.num_channels,
+    nn.ReLU: lambda layer: True,
+    nn.AvgPool2d: lambda layer: True,
+    nn.MaxPool2d: lambda layer: (
+        isinstance(layer.kernel_size, int)
+        and (layer.stride, layer.padding, layer.dilation) == (layer.kernel_size, 0, 1)
+        and not (layer.ceil_mode or layer.return_indices)
+    ),
+}
 
 
 def run(network: ImageClassifier, parameters: Mapping[str, Any], images: Any, algebra: Algebra) -> Any:
@@ -119,7 +143,8 @@ def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tu
     following = list(layers[number + 1 : number + 3])
     relu = bool(following) and isinstance(following[0], nn.ReLU)
     pool = relu and len(following) == 2 and isinstance(following[1], nn.AvgPool2d)
-    return relu, pool and following[1].kernel_size == 2 and not any(side % 2 for side in sides)
+    plain = pool and (following[1].kernel_size, following[1].stride, following[1].padding) == (2, 2, 0)
+    return relu, plain and not any(side % 2 for side in sides)
 
 
 def _norm(layer, parameters, maps, algebra, *, relu=False, pool=False):
@@ -312,7 +337,7 @@ class _Winograd(torch.autograd.Function):
         constants = winograd.constants(x.dtype, x.device)
         tiles = kernels.input_tiles(_laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
         filters = winograd.weight_tiles(weight, constants.g)  # (36, networks, outputs, inputs)
-        ctx.save_for_backward(tiles, weight)
+        ctx.save_for_backward(tiles, filters)
         ctx.options = (kernels, bias is not None)
         bias = None if bias is None else _for_images(bias, x)
         products = winograd.multiply(tiles, filters.mT)
@@ -321,16 +346,15 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, above):
-        tiles, weight = ctx.saved_tensors
+        tiles, filters = ctx.saved_tensors
         kernels, has_bias = ctx.options
-        constants, networks = winograd.constants(above.dtype, above.device), len(weight)
-        above = _laid_out(above, kernels)
+        constants, networks = winograd.constants(above.dtype, above.device), filters.shape[1]
+        above_tiles = kernels.output_tiles(_laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
         x_bar = None
         if ctx.needs_input_grad[0]:
-            turned = winograd.weight_tiles(weight, constants.turned)  # (36, networks, outputs, inputs)
-            products = winograd.multiply(kernels.input_tiles(above, constants.b), turned)
-            x_bar = kernels.output_maps(products, None, *above.shape[2:], constants.a)
-        products = winograd.correlate(kernels.output_tiles(above, constants.a), tiles, networks)
+            products = winograd.multiply(above_tiles, filters)
+            x_bar = kernels.input_maps(products, *above.shape[2:], constants.b, constants.edges)
+        products = winograd.correlate(above_tiles, tiles, networks)
         weight_bar = winograd.weight_gradient(products, constants.g)
         bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if has_bias else None
         return x_bar, weight_bar, bias_bar, None
@@ -344,38 +368,35 @@ class _DualWinograd(torch.autograd.Function):
         constants = winograd.constants(x.dtype, x.device)
         tiles, dtiles = (kernels.input_tiles(_laid_out(maps, kernels), constants.b) for maps in (x, dx))
         filters, dfilters = (
-            winograd.weight_tiles(w[None], constants.g)[:, 0].mT for w in (weight, dweight)
-        )  # (36, inputs, outputs)
-        ctx.save_for_backward(tiles, dtiles, weight, dweight)
+            winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight)
+        )  # (36, outputs, inputs)
+        ctx.save_for_backward(tiles, dtiles, filters, dfilters)
         ctx.options = (kernels, bias is not None)
         if bias is not None:
             bias, dbias = bias[None], dbias[None]
-        products = torch.bmm(dtiles, filters).baddbmm_(tiles, dfilters)
+        products = torch.bmm(dtiles, filters.mT).baddbmm_(tiles, dfilters.mT)
         return tuple(
             kernels.output_maps(part, shift, *x.shape[2:], constants.a)
-            for part, shift in ((tiles @ filters, bias), (products, dbias))
+            for part, shift in ((tiles @ filters.mT, bias), (products, dbias))
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx, above, dabove):
-        tiles, dtiles, weight, dweight = ctx.saved_tensors
+        tiles, dtiles, filters, dfilters = ctx.saved_tensors
         kernels, has_bias = ctx.options
         constants = winograd.constants(above.dtype, above.device)
-        above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
-        turned, dturned = (
-            winograd.weight_tiles(w[None], constants.turned)[:, 0] for w in (weight, dweight)
-        )  # (36, outputs, inputs)
-        above_tiles, dabove_tiles = (kernels.input_tiles(maps, constants.b) for maps in (above, dabove))
-        products = torch.bmm(above_tiles, turned).baddbmm_(dabove_tiles, dturned)
+        above_tiles, dabove_tiles = (
+            kernels.output_tiles(_laid_out(maps, kernels), constants.a) for maps in (above, dabove)
+        )  # (36, tiles, outputs)
+        products = torch.bmm(above_tiles, filters).baddbmm_(dabove_tiles, dfilters)
         x_bar, dx_bar = (
-            kernels.output_maps(part, None, *above.shape[2:], constants.a)
-            for part in (products, dabove_tiles @ turned)
+            kernels.input_maps(part, *above.shape[2:], constants.b, constants.edges)
+            for part in (products, dabove_tiles @ filters)
         )
         weight_bar = None
         if ctx.needs_input_grad[2]:
-            products = kernels.output_tiles(above, constants.a).mT @ tiles  # (36, outputs, inputs)
-            products.baddbmm_(kernels.output_tiles(dabove, constants.a).mT, dtiles)
+            products = torch.bmm(above_tiles.mT, tiles).baddbmm_(dabove_tiles.mT, dtiles)
             weight_bar = winograd.weight_gradient(products[:, None], constants.g)[0]
         bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from iadd_lab.augment import draw
+from iadd_lab.device import to_device
 from iadd_lab.teachers import Teachers
 from iadd_lab.unroll import Segment, Step
 
@@ -47,13 +48,13 @@ def draw_segment(
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
     steps = tuple(
         Step(
-            rows.to(images.device),
+            to_device(rows, images.device),
             draw(config.augment, batch=len(rows), height=height, width=width, generator=generator),
         )
         for rows in batches[: config.student_steps]
     )
     return Segment(
-        start=teachers.snapshot(teacher, start_epoch).to(images.device),
-        target=teachers.snapshot(teacher, start_epoch + config.teacher_epochs).to(images.device),
+        start=to_device(teachers.snapshot(teacher, start_epoch), images.device),
+        target=to_device(teachers.snapshot(teacher, start_epoch + config.teacher_epochs), images.device),
         steps=steps,
     )

@@ -53,6 +53,7 @@ class Setting:
         teacher_epochs: K.
         max_start_epoch: start epochs are drawn below it.
         batch: distilled images per student step; None takes all.
+        gradient: the engine, a key of `unroll.ENGINES`.
         image_rate: learning rate of the images.
         alpha: the student's learning rate at the start.
         alpha_rate: learning rate of that learning rate.
@@ -88,6 +89,7 @@ class Setting:
     teacher_epochs: int = 2
     max_start_epoch: int = 2
     batch: int | None = None
+    gradient: str = "adjoint"
     image_rate: float = 100.0
     alpha: float = 0.01
     alpha_rate: float = 1e-7
@@ -162,6 +164,7 @@ class Setting:
             teacher_epochs=self.teacher_epochs,
             max_start_epoch=self.max_start_epoch,
             batch=self.batch,
+            gradient=self.gradient,
             image_rate=self.image_rate,
             alpha=self.alpha,
             alpha_rate=self.alpha_rate,

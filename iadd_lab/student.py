@@ -19,8 +19,8 @@ from iadd_lab.compiling import Kernels
 from iadd_lab.layers import Dual, Dualised, Plain, has_rules, run
 from iadd_lab.networks import ParameterLayout
 
-# The largest feature map of a chunk of images, in bytes: what stays in a processor's caches.
-CHUNK_BYTES = 10 * 2**20
+# The largest feature map of a chunk of images, in bytes: larger ones cost memory and are not faster.
+CHUNK_BYTES = 26 * 2**20
 
 
 class StudentLoss:
@@ -61,6 +61,10 @@ class StudentLoss:
             slopes.append(torch.autograd.grad(loss, point)[0])
             losses.append(loss.detach())
         return torch.stack(losses), torch.stack(slopes)
+
+    def together(self, images: Tensor, *, batch: int) -> int:
+        """How many networks are best trained at once on batches of such images: `slopes` gains by no more."""
+        return 1
 
     @torch.no_grad()
     def predict(self, flat: Tensor, images: Tensor, *, batch: int = 1024) -> Tensor:
@@ -117,6 +121,9 @@ class FusedStudentLoss(StudentLoss):
             total += torch.autograd.grad(values.sum(), points)[0]
             losses += values.detach()
         return losses, total
+
+    def together(self, images, *, batch):
+        return max(self._fitting(images) // batch, 1)
 
     @torch.no_grad()
     def predict(self, flat, images, *, batch=1024):
@@ -196,8 +203,9 @@ class FusedStudentLoss(StudentLoss):
 
 
 def student_loss(network: nn.Module, kernels: Kernels) -> StudentLoss:
-    """The fastest loss there is for `network`."""
-    return FusedStudentLoss(network, kernels) if has_rules(network) else StudentLoss(network)
+    """The fastest loss there is for `network`: fused where kernels are compiled and know its layers."""
+    fused = kernels.compiled and has_rules(network)
+    return FusedStudentLoss(network, kernels) if fused else StudentLoss(network)
 
 
 def leaf(tensor: Tensor) -> Tensor:

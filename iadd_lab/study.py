@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import herding, random_draws, whole_set
+from iadd_lab.compiling import MODES
 from iadd_lab.data import ImageData, load_data
 from iadd_lab.device import pick_device
 from iadd_lab.distill import DistillResult, distill
@@ -119,6 +120,7 @@ class Study:
     Args:
         runs_dir: the folder of runs; empty for `runs_root()`.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        compile: "auto", "always" or "never"; see `iadd_lab.compiling`.
         threads: of PyTorch on the CPU; 0 leaves its own choice. The smallest networks run fastest on one.
         data_root: where data sets lie; None for the usual place.
         progress: whether to show progress bars.
@@ -132,6 +134,7 @@ class Study:
         runs_dir: Path | str = "",
         *,
         device: str = "auto",
+        compile: str = "auto",
         threads: int = 0,
         data_root: Path | None = None,
         progress: bool = True,
@@ -139,6 +142,7 @@ class Study:
         check_whole("threads", threads, minimum=0)
         self.runs = check_folder(runs_root(runs_dir))
         self.device = pick_device(device)
+        self.compile = choose("compile", compile, {mode: mode for mode in MODES})
         self.data_root = data_root
         self.progress = progress
         torch.set_num_threads(threads or _THREADS)
@@ -190,6 +194,7 @@ class Study:
                     folder,
                     count=setting.teacher_count,
                     device=self.device,
+                    compile=self.compile,
                     progress=self.progress,
                 )
         return self._teachers[key]
@@ -204,7 +209,15 @@ class Study:
         data, teachers = self.data(setting), self.teachers(setting)
         folder = self.folder(setting, method, config, teachers.fingerprint)
         with self.alone(folder.name):
-            return distill(data, teachers, config, folder=folder, device=self.device, progress=self.progress)
+            return distill(
+                data,
+                teachers,
+                config,
+                folder=folder,
+                device=self.device,
+                compile=self.compile,
+                progress=self.progress,
+            )
 
     def folder(self, setting: Setting, method: str, *parts: object) -> Path:
         """Where a distilled set lies that depends on `parts` and the real images."""
@@ -228,7 +241,9 @@ class Study:
         path = self.runs / "evaluations" / f"{key}.safetensors"
         with self.alone(f"evaluation-{key}"):
             if not path.exists():
-                evaluate_each(sets, data, config, device=self.device, progress=self.progress).save(path)
+                evaluate_each(
+                    sets, data, config, device=self.device, compile=self.compile, progress=self.progress
+                ).save(path)
             return Evaluation.load(path)
 
     def cell(

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import DataConfig, ImageData
 from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
 from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
@@ -33,7 +34,7 @@ from iadd_lab.store import (
     restore,
     save_artefact,
 )
-from iadd_lab.training import predict, train
+from iadd_lab.training import predict, train, training_flops
 
 _MANIFEST = "teachers.safetensors"
 
@@ -164,12 +165,22 @@ def train_teachers(
     *,
     count: int,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
     progress: bool = True,
 ) -> Teachers:
     """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
 
     Each teacher depends on the seed and its own number alone, so an interrupted run goes on where it was,
     and more teachers can be added later.
+
+    Args:
+        data: the real set.
+        config: how they are trained.
+        folder: where they are stored.
+        count: how many there shall be.
+        device: where they are trained.
+        compile: "auto" (by the work of one teacher), "always" or "never"; see `iadd_lab.compiling`.
+        progress: whether to show a progress bar.
 
     Raises:
         InputError: `folder` holds teachers of other settings, or a damaged file.
@@ -182,15 +193,24 @@ def train_teachers(
     if missing:
         images = teachers.preprocess.apply(data.train.images.to(device))
         labels = data.train.labels.to(device)
+        # By one teacher's work: which of them are missing must not matter.
+        work = training_flops(teachers.network(0), data, images=len(images), epochs=config.epochs)
+        kernels = choose_kernels(compile, work=work)
         total = len(missing) * config.epochs
         with tqdm(total=total, desc="teachers", unit="epoch", leave=None, disable=not progress) as bar:
             for index in missing:
-                _train_one(teachers, index, images, labels, data, bar)
+                _train_one(teachers, index, images, labels, data, kernels, bar)
     return open_teachers(folder, count=count)
 
 
 def _train_one(
-    teachers: Teachers, index: int, images: torch.Tensor, labels: torch.Tensor, data: ImageData, bar: tqdm
+    teachers: Teachers,
+    index: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    data: ImageData,
+    kernels: Kernels,
+    bar: tqdm,
 ) -> None:
     config, device = teachers.config, images.device
     network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
@@ -207,6 +227,7 @@ def _train_one(
         weight_decay=config.weight_decay,
         augment=config.augment,
         generator=generator(config.seed, "teacher", index, "order"),
+        kernels=kernels,
     ):
         snapshots.append(_snapshot(teachers, network))
         losses.append(loss)
@@ -215,7 +236,9 @@ def _train_one(
     if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
         raise DivergenceError(f"teacher {index} ended with parameters that are not finite: lower the rate.")
     validation = teachers.preprocess.apply(data.validation.images.to(device))
-    accuracy = (predict(network, validation) == data.validation.labels).double().mean().item()
+    accuracy = (
+        (predict(network, validation, kernels=kernels) == data.validation.labels).double().mean().item()
+    )
     history = {"train_loss": losses, "validation_accuracy": accuracy}
     teachers.save(index, torch.stack(snapshots), history=history)
 

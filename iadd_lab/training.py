@@ -1,16 +1,20 @@
-"""Training one network by plain SGD, and asking it for predictions: the one loop that all others use."""
+"""Training networks by plain SGD, and asking them for predictions: the one loop that all others use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.compiling import PLAIN, Kernels, flops
+from iadd_lab.data import ImageData
+from iadd_lab.device import to_device
 from iadd_lab.errors import DivergenceError
 from iadd_lab.memory import reuse_freed_memory
+from iadd_lab.student import FusedStudentLoss, StudentLoss, student_loss
 
 
 def train(
@@ -18,14 +22,9 @@ def train(
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
-    epochs: int,
-    batch: int,
     rate: float,
-    augment: AugmentConfig,
     generator: torch.Generator,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    decay_at: int | None = None,
+    **options,
 ) -> Iterator[float]:
     """Train `network` in place; yields the mean training loss after every epoch.
 
@@ -33,39 +32,160 @@ def train(
         network: on the device of `images`.
         images: preprocessed, (count, channels, height, width).
         labels: (count,) int64.
-        epochs: passes over the images, each in a new random order.
-        batch: images per step; the last batch of an epoch may be smaller.
         rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
-        augment: drawn anew for every batch.
         generator: a CPU generator for order and augmentation.
+        options: as of `train_together`.
+
+    Raises:
+        DivergenceError: the loss of an epoch is not finite.
+    """
+    for losses in train_together(
+        [network], [images], [labels], rates=[rate], generators=[generator], **options
+    ):
+        yield losses[0]
+
+
+def train_together(
+    networks: Sequence[nn.Module],
+    images: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    *,
+    epochs: int,
+    batch: int,
+    rates: Sequence[float],
+    augment: AugmentConfig,
+    generators: Sequence[torch.Generator],
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    decay_at: int | None = None,
+    kernels: Kernels = PLAIN,
+) -> Iterator[list[float]]:
+    """Train networks of one architecture side by side, in place; yields their mean losses after every epoch.
+
+    None knows of the others: with plain kernels each ends with the very bits that it has when trained alone.
+
+    Args:
+        networks: on the device of their images.
+        images: a set for each network, all of one shape (count, channels, height, width), preprocessed.
+        labels: (count,) int64 each.
+        epochs: passes over the images, each in a new random order.
+        batch: images per step and network; the last batch of an epoch may be smaller.
+        rates: learning rates of SGD, times 0.1 from epoch `decay_at` on.
+        augment: drawn anew for every batch.
+        generators: a CPU generator for each network's order and augmentation.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        decay_at: see `rates`; None never lowers them.
+        kernels: see `iadd_lab.compiling`.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
     reuse_freed_memory()
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
-    height, width = images.shape[2:]
+    loss = student_loss(networks[0], kernels)
+    trained = (_Jointly if isinstance(loss, FusedStudentLoss) else _OneByOne)(networks, loss)
+    optimizer = torch.optim.SGD(
+        [{"params": part, "lr": rate} for part, rate in zip(trained.parameters, rates, strict=True)],
+        lr=0.0,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    count = len(images[0])
     for epoch in range(epochs):
         if epoch == decay_at:
-            optimizer.param_groups[0]["lr"] = rate * 0.1
-        total = torch.zeros((), device=images.device)
-        for rows in torch.randperm(len(images), generator=generator).split(batch):
-            rows = rows.to(images.device)
-            augmentation = draw(augment, batch=len(rows), height=height, width=width, generator=generator)
-            loss = functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * 0.1
+        totals = torch.zeros(len(networks), device=images[0].device)
+        orders = [torch.randperm(count, generator=generator).split(batch) for generator in generators]
+        for chosen in zip(*orders, strict=True):
+            given = zip(images, labels, chosen, generators, strict=True)
+            batches = [_batch(*parts, augment) for parts in given]
+            losses = trained.differentiate(*zip(*batches, strict=True))
             optimizer.step()
-            total += loss.detach() * len(rows)
-        mean = total.item() / len(images)
-        if not torch.isfinite(total):
+            totals += losses * len(chosen[0])
+        means = (totals / count).tolist()
+        _check(means, epoch, rates)
+        trained.put_back()
+        yield means
+
+
+class _OneByOne:
+    """Networks differentiated as they are, by autograd."""
+
+    def __init__(self, networks: Sequence[nn.Module], loss: StudentLoss):
+        self.networks = networks
+        self.parameters = [list(network.parameters()) for network in networks]
+
+    def differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The losses, (networks,); the parameters have their gradients then."""
+        losses = []
+        for network, batch, targets in zip(self.networks, images, labels, strict=True):
+            loss = functional.cross_entropy(network(batch), targets)
+            network.zero_grad()
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def put_back(self) -> None:
+        """Bring the networks up to date: they are."""
+
+
+class _Jointly:
+    """Networks as the rows of one tensor (networks, P), differentiated at once."""
+
+    def __init__(self, networks: Sequence[nn.Module], loss: StudentLoss):
+        self.networks, self.loss = networks, loss
+        self.flats = torch.stack([loss.layout.flatten(network.parameters()).detach() for network in networks])
+        # Views of the one tensor, each a parameter of its own for the optimiser.
+        self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
+
+    def differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As `_OneByOne.differentiate`."""
+        losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
+        for (row,), slope in zip(self.parameters, slopes, strict=True):
+            row.grad = slope
+        return losses
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Bring the networks up to date."""
+        for network, flat in zip(self.networks, self.flats, strict=True):
+            values = self.loss.layout.split(flat).values()
+            for parameter, value in zip(network.parameters(), values, strict=True):
+                parameter.copy_(value)
+
+
+def _batch(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    rows: torch.Tensor,
+    generator: torch.Generator,
+    augment: AugmentConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The augmented images at `rows`, and their labels."""
+    height, width = images.shape[2:]
+    augmentation = draw(augment, batch=len(rows), height=height, width=width, generator=generator)
+    rows = to_device(rows, images.device)
+    return augmentation(images[rows]), labels[rows]
+
+
+def _check(losses: list[float], epoch: int, rates: Sequence[float]) -> None:
+    for mean, rate in zip(losses, rates, strict=True):
+        if not torch.isfinite(torch.tensor(mean)):
             raise DivergenceError(
                 f"the training loss is {mean} in epoch {epoch + 1}: lower the rate {rate:g}."
             )
-        yield mean
 
 
-@torch.no_grad()
-def predict(network: nn.Module, images: torch.Tensor, *, batch: int = 1024) -> torch.Tensor:
+def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: int) -> float:
+    """Floating-point operations of training on so many images of `data` for so many epochs."""
+    # One pass forward, two back.
+    return 3.0 * images * epochs * flops(network, channels=data.channels, size=data.size)
+
+
+def predict(
+    network: nn.Module, images: torch.Tensor, *, batch: int = 1024, kernels: Kernels = PLAIN
+) -> torch.Tensor:
     """The predicted class of every image: (count,) int64 on the CPU."""
-    return torch.cat([network(chunk).argmax(1) for chunk in images.split(batch)]).cpu()
+    loss = student_loss(network, kernels)
+    return loss.predict(loss.layout.flatten(network.parameters()).detach(), images, batch=batch)

@@ -49,15 +49,16 @@ class Constants(NamedTuple):
     b: Tensor  # Bᵀ, (6, 6)
     a: Tensor  # Aᵀ, (4, 6)
     g: Tensor  # G ⊗ G, (36, 9): of a filter as nine numbers
-    turned: Tensor  # the same for a filter turned by 180 degrees
+    edges: Tensor  # (2, 4): the first and the last of a tile's four rows, times Bᵀ[5, 5] and Bᵀ[0, 0]
 
 
 @functools.cache
 def constants(dtype: torch.dtype, device: torch.device) -> Constants:
     """The transforms' matrices for maps of this dtype on this device."""
     b, a, g = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in (_B, _A, _G))
-    both = torch.kron(g, g)
-    return Constants(b, a, both, both.flip(1))
+    edges = torch.zeros(2, 4, dtype=dtype, device=device)
+    edges[0, 0], edges[1, 3] = b[5, 5], b[0, 0]
+    return Constants(b, a, torch.kron(g, g), edges)
 
 
 def input_tiles(maps: Tensor, b: Tensor) -> Tensor:
@@ -69,6 +70,27 @@ def input_tiles(maps: Tensor, b: Tensor) -> Tensor:
         b[None, :, k, None, None, None, None] * rows[:, None, :, :, k : k + width - 3 : 4] for k in range(6)
     )  # (6, 6, batch, h/4, w/4, channels)
     return tiles.flatten(2, 4).flatten(0, 1)
+
+
+def input_maps(tiles: Tensor, height: int, width: int, b: Tensor, edges: Tensor) -> Tensor:
+    """The transpose of `input_tiles`: B m Bᵀ of every tile m, summed where tiles overlap.
+
+    Of the six rows that a tile covers, the inner four are its own. Its first, to which m[0] alone adds, is
+    the last row of the tile above; its last, to which m[5] alone adds, is the first row of the tile below.
+    Returns (batch, channels, height, width).
+    """
+    channels = tiles.shape[2]
+    tiles = tiles.view(6, 6, -1, height // 4, width // 4, channels)
+    first, last = edges[:, :, None, None, None, None, None]  # (4, 1, 1, 1, 1, 1) each
+    rows = _sum(b[k, 1:5, None, None, None, None, None] * tiles[None, k] for k in range(6))
+    rows = rows + first * functional.pad(tiles[5], (0, 0, 0, 0, 1, 0))[None, :, :, :-1]
+    rows = rows + last * functional.pad(tiles[0], (0, 0, 0, 0, 0, 1))[None, :, :, 1:]
+    rows = rows.permute(1, 2, 3, 0, 4, 5)  # (6, batch, h/4, 4, w/4, channels)
+    first, last = edges[:, :, None]
+    maps = _sum(b[k, 1:5, None] * rows[k][..., None, :] for k in range(6))
+    maps = maps + first * functional.pad(rows[5], (0, 0, 1, 0))[..., :-1, None, :]
+    maps = maps + last * functional.pad(rows[0], (0, 0, 0, 1))[..., 1:, None, :]
+    return maps.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def output_maps(tiles: Tensor, bias: Tensor | None, height: int, width: int, a: Tensor) -> Tensor:
@@ -95,7 +117,7 @@ def output_tiles(maps: Tensor, a: Tensor) -> Tensor:
 
 
 def multiply(tiles: Tensor, filters: Tensor) -> Tensor:
-    """Every network's tiles times its filters (36, networks, inputs, outputs): (36, tiles, outputs)."""
+    """Every network's tiles (36, tiles, k) times its filters (36, networks, k, l): (36, tiles, l)."""
     return (tiles.unflatten(1, (filters.shape[1], -1)) @ filters).flatten(1, 2)
 
 
@@ -105,10 +127,7 @@ def correlate(above: Tensor, tiles: Tensor, networks: int) -> Tensor:
 
 
 def weight_tiles(weight: Tensor, g: Tensor) -> Tensor:
-    """G w Gᵀ of every filter w: (36, networks, outputs, inputs).
-
-    With `Constants.turned`, it is of the filters of the transposed convolution, from outputs to inputs.
-    """
+    """G w Gᵀ of every filter w: (36, networks, outputs, inputs)."""
     return (g @ weight.reshape(-1, 9).T).view(36, *weight.shape[:3])
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from iadd_lab.compiling import Kernels, flops
 from iadd_lab.data import load_data
-from iadd_lab.distill import DistillConfig, DistillResult, distill
+from iadd_lab.distill import DistillConfig, DistillResult, distill, distillation_flops
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.matching import Learned, Pruned, Uniform
+from iadd_lab.seeds import generator
+from iadd_lab.segments import draw_place, draw_segment
+from iadd_lab.student import StudentLoss
 from iadd_lab.teachers import open_teachers
+from iadd_lab.unroll import ENGINES, Variables
 from tests.conftest import AUGMENT
 
 CONFIG = DistillConfig(
@@ -117,6 +123,7 @@ RESUMED = {
     "uniform": {"matching": Uniform(), "batch": None},
     "pruned": {"matching": Pruned(fraction=0.3)},
     "literal": {"matching": Learned(rate=0.05, normalised=False, granularity="tensor", learn_until=3)},
+    "segments": {"segments": 2},
     "frozen": {"gradient": "frozen", "momentum": 0.0, "initial_images": "noise"},
 }
 
@@ -139,6 +146,55 @@ def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, change, 
     assert seen == list(range(stop_at + 1, CONFIG.iterations + 1))
     assert_same(resumed, whole)
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_segments_are_averaged(toy_data, toy_teachers):
+    """One iteration with two segments moves the images by the mean of what each alone asks for."""
+    config = replace(CONFIG, iterations=1, segments=2, momentum=0.0, matching=Uniform())
+    found = distill(toy_data, toy_teachers, config, progress=False)
+    random = generator(config.seed, "segments")
+    start = found.history.snapshot_images[0]
+    variables = Variables(start, found.labels, torch.tensor(config.alpha), torch.zeros(0))
+    loss, moves, losses = StudentLoss(toy_teachers.network(0)), [], []
+    for _ in range(2):
+        teacher, epoch = draw_place(toy_teachers, config, random)
+        segment = draw_segment(toy_teachers, config, start, random, teacher=teacher, start_epoch=epoch)
+        gradients = ENGINES["full"](
+            loss,
+            segment,
+            variables,
+            lambda end, raw, segment=segment: config.matching.loss(
+                end, raw, start=segment.start, target=segment.target, layout=loss.layout
+            ),
+        )
+        moves.append(-config.image_rate * gradients.images)
+        losses.append(gradients.loss.item())
+    assert losses[0] != losses[1]
+    assert found.history.loss == pytest.approx([sum(losses) / 2], rel=1e-4)
+    torch.testing.assert_close(found.images - start, sum(moves) / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "frozen"])
+def test_fused_layers_tell_the_same_story(toy_data, toy_teachers, monkeypatch, gradient):
+    """With the fused layers as they are compiled, but for the compiling."""
+    config = replace(CONFIG, gradient=gradient)
+    expected = distill(toy_data, toy_teachers, config, progress=False)
+    module = sys.modules["iadd_lab.distill"]
+    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True))
+    found = distill(toy_data, toy_teachers, config, progress=False)
+    assert found.history.loss == pytest.approx(expected.history.loss, rel=1e-3)
+    assert not torch.equal(found.images, expected.images)  # other rounding: it was another way
+
+
+def test_what_pays_for_compiling_is_the_work_of_the_whole_run(toy_data, toy_teachers):
+    network = toy_teachers.network(0)
+    work = distillation_flops(network, toy_data, CONFIG)
+    assert work == 11 * 3 * 3 * 6 * flops(network, channels=1, size=8)
+    assert distillation_flops(network, toy_data, replace(CONFIG, segments=2)) == 2 * work
+    assert distillation_flops(network, toy_data, replace(CONFIG, batch=None)) == work / 3 * 4
+    assert distillation_flops(network, toy_data, replace(CONFIG, gradient="full")) == 0
+    with pytest.raises(InputError, match="sometimes"):
+        distill(toy_data, toy_teachers, CONFIG, compile="sometimes", progress=False)
 
 
 def test_a_finished_run_is_read_back(toy_data, toy_teachers, tmp_path, result):

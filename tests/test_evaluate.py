@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from iadd_lab.baselines import random_real
+from iadd_lab.compiling import Kernels
 from iadd_lab.data import load_data
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import InputError
@@ -144,3 +146,18 @@ def test_an_unknown_split_is_named_before_training():
 def test_more_random_images_than_a_class_has_is_refused(toy_data, toy_teachers):
     with pytest.raises(InputError, match="ipc is 999, but class"):
         random_real(toy_data, toy_teachers.preprocess, ipc=999, seed=0)
+
+
+def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluation, monkeypatch):
+    """With the fused layers as they are compiled, but for the compiling."""
+    module = sys.modules["iadd_lab.evaluate"]
+    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True))
+    monkeypatch.setattr("iadd_lab.student.CHUNK_BYTES", 4 * 64 * 4 * 2 * 6)  # two networks at once
+    joint = evaluate(random_set, toy_data, CONFIG, progress=False)
+    assert joint.confusion.shape == evaluation.confusion.shape
+    assert joint.accuracies.tolist() == pytest.approx(evaluation.accuracies.tolist(), abs=0.05)
+
+
+def test_an_unknown_way_of_compiling_is_named(toy_data, random_set):
+    with pytest.raises(InputError, match="sometimes"):
+        evaluate(random_set, toy_data, CONFIG, compile="sometimes", progress=False)

@@ -83,7 +83,7 @@ def test_every_field_reaches_a_configuration():
     """A field that no configuration shows would be a parameter without effect."""
     changed = {
         "data_name": "mnist", "preprocess": "zca", "size": 16, "train_limit": 99, "depth": 2, "batch": 7,
-        "gradient_matches": 3, "gradient_network_steps": 4,
+        "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4,
     }  # fmt: skip
     own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
     for field in dataclasses.fields(Setting):

@@ -9,9 +9,11 @@ import torch
 from torch.nn import functional
 
 from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.compiling import PLAIN as PLAIN_KERNELS
+from iadd_lab.compiling import Kernels
 from iadd_lab.errors import DivergenceError
 from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.training import predict, train
+from iadd_lab.training import predict, train, train_together
 
 CLASSES, SIZE = 3, 8
 PLAIN = AugmentConfig(operations=())
@@ -162,3 +164,56 @@ def test_predictions_are_the_largest_logits_in_any_batch(batch):
     assert len(set(found.tolist())) > 1
     assert found.dtype == torch.int64
     assert not found.requires_grad
+
+
+def side_by_side(kernels, *, dtype=torch.float32, epochs=3):
+    """Three networks of other initialisations, sets, rates and generators, and their losses."""
+    networks = [
+        build_network(NetworkConfig(width=4, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=seed)
+        for seed in range(3)
+    ]
+    networks = [network.to(dtype) for network in networks]
+    images, labels = toy_set()
+    epochs = train_together(
+        networks,
+        [(images + number).to(dtype) for number in range(3)],
+        [labels] * 3,
+        epochs=epochs,
+        batch=4,
+        rates=[0.05, 0.02, 0.1],
+        generators=[torch.Generator().manual_seed(seed) for seed in range(3)],
+        augment=SIAMESE,
+        momentum=0.9,
+        weight_decay=1e-3,
+        decay_at=2,
+        kernels=kernels,
+    )
+    return networks, list(epochs)
+
+
+def test_networks_side_by_side_end_as_each_alone():
+    networks, losses = side_by_side(PLAIN_KERNELS)
+    images, labels = toy_set()
+    for number, (network, rate) in enumerate(zip(networks, [0.05, 0.02, 0.1], strict=True)):
+        alone = build_network(
+            NetworkConfig(width=4, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=number
+        )
+        own = train(
+            alone, images + number, labels, epochs=3, batch=4, rate=rate, augment=SIAMESE, momentum=0.9,
+            weight_decay=1e-3, decay_at=2, generator=torch.Generator().manual_seed(number),
+        )  # fmt: skip
+        assert list(own) == [epoch[number] for epoch in losses]
+        assert distance(network, alone) == 0
+
+
+def test_fused_and_joint_training_is_the_same_training():
+    expected, losses = side_by_side(PLAIN_KERNELS, dtype=torch.float64)
+    # The fused layers as they are compiled, but for the compiling.
+    found, same = side_by_side(Kernels(compiled=True), dtype=torch.float64)
+    assert torch.tensor(same) == pytest.approx(torch.tensor(losses), rel=1e-9)
+    for one, other in zip(found, expected, strict=True):
+        assert 0 < distance(one, other) < 1e-9
+    images = toy_set()[0].double()
+    assert torch.equal(
+        predict(found[0], images, kernels=Kernels(compiled=True)), predict(expected[0], images)
+    )

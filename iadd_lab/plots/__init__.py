@@ -5,6 +5,7 @@ from iadd_lab.plots.concept import concept
 from iadd_lab.plots.curves import Curve, convergence, history_plot
 from iadd_lab.plots.diagram import iteration_diagram
 from iadd_lab.plots.differences import parameter_difference
+from iadd_lab.plots.engines import engine_costs, training_costs
 from iadd_lab.plots.images import before_after, image_grid, real_and_distilled
 from iadd_lab.plots.importance import importance_by_layer, learned_weights
 from iadd_lab.plots.live import LivePlot
@@ -20,6 +21,7 @@ __all__ = [
     "concept",
     "confusion_matrix",
     "convergence",
+    "engine_costs",
     "history_plot",
     "image_grid",
     "importance_by_layer",
@@ -29,4 +31,5 @@ __all__ = [
     "parameter_difference",
     "real_and_distilled",
     "save_figure",
+    "training_costs",
 ]

@@ -1,0 +1,155 @@
+"""When kernels are compiled, what happens where that fails, and that compiled ones compute the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from iadd_lab import winograd
+from iadd_lab.compiling import PLAIN, WORTH_COMPILING, Kernels, choose_kernels, compiled_kernels, flops
+from iadd_lab.errors import InputError
+from iadd_lab.networks import ImageClassifier, NetworkConfig, build_network
+from iadd_lab.student import FusedStudentLoss
+from tests.test_kernels import assert_near
+
+BELOW = math.nextafter(WORTH_COMPILING, 0)
+FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache():
+    """What one test compiled, or failed to compile, is no other test's."""
+    compiled_kernels.cache_clear()
+    yield
+    compiled_kernels.cache_clear()
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The functions given to `torch.compile`, which here returns them as they are."""
+    functions = []
+
+    def compile_nothing(function, **options):
+        functions.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return functions
+
+
+@pytest.mark.parametrize(("mode", "work"), [("never", 0), ("never", 1e30), ("auto", 0), ("auto", BELOW)])
+def test_short_runs_are_not_compiled(mode, work, compiled):
+    assert choose_kernels(mode, work=work) is PLAIN
+    assert not compiled
+
+
+@pytest.mark.parametrize(("mode", "work"), [("always", 0), ("auto", WORTH_COMPILING), ("auto", 1e30)])
+def test_long_runs_are_compiled(mode, work, compiled):
+    kernels = choose_kernels(mode, work=work)
+    assert kernels.compiled
+    assert compiled == [getattr(PLAIN, name) for name in sorted(FUNCTIONS, key=list(vars(PLAIN)).index)]
+    # Once for the whole process.
+    assert choose_kernels("always", work=0) is kernels
+    assert len(compiled) == len(FUNCTIONS)
+
+
+@pytest.mark.parametrize("mode", ["allways", "Auto", "", None, True])
+@pytest.mark.parametrize("work", [0, 1e30])
+def test_unknown_mode_is_named(mode, work):
+    with pytest.raises(InputError, match=f"compile {mode!r}.*always, auto, never"):
+        choose_kernels(mode, work=work)
+
+
+def fail_at_once(function, **options):
+    raise RuntimeError("this Python is not supported\nand more lines")
+
+
+def fail_when_called(function, **options):
+    return lambda *arguments: fail_at_once(function)
+
+
+def fail_without_a_word(function, **options):
+    def fail(*arguments):
+        raise NotImplementedError
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [
+        (fail_at_once, "this Python is not supported"),
+        (fail_when_called, "this Python is not supported"),
+        (fail_without_a_word, "NotImplementedError"),
+    ],
+)
+def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(failing, reason, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", failing)
+    with caplog.at_level(logging.INFO, logger="iadd_lab"):
+        assert choose_kernels("always", work=0) is PLAIN
+        assert choose_kernels("auto", work=WORTH_COMPILING) is PLAIN
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"({reason})" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_layout_follows_the_kernels():
+    assert PLAIN.memory_format == torch.contiguous_format
+    assert Kernels(compiled=True).memory_format == torch.channels_last
+
+
+def make_network():
+    """One ConvNet block and a convolution for Winograd, of as few different shapes as there can be."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.GroupNorm(4, 4),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
+        return ImageClassifier(features, nn.Linear(64, 3)).double()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+def test_compiled_kernels_compute_the_same(monkeypatch):
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 4)
+    kernels = choose_kernels("always", work=0)
+    assert kernels.compiled
+    network = make_network()
+    plain, fast = FusedStudentLoss(network, PLAIN), FusedStudentLoss(network, kernels)
+    generator = torch.Generator().manual_seed(1)
+    flat = plain.layout.flatten(network.parameters()).detach()
+    direction = torch.randn(flat.shape, generator=generator, dtype=torch.float64)
+    images = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 2])
+    assert_near(fast.slope(flat, images, labels), plain.slope(flat, images, labels))
+    expected = plain.along(flat, direction, images, labels)
+    for part, truth in zip(fast.along(flat, direction, images, labels), expected, strict=True):
+        assert_near(part, truth)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "width", "depth", "multiplications"),
+    [
+        (3, 8, 4, 2, 8 * 8 * 4 * 3 * 9 + 4 * 4 * 4 * 4 * 9 + 4 * 2 * 2 * 5),
+        (1, 8, 6, 1, 8 * 8 * 6 * 1 * 9 + 6 * 4 * 4 * 5),
+        # 14 px become 7, then 3.
+        (3, 14, 4, 2, 14 * 14 * 4 * 3 * 9 + 7 * 7 * 4 * 4 * 9 + 4 * 3 * 3 * 5),
+        # The field pads 28 px grey images to 32 px.
+        (1, 28, 4, 2, 32 * 32 * 4 * 1 * 9 + 16 * 16 * 4 * 4 * 9 + 4 * 8 * 8 * 5),
+    ],
+)
+def test_flops_equal_counts_by_hand(channels, size, width, depth, multiplications):
+    config = NetworkConfig(width=width, depth=depth)
+    network = build_network(config, channels=channels, size=size, classes=5, seed=0)
+    assert flops(network, channels=channels, size=size) == 2 * multiplications
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())

@@ -1,0 +1,43 @@
+"""Devices by name, and precision as an explicit choice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iadd_lab.device import PRECISIONS, pick_device, set_precision, to_device
+from iadd_lab.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _precise_again():
+    yield
+    set_precision("float32")
+
+
+def test_float32_is_exact_and_nothing_else_is_chosen_silently():
+    set_precision()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("name", ["tf32", "bf16"])
+def test_less_precision_is_allowed_on_request(name):
+    set_precision(name)
+    assert torch.get_float32_matmul_precision() == PRECISIONS[name]
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(InputError, match="fp8"):
+        set_precision("fp8")
+
+
+def test_tensors_on_the_device_stay_what_they_are():
+    tensor = torch.arange(3)
+    assert to_device(tensor, pick_device("cpu")) is tensor
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_tensors_go_to_a_gpu():
+    assert to_device(torch.arange(3), torch.device("cuda")).tolist() == [0, 1, 2]

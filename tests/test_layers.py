@@ -1,0 +1,312 @@
+"""The fused student loss against the same from autograd, in float64, for every network there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from iadd_lab import student, winograd
+from iadd_lab.compiling import PLAIN, Kernels
+from iadd_lab.layers import has_rules
+from iadd_lab.networks import NETWORKS, ImageClassifier, NetworkConfig, ResidualBlock, build_network
+from iadd_lab.student import FusedStudentLoss, StudentLoss, student_loss
+from tests.test_kernels import assert_near
+
+CLASSES = 3
+TOLERANCE = 1e-10
+# What runs when compiling works, with the functions as they are: the Winograd path without torch.compile.
+KERNELS = {"plain": PLAIN, "winograd": Kernels(compiled=True)}
+
+each_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+
+
+@pytest.fixture(autouse=True)
+def _narrow_winograd(monkeypatch):
+    """Networks of any width go the way that wide ones go."""
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A network, and values of what its loss depends on, for one or more sets of parameters."""
+
+    network: nn.Module
+    flats: torch.Tensor  # (networks, P)
+    directions: torch.Tensor  # (networks, P)
+    images: torch.Tensor  # (networks, batch, channels, height, width)
+    labels: torch.Tensor  # (networks, batch)
+
+    @property
+    def point(self):
+        """The arguments of `along` for the first network."""
+        return self.flats[0], self.directions[0], self.images[0], self.labels[0]
+
+
+def make_problem(network, *, channels=3, size=8, batch=5, networks=1):
+    generator = torch.Generator().manual_seed(5)
+    randn = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    start = StudentLoss(network).layout.flatten(network.parameters()).detach().double()
+    return Problem(
+        network,
+        # Norms start with γ = 1 and β = 0, which would hide what is not multiplied or added.
+        flats=start + 0.1 * start.std() * randn(networks, len(start)),
+        directions=randn(networks, len(start)),
+        images=randn(networks, batch, channels, size, size),
+        labels=torch.randint(CLASSES, (networks, batch), generator=generator),
+    )
+
+
+def make_convnet(*, width=4, depth=None, channels=3, size=8, **options):
+    config = NetworkConfig(width=width, depth=depth)
+    network = build_network(config, channels=channels, size=size, classes=CLASSES, seed=2)
+    return make_problem(network, channels=channels, size=size, **options)
+
+
+def make_bare(*layers, features, **options):
+    """A network of these layers after one convolution, in whatever order, for images of 3×8×8."""
+    first = nn.Conv2d(3, 4, 3, padding=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        network = ImageClassifier(nn.Sequential(first, *layers), nn.Linear(features, CLASSES))
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.reset_parameters()
+    return make_problem(network, **options)
+
+
+def assert_same_derivatives(found, exact, problem, tolerance=TOLERANCE):
+    """Every derivative that two losses have, of one network and of all of them jointly."""
+    flat, direction, images, labels = problem.point
+    expected = exact.along(*problem.point)
+    for part, truth in zip(found.along(*problem.point), expected, strict=True):
+        assert_near(part, truth, tolerance)
+    scalar, gradient, nothing = found.along(*problem.point, curvature=False)
+    assert_near(scalar, expected[0], tolerance)
+    assert_near(gradient, expected[1], tolerance)
+    assert nothing is None
+    slope = exact.slope(flat, images, labels)
+    assert_near(found.slope(flat, images, labels), slope, tolerance)
+    assert_near(expected[0], slope @ direction, tolerance)
+
+
+CONVNETS = {
+    "8 px": {},
+    "8 px, one block": {"depth": 1},
+    "8 px, as deep as can be": {"depth": 3},
+    "grey 8 px": {"channels": 1},
+    "14 px, odd sides between": {"size": 14},
+    "16 px": {"size": 16, "width": 3},
+    "grey 28 px, padded": {"channels": 1, "size": 28, "width": 2},
+    "32 px": {"size": 32, "width": 3, "batch": 3},
+    "32 px, deep": {"size": 32, "width": 2, "depth": 5, "batch": 2},
+    "one image": {"batch": 1},
+}
+
+
+@each_kernels
+@pytest.mark.parametrize("name", CONVNETS)
+def test_convnets_equal_autograd(name, kernels):
+    problem = make_convnet(**CONVNETS[name])
+    exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels)
+    assert_same_derivatives(found, exact, problem)
+
+
+# Winograd uncompiled takes its time on the largest two; `BARE` sends residual blocks that way.
+LARGE = {"alexnet": (8, KERNELS), "vgg11": (8, ["plain"]), "resnet18": (28, ["plain"])}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_networks_equal_autograd(name):
+    size, names = LARGE[name]  # 8 px are enlarged
+    network = build_network(NetworkConfig(name), channels=3, size=size, classes=CLASSES, seed=2)
+    problem = make_problem(network, size=size, batch=2)
+    flat, _, images, labels = problem.point
+    exact = StudentLoss(network)
+    expected, slope = exact.along(*problem.point), exact.slope(flat, images, labels)
+    for kernels in map(KERNELS.get, names):
+        found = FusedStudentLoss(network, kernels)
+        for part, truth in zip(found.along(*problem.point), expected, strict=True):
+            assert_near(part, truth, TOLERANCE)
+        assert_near(found.slope(flat, images, labels), slope, TOLERANCE)
+
+
+@each_kernels
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4])
+def test_chunks_of_the_batch_add_up(chunk, kernels):
+    problem = make_convnet(batch=5)
+    found = FusedStudentLoss(problem.network, kernels, chunk=chunk)
+    assert_same_derivatives(found, StudentLoss(problem.network), problem)
+
+
+@each_kernels
+@pytest.mark.parametrize("chunk", [None, 1, 2, 4, 6])
+def test_several_networks_jointly_equal_autograd(chunk, kernels):
+    """Each on images and labels of its own, with chunks that hold images of all of them."""
+    problem = make_convnet(networks=3, batch=5)
+    arguments = problem.flats, problem.images, problem.labels
+    found = FusedStudentLoss(problem.network, kernels, chunk=chunk).slopes(*arguments)
+    for part, truth in zip(found, StudentLoss(problem.network).slopes(*arguments), strict=True):
+        assert_near(part, truth, TOLERANCE)
+
+
+@each_kernels
+@pytest.mark.parametrize("chunk", [None, 3, 4])
+def test_predictions_equal_those_of_the_network(chunk, kernels):
+    problem = make_convnet(batch=16)
+    found = FusedStudentLoss(problem.network, kernels, chunk=chunk)
+    expected = StudentLoss(problem.network).predict(problem.flats[0], problem.images[0])
+    assert len(expected.unique()) > 1
+    assert torch.equal(found.predict(problem.flats[0], problem.images[0]), expected)
+
+
+def watched(name, kernels, seen):
+    """The kernels, with the shapes of what one of them is called with written to `seen`."""
+    function = getattr(kernels, name)
+
+    def watching(maps, *arguments):
+        seen.append(tuple(maps.shape))
+        return function(maps, *arguments)
+
+    return dataclasses.replace(kernels, **{name: watching})
+
+
+def test_all_chunks_have_one_shape():
+    """What is compiled is compiled for one shape: five images are 2 + 2 + 1 and a blank one."""
+    problem, seen = make_convnet(batch=5, depth=1), []
+    kernels = watched("dual_norm", watched("norm", PLAIN, seen), seen)
+    loss = FusedStudentLoss(problem.network, kernels, chunk=2)
+    flat, _, images, labels = problem.point
+    loss.along(*problem.point)
+    loss.slope(flat, images, labels)
+    loss.predict(flat, images)
+    assert seen == [(2, 4, 8, 8)] * 9
+
+
+@pytest.mark.parametrize(("maps", "expected"), [(1, 1), (2, 2), (3, 2), (100, 4)])
+def test_chunks_hold_as_many_images_as_the_limit_holds_feature_maps(maps, expected, monkeypatch):
+    problem, seen = make_convnet(batch=4, depth=1), []
+    monkeypatch.setattr(student, "CHUNK_BYTES", maps * 4 * 8 * 8 * problem.images.element_size())
+    loss = FusedStudentLoss(problem.network, watched("dual_norm", PLAIN, seen))
+    loss.along(*problem.point)
+    assert {shape[0] for shape in seen} == {expected}
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, 10), (3, 3), (5, 2), (6, 1), (20, 1)])
+def test_networks_go_together_as_long_as_their_batches_fill_no_more_than_a_chunk(batch, expected):
+    problem = make_convnet()
+    images = problem.images[0]
+    assert FusedStudentLoss(problem.network, PLAIN, chunk=10).together(images, batch=batch) == expected
+    assert StudentLoss(problem.network).together(images, batch=batch) == 1
+
+
+@pytest.mark.parametrize(("fewest", "size", "calls"), [(4, 8, 2), (5, 8, 0), (4, 10, 0)])
+def test_winograd_computes_what_it_suits(fewest, size, calls, monkeypatch):
+    """The second block's convolution, of 4 channels: its output, and the derivative of that."""
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", fewest)
+    problem = make_convnet(size=size, depth=2)
+    for kernels in KERNELS.values():
+        seen = []
+        FusedStudentLoss(problem.network, watched("output_maps", kernels, seen)).along(*problem.point)
+        assert len(seen) == (calls if kernels.compiled else 0)
+
+
+BARE = {
+    "max pool": lambda: (nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+    "no bias": lambda: (nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.AvgPool2d(2), nn.ReLU()),
+    "no ReLU": lambda: (nn.GroupNorm(4, 4), nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2)),
+    "stride": lambda: (nn.GroupNorm(4, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, stride=2)),
+    "residual": lambda: (ResidualBlock(4, 4, stride=1), nn.Sequential(ResidualBlock(4, 4, stride=2))),
+}
+
+
+@each_kernels
+@pytest.mark.parametrize("name", BARE)
+def test_layers_in_other_orders_equal_autograd(name, kernels):
+    problem = make_bare(*BARE[name](), features=64, networks=2)
+    exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels, chunk=4)
+    assert_same_derivatives(found, exact, problem)
+    jointly = problem.flats, problem.images, problem.labels
+    assert_near(found.slopes(*jointly)[1], exact.slopes(*jointly)[1], TOLERANCE)
+
+
+@each_kernels
+def test_gradients_of_the_biases_of_convolutions(kernels):
+    """A norm takes them away: without one they count."""
+    problem = make_bare(*BARE["max pool"](), features=64)
+    exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels, chunk=2)
+    flat, _, images, labels = problem.point
+    pairs = (
+        (found.slope(flat, images, labels), exact.slope(flat, images, labels)),
+        (found.along(*problem.point)[2], exact.along(*problem.point)[2]),
+    )
+    for pair in pairs:
+        parts, truths = map(exact.layout.split, pair)
+        for name in ("features.0.bias", "features.2.bias"):
+            assert truths[name].abs().min() > 1e-4
+            assert_near(parts[name], truths[name], TOLERANCE)
+
+
+@each_kernels
+@pytest.mark.parametrize("options", [{}, {"size": 14}, {"channels": 1, "size": 28, "width": 2}])
+def test_curvature_equals_a_central_difference_of_slopes(options, kernels):
+    # The network is smooth but for its ReLUs, of which none changes sign in so small a step.
+    problem = make_convnet(batch=3, **options)
+    flat, direction, images, labels = problem.point
+    loss = FusedStudentLoss(problem.network, kernels)
+    step = 1e-6
+    ahead, behind = (loss.slope(flat + sign * step * direction, images, labels) for sign in (1, -1))
+    assert_near(loss.along(*problem.point)[2], (ahead - behind) / (2 * step), 1e-6)
+
+
+@each_kernels
+def test_image_gradient_equals_a_central_difference(kernels):
+    problem = make_convnet(batch=3)
+    flat, direction, images, labels = problem.point
+    loss = FusedStudentLoss(problem.network, kernels, chunk=2)
+    generator = torch.Generator().manual_seed(8)
+    change = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    step = 1e-6
+    ahead, behind = (loss.slope(flat, images + sign * step * change, labels) @ direction for sign in (1, -1))
+    assert_near((loss.along(*problem.point)[1] * change).sum(), (ahead - behind) / (2 * step), 1e-6)
+
+
+class OtherClassifier(ImageClassifier):
+    """A subclass may compute anything."""
+
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+def classifier(*layers, kind=ImageClassifier):
+    return kind(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *layers), nn.Linear(256, CLASSES))
+
+
+UNKNOWN = {
+    "batch norm": lambda: classifier(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+    "group norm": lambda: classifier(nn.GroupNorm(2, 4), nn.ReLU()),
+    "activation": lambda: classifier(nn.GroupNorm(4, 4), nn.SiLU()),
+    "inside another": lambda: classifier(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh()))),
+    "subclass": lambda: classifier(nn.ReLU(), kind=OtherClassifier),
+    "other class": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, CLASSES)),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_networks_without_rules_get_autograd(name):
+    network = UNKNOWN[name]()
+    assert not has_rules(network)
+    assert type(student_loss(network, KERNELS["winograd"])) is StudentLoss
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_of_the_package_is_fused_where_kernels_are_compiled(name):
+    network = build_network(NetworkConfig(name), channels=3, size=32, classes=CLASSES, seed=0)
+    assert has_rules(network)
+    assert type(student_loss(network, PLAIN)) is StudentLoss
+    fused = student_loss(network, KERNELS["winograd"])
+    assert type(fused) is FusedStudentLoss
+    assert fused.kernels is KERNELS["winograd"]
