@@ -8,6 +8,7 @@ the default allocator, as the authors of MTT run it.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,7 +99,7 @@ class BenchConfig:
 
 
 def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
-    """All of `config`, as a JSON-serialisable mapping.
+    """All of `config`, as a JSON-serialisable mapping; a full unroll too large for the memory is left out.
 
     Returns:
         "machine", "config", "matmul_gflops"; "engines": a record for each engine and setting with "engine",
@@ -135,18 +137,33 @@ def _jobs(config: BenchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     for images in config.images:
         for steps in config.steps:
             for engine in config.engines:
-                yield "engines", {"engine": engine, "images": images, "steps": steps}
+                if VARIANTS[engine].engine != "full" or _fits(config, images, steps):
+                    yield "engines", {"engine": engine, "images": images, "steps": steps}
     if config.training:
         for task in TASKS:
             for way in ("plain loop", "iadd-lab"):
                 yield "training", {"task": task, "way": way}
 
 
+def _fits(config: BenchConfig, images: int, steps: int) -> bool:
+    """Whether the full unroll fits into two thirds of the machine's memory; if not, it is left out."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return True
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Measured: seven times the first feature map for every image and step.
+    return 7 * images * steps * config.width * config.size**2 * 4 < available * 2 / 3
+
+
 def _in_process(kind: str, job: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """One measurement in a fresh interpreter."""
     message = json.dumps({"kind": kind, "job": job, "config": asdict(config)})
     done = subprocess.run(
-        [sys.executable, "-m", "iadd_lab.bench"], input=message, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "iadd_lab.bench"],
+        input=message,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     if done.returncode != 0:
         # The out-of-memory killer leaves no message.
@@ -218,6 +235,10 @@ def _iteration(
 
 def peak_memory() -> int:
     """The most memory that this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose getrusage counts what the parent had as well
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -188,6 +188,9 @@ def distill(
     device: Device = "auto",
     compile: Compile = "auto",
     precision: Precision = "float32",
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU: replay the student's steps as CUDA graphs.")
+    ] = False,
     data_root: DataRoot = None,
     data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
     network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
@@ -205,7 +208,9 @@ def distill(
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
     config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
     images = load_data(trained.data, root=data_root)
-    result = run_distill(images, trained, config, folder=out, device=place, compile=compile)
+    result = run_distill(
+        images, trained, config, folder=out, device=place, compile=compile, cuda_graphs=cuda_graphs
+    )
 
     from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
 

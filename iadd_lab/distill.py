@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.compiling import MODES, choose_kernels, flops
+from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
@@ -169,6 +170,7 @@ def distill(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     compile: str = "auto",
+    cuda_graphs: bool = False,
     progress: bool = True,
     on_iteration: Callable[[int, History], None] | None = None,
     checkpoint_seconds: float = 60.0,
@@ -184,6 +186,7 @@ def distill(
         device: where the student runs.
         compile: "auto" (where the run is long enough to pay for it), "always" or "never"; see
             `iadd_lab.compiling`.
+        cuda_graphs: replay the student's steps as CUDA graphs; see `iadd_lab.cuda_graphs`.
         progress: whether to show a progress bar.
         on_iteration: called with (iteration, history) after every update, for live plots.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
@@ -202,6 +205,8 @@ def distill(
         return finished
     reuse_freed_memory()
     run = _Run(data, teachers, config, torch.device(device), compile)
+    if cuda_graphs:
+        run.loss = captured(run.loss, run.device)
     checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)

@@ -111,14 +111,15 @@ class FusedStudentLoss(StudentLoss):
         self.kernels, self.chunk = kernels, chunk
 
     def slopes(self, flats, images, labels):
-        total, losses = torch.zeros_like(flats), flats.new_zeros(len(flats))
+        total, losses = None, flats.new_zeros(len(flats))
         for part, targets, shares in self._chunks(images, labels):
             points = leaf(flats)
             logits = self._joint_logits(points, part)  # (networks, batch, classes)
             values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             values = values.view_as(targets) @ shares  # (networks,)
             # The networks share nothing: the gradient of the sum is every network's own.
-            total += torch.autograd.grad(values.sum(), points)[0]
+            (slopes,) = torch.autograd.grad(values.sum(), points)
+            total = slopes if total is None else total.add_(slopes)
             losses += values.detach()
         return losses, total
 

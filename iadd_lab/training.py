@@ -89,6 +89,8 @@ def train_together(
         lr=0.0,
         momentum=momentum,
         weight_decay=weight_decay,
+        # One pass over memory instead of three, with other rounding.
+        fused=isinstance(trained, _Jointly) or None,
     )
     count = len(images[0])
     for epoch in range(epochs):

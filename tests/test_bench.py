@@ -74,3 +74,13 @@ def test_configs_name_the_bad_value(field, value, sentence):
 def test_the_rate_of_products_is_a_rate():
     torch.set_num_threads(1)
     assert 0.1 < bench.matmul_gflops(size=128, repeats=3) < 1e5
+
+
+def test_a_full_unroll_too_large_for_the_machine_is_left_out():
+    config = BenchConfig(images=(10, 10**6), steps=(50,), engines=("full", "adjoint"), training=False)
+    kept = [(job["engine"], job["images"]) for _, job in bench._jobs(config)]
+    assert kept == [("full", 10), ("adjoint", 10), ("adjoint", 10**6)]
+
+
+def test_peak_memory_is_the_process_own():
+    assert 50e6 < bench.peak_memory() < 50e9

@@ -328,3 +328,16 @@ def test_teachers_opened_again_are_the_same(toy_teachers):
     again = open_teachers(toy_teachers.folder)
     assert again.identity == toy_teachers.identity
     assert torch.equal(again.snapshot(1, 3), toy_teachers.snapshot(1, 3))
+
+
+def test_cuda_graphs_need_a_gpu(toy_data, toy_teachers):
+    with pytest.raises(InputError, match=r"cuda_graphs needs a CUDA device, and this is cpu: leave it out\."):
+        distill(toy_data, toy_teachers, CONFIG, cuda_graphs=True, progress=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_graphs_change_nothing(toy_data, toy_teachers):
+    options = {"device": "cuda", "progress": False}
+    expected = distill(toy_data, toy_teachers, CONFIG, **options)
+    found = distill(toy_data, toy_teachers, CONFIG, cuda_graphs=True, **options)
+    torch.testing.assert_close(found.images, expected.images, rtol=1e-4, atol=1e-5)

@@ -28,6 +28,7 @@ NAMES = {
     "figure6_learned_weights",
     "figure7_covid19_images",
     "figure8_convergence",
+    "speed_and_memory",
 }
 SET_BY_THE_BATCH = {"profile", "runs_dir", "figures_dir"}
 

@@ -33,7 +33,7 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
     """Peak memory and time per student step of each engine, one row of panels for each number of images.
 
     Above a bar stands its time as a multiple of the full unroll's. The dashed line across a bar is the time
-    that the operations counted in `conv_gflops` would take at the rate of the machine's matrix products.
+    that the engine's convolutions would take at the rate of the machine's matrix products.
 
     Args:
         measured: what `bench.measure` returns.
@@ -56,8 +56,11 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
         _draw_times(time, shown, measured["matmul_gflops"])
         for ax in (memory, time):
             ax.set_title("1 image per step" if count == 1 else f"{count} images per step")
+    peaks = [_in_unit(record["peak_mb"], unit) for record in records]
+    room = max(1.8, (max(peaks) / min(peaks)) ** 0.22)  # for words; and small differences look small
     for memory, _ in rows:
-        plain_ticks(memory.yaxis)  # now that they share their limits
+        memory.set_ylim(min(peaks) / room, room * max(peaks))
+        plain_ticks(memory.yaxis)
     for ax in rows[-1]:
         ax.set_xlabel("student steps J")
     _draw_legend(figure, records, measured["matmul_gflops"])
@@ -76,7 +79,7 @@ def _draw_memory(ax: Axes, records: Sequence[Mapping[str, Any]], unit: str) -> N
         ax.annotate(f"{_short(value)} {unit}", (steps[-1], value), xytext=(0, away),
                     textcoords="offset points", ha="center", va=side, fontsize=SMALL)  # fmt: skip
     ax.set(xscale="log", yscale="log", ylabel=f"peak memory ({unit})")
-    ax.margins(x=0.12, y=0.2)
+    ax.margins(x=0.12)
     ax.set_xticks(steps, [str(count) for count in steps])
     ax.xaxis.set_minor_locator(NullLocator())
 
@@ -110,7 +113,7 @@ def _draw_legend(figure: Figure, records: Sequence[Mapping[str, Any]], matmul_gf
     handles = []
     for engine, name in titles.items():
         handles.append(Line2D([], [], **_line(engine), label=name))
-    limit = f"the adjoint's convolutions at {matmul_gflops:.0f} GFLOP/s, the rate of matrix products"
+    limit = f"a bar's convolutions at {matmul_gflops:.0f} GFLOP/s, the rate of matrix products"
     handles.append(Line2D([], [], **_LIMIT, label=limit))
     if _REFERENCE in titles and len(titles) > 1:
         handles.append(Line2D([], [], ls="", label=f"×: time relative to {titles[_REFERENCE]}"))
