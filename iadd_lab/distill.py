@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.compiling import MODES, choose_kernels, flops
+from iadd_lab.compiling import choose_kernels, flops
 from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
@@ -199,7 +199,6 @@ def distill(
     # Resolved here, so that the artefact says what was done.
     config = replace(config, augment=data.augmentation(config.augment))
     check_inputs(data, teachers, config)
-    choose("compile", compile, dict.fromkeys(MODES))
     finished = _finished(folder, teachers, config)
     if finished is not None:
         return finished
@@ -273,6 +272,12 @@ def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> 
 ADJOINT_PASSES = 11
 
 
+def _unweighted(gradients: Gradients, segment: Segment) -> torch.Tensor:
+    """The loss that W ≡ 1 would have where the student arrived, a scalar."""
+    moved = (segment.start - segment.target).square().sum()
+    return (gradients.end - segment.target).square().sum() / moved
+
+
 def distillation_flops(network: nn.Module, data: ImageData, config: DistillConfig) -> float:
     """Floating-point operations of the run, by the adjoint engine; 0 where compiling has nothing to offer."""
     if config.gradient == "full":
@@ -340,10 +345,8 @@ class _Run:
         before = self.state()
         variables = Variables(self.images.detach(), self.labels, self.alpha.detach(), self.raw)
         segments = [self.draw_segment() for _ in range(self.config.segments)]
-        gradients = mean_gradients(
-            [self.engine(self.loss, segment, variables, self.objective(segment)) for segment in segments]
-        )
-        segment = segments[-1]  # the one that `end` belongs to
+        parts = [self.engine(self.loss, segment, variables, self.objective(segment)) for segment in segments]
+        gradients = mean_gradients(parts)
         if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
             # The update before led here: the state before that one is the last that is known to be good.
             self.restore(self.proven or before)
@@ -357,8 +360,10 @@ class _Run:
             self.restore(before)
             raise DivergenceError(self.explain_update(after))
         self.proven = before
-        self.importance = self.weights(self.raw, gradients.end, segment.target)
-        self.record(gradients, segment, time.perf_counter() - started)
+        # Where W depends on the segment, it is the last one's.
+        self.importance = self.weights(self.raw, gradients.end, segments[-1].target)
+        unweighted = [_unweighted(part, segment) for part, segment in zip(parts, segments, strict=True)]
+        self.record(gradients.loss, torch.stack(unweighted).mean(), time.perf_counter() - started)
 
     def draw_segment(self) -> Segment:
         """A teacher, a start epoch, and J steps of rows and augmentation."""
@@ -402,12 +407,10 @@ class _Run:
             self.raw, gradients.raw, layout=self.layout, iteration=self.iteration
         )
 
-    def record(self, gradients: Gradients, segment: Segment, seconds: float) -> None:
+    def record(self, loss: torch.Tensor, unweighted: torch.Tensor, seconds: float) -> None:
         self.iteration += 1
         history = self.history
-        moved = (segment.start - segment.target).square().sum()
-        unweighted = (gradients.end - segment.target).square().sum() / moved
-        history.loss.append(gradients.loss.item())
+        history.loss.append(loss.item())
         history.unweighted_loss.append(unweighted.item())
         history.alpha.append(self.alpha.item())
         history.seconds.append(seconds)

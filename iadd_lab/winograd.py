@@ -5,7 +5,7 @@ of 4×4 outputs; with d a tile's 6×6 inputs and g a filter, its outputs are A�
 products ⊙, summed over channels, are 36 matrix products: all the arithmetic that counts. The transforms of
 maps are for `torch.compile`, which makes two loops of each; uncompiled, they cost more than they save.
 
-Exact but for rounding: in float32 the error is some four times that of a direct convolution (3e-6 relative).
+Exact but for rounding: in float32 the error is some four times a direct convolution's (2.4e-6 relative).
 
 Feature maps are (batch, channels, height, width) with the channels last in memory and sides that 4 divides;
 their tiles are (36, batch * height/4 * width/4, channels). Weights are those of one or more networks,

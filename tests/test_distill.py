@@ -171,6 +171,7 @@ def test_segments_are_averaged(toy_data, toy_teachers):
         losses.append(gradients.loss.item())
     assert losses[0] != losses[1]
     assert found.history.loss == pytest.approx([sum(losses) / 2], rel=1e-4)
+    assert found.history.unweighted_loss == pytest.approx(found.history.loss, rel=1e-4)  # W is 1
     torch.testing.assert_close(found.images - start, sum(moves) / 2, rtol=1e-3, atol=1e-5)
 
 
