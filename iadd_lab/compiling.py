@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from iadd_lab import kernels, winograd
+from iadd_lab import kernels, patches, winograd
 from iadd_lab.errors import choose
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _SHAPES = 64  # how many kinds of layer a process may compile each kernel for
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `iadd_lab.kernels` and `iadd_lab.winograd`, as they are or compiled."""
+    """Functions of `iadd_lab.kernels`, `winograd` and `patches`, as they are or compiled."""
 
     norm: Callable[..., tuple[Tensor, ...]] = kernels.norm
     norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward
@@ -41,6 +41,7 @@ class Kernels:
     input_maps: Callable[..., Tensor] = winograd.input_maps
     output_maps: Callable[..., Tensor] = winograd.output_maps
     output_tiles: Callable[..., Tensor] = winograd.output_tiles
+    add_patches: Callable[..., Tensor] = patches.add_patches
     compiled: bool = False
 
     @property

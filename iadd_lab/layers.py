@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from iadd_lab import winograd
+from iadd_lab import patches, winograd
 from iadd_lab.compiling import Kernels
 from iadd_lab.networks import ImageClassifier, ResidualBlock
 
@@ -247,7 +247,7 @@ class Dualised:
             and winograd.suits(maps.value, weight.value, stride, padding)
         ):
             return Dual(*_DualWinograd.apply(*maps, *weight, *bias, self.kernels))
-        return Dual(*_DualConvolution.apply(*maps, *weight, *bias, stride, padding))
+        return Dual(*_DualConvolution.apply(*maps, *weight, *bias, stride, padding, self.kernels))
 
     def norm(self, maps, weight, bias, epsilon, *, relu, pool):
         return Dual(*_DualNorm.apply(*maps, *weight, *bias, epsilon, relu, pool, self.kernels))
@@ -302,9 +302,9 @@ class _DualConvolution(torch.autograd.Function):
     """y = W ∗ x + b, ẏ = W ∗ ẋ + Ẇ ∗ x + ḃ; the gradients of x, ẋ, W and b, for Ẇ and ḃ are given."""
 
     @staticmethod
-    def forward(ctx, x, dx, weight, dweight, bias, dbias, stride, padding):
+    def forward(ctx, x, dx, weight, dweight, bias, dbias, stride, padding, kernels):
         ctx.save_for_backward(x, dx, weight, dweight)
-        ctx.options = (stride, padding, bias is not None)
+        ctx.options = (stride, padding, bias is not None, kernels)
         value = F.conv2d(x, weight, bias, stride, padding)
         tangent = F.conv2d(x, dweight, dbias, stride, padding)
         if dx is not None:
@@ -315,18 +315,23 @@ class _DualConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above, dabove):
         x, dx, weight, dweight = ctx.saved_tensors
-        stride, padding, has_bias = ctx.options
+        stride, padding, has_bias, kernels = ctx.options
         back = partial(_convolution_backward, stride=stride, padding=padding)
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        x_bar, weight_bar = back(above, x, weight, wanted=(wants_x, wants_weight))
+        by_patches = wants_x and kernels.compiled and patches.suits(weight, stride, padding)
+        x_bar, weight_bar = back(above, x, weight, wanted=(wants_x and not by_patches, wants_weight))
         dx_bar = None
         if dx is not None:
             dx_bar, more = back(dabove, dx, weight, wanted=(True, wants_weight))
             weight_bar = weight_bar.add_(more) if wants_weight else None
-        if wants_x:
+        if by_patches:
+            above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
+            sent = patches.send_patches(above, weight) + patches.send_patches(dabove, dweight)
+            x_bar = kernels.add_patches(sent, *x.shape[2:])
+        elif wants_x:
             x_bar += back(dabove, x, dweight, wanted=(True, False))[0]
         bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
-        return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None
+        return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None, None
 
 
 class _Winograd(torch.autograd.Function):
