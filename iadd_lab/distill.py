@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,21 +14,24 @@ from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.compiling import choose_kernels, flops
 from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
-from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
-from iadd_lab.history import History
+from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
+from iadd_lab.history import ALL_RATES, History
 from iadd_lab.matching import Learned, Matching, effective_share
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
 from iadd_lab.segments import draw_place, draw_segment
-from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
+from iadd_lab.store import Artefact, describe, fingerprint, load_artefact, restore
 from iadd_lab.student import student_loss
 from iadd_lab.teachers import TeacherConfig, Teachers
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Variables, mean_gradients
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = {
     "sgd": lambda parameters, config: torch.optim.SGD(
@@ -58,6 +62,9 @@ class DistillConfig:
         gradient: the engine, "adjoint", "full" or "frozen"; see `iadd_lab.unroll`.
         initial_images: "real" (drawn from the training images) or "noise".
         augment: differentiable siamese augmentation of every student batch; None takes the data set's own.
+        back_offs: how often a loss that is not finite, or an update that would not be, may be answered by
+            going back to the last good state and halving the rate at fault. After that, or at once where it
+            is 0, the run stops.
         snapshots: how many states of images and W to keep, evenly spaced, first and last included.
         seed: of initial images, segments, batches and augmentation.
     """
@@ -78,6 +85,7 @@ class DistillConfig:
     gradient: str = "adjoint"
     initial_images: str = "real"
     augment: AugmentConfig | None = None
+    back_offs: int = 5
     snapshots: int = 11
     seed: int = 0
 
@@ -93,6 +101,7 @@ class DistillConfig:
         check_number("momentum", self.momentum, maximum=0.999)
         choose("gradient", self.gradient, ENGINES)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
+        check_whole("back_offs", self.back_offs, minimum=0)
         check_whole("snapshots", self.snapshots, minimum=2)
         check_whole("seed", self.seed, minimum=0)
         require(
@@ -193,8 +202,9 @@ def distill(
 
     Raises:
         InputError: data, teachers and config do not fit together, or `folder` holds another run.
-        DivergenceError: the loss is not finite or α is not positive any more. The last state whose loss
-            was finite is in the checkpoint, and in the error's `result`.
+        DivergenceError: the loss is not finite or α is not positive any more, and `back_offs` are used up.
+            The last state whose loss was finite is in the checkpoint, and in the error's `result`.
+        KeyboardInterrupt: by Ctrl-C, after the state was saved.
     """
     # Resolved here, so that the artefact says what was done.
     config = replace(config, augment=data.augmentation(config.augment))
@@ -206,39 +216,48 @@ def distill(
     run = _Run(data, teachers, config, torch.device(device), compile)
     if cuda_graphs:
         run.loss = captured(run.loss, run.device)
-    checkpoint = Path(folder) / "checkpoint.safetensors" if folder is not None else None
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
-    saved = time.monotonic()
-    with tqdm(
-        total=config.iterations, initial=run.iteration, desc="distill", leave=None, disable=not progress
-    ) as bar:
+    path = Path(folder) / "checkpoint.safetensors" if folder is not None else None
+    with (
+        Checkpoint(path, run=run.identity(), unit="iteration", seconds=checkpoint_seconds) as checkpoint,
+        tqdm(total=config.iterations, desc="distill", leave=None, disable=not progress) as bar,
+    ):
+        stored = checkpoint.load()
+        if stored is not None:
+            run.load(stored)
         while run.iteration < config.iterations:
             _iterate_or_keep(run, checkpoint)
-            bar.update()
-            bar.set_postfix(
-                loss=f"{run.history.loss[-1]:.4f}", alpha=f"{run.history.alpha[-1]:.4f}", refresh=False
-            )
+            _show(run, bar)
             if on_iteration is not None:
                 on_iteration(run.iteration, run.history)
-            if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                run.save(checkpoint)
-                saved = time.monotonic()
-    result = run.result()
-    if folder is not None:
-        result.save(Path(folder) / "distilled.safetensors")
-        checkpoint.unlink(missing_ok=True)
+            checkpoint.keep(run.iteration, run.stored)
+        result = run.result()
+        if folder is not None:
+            result.save(Path(folder) / "distilled.safetensors")
+        checkpoint.remove()
     return result
 
 
-def _iterate_or_keep(run: _Run, checkpoint: Path | None) -> None:
-    """One iteration; a divergence leaves the last good state in the checkpoint and in the error."""
+def _iterate_or_keep(run: _Run, checkpoint: Checkpoint) -> None:
+    """One iteration, or a back-off; one too many leaves the last good state on disk and in the error."""
     try:
         run.iterate()
     except DivergenceError as error:
-        where = f" in {run.save(checkpoint)}" if checkpoint is not None else ""
+        if run.back_off(str(error)):
+            return
+        where = ""
+        if checkpoint.path is not None:
+            checkpoint.save(run.stored)
+            where = f" in {checkpoint.path}"
         kept = f"The state after {run.iteration} iterations is kept{where}."
         raise DivergenceError(f"{error} {kept}", result=run.result()) from None
+
+
+def _show(run: _Run, bar: tqdm) -> None:
+    """Bring the bar to where the run is: a back-off may take an iteration back."""
+    bar.update(run.iteration - bar.n)
+    if run.history.loss:
+        loss, alpha = run.history.loss[-1], run.history.alpha[-1]
+        bar.set_postfix(loss=f"{loss:.4f}", alpha=f"{alpha:.4f}", refresh=False)
 
 
 def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> None:
@@ -332,6 +351,7 @@ class _Run:
         self.snapshot_at = set(spaced.round().long().tolist())
         self.importance = torch.ones(self.layout.count, device=device)
         self.proven: dict[str, torch.Tensor] | None = None  # the state before the last update
+        self.at_fault = ALL_RATES  # by the last divergence
         self.take_snapshot()
 
     def iterate(self) -> None:
@@ -353,10 +373,13 @@ class _Run:
             if self.proven is not None:
                 self.iteration -= 1
                 self.history.forget_last()
+                self.proven = None
+            self.at_fault = ALL_RATES  # the step that led here moved images, α and W
             raise DivergenceError(self.explain_loss(gradients.loss.item()))
         self.update(gradients)
         if not (finite(self.images, self.raw, self.alpha) and self.alpha > 0):
             after = self.alpha.item()
+            self.at_fault = self.unusable()
             self.restore(before)
             raise DivergenceError(self.explain_update(after))
         self.proven = before
@@ -364,6 +387,20 @@ class _Run:
         self.importance = self.weights(self.raw, gradients.end, segments[-1].target)
         unweighted = [_unweighted(part, segment) for part, segment in zip(parts, segments, strict=True)]
         self.record(gradients.loss, torch.stack(unweighted).mean(), time.perf_counter() - started)
+
+    def unusable(self) -> str:
+        """The rate whose update made something not finite, or α not positive."""
+        if not (finite(self.alpha) and self.alpha > 0):
+            return "alpha_rate"
+        return "rate of W" if finite(self.images) else "image_rate"
+
+    def back_off(self, reason: str) -> bool:
+        """Halve the rate at fault, and say so; False where that was done as often as it may be."""
+        if len(self.history.back_off_rates) >= self.config.back_offs:
+            return False
+        self.history.back_off(self.at_fault)
+        logger.warning("%s Went back to iteration %d and halved %s.", reason, self.iteration, self.at_fault)
+        return True
 
     def draw_segment(self) -> Segment:
         """A teacher, a start epoch, and J steps of rows and augmentation."""
@@ -400,11 +437,14 @@ class _Run:
         )
 
     def update(self, gradients: Gradients) -> None:
+        config, share_of = self.config, self.history.share_of
         self.images.grad, self.alpha.grad = gradients.images, gradients.alpha
+        self.image_optimizer.param_groups[0]["lr"] = config.image_rate * share_of("image_rate")
+        self.alpha_optimizer.param_groups[0]["lr"] = config.alpha_rate * share_of("alpha_rate")
         self.image_optimizer.step()
         self.alpha_optimizer.step()
-        self.raw = self.config.matching.learn(
-            self.raw, gradients.raw, layout=self.layout, iteration=self.iteration
+        self.raw = config.matching.learn(
+            self.raw, gradients.raw * share_of("rate of W"), layout=self.layout, iteration=self.iteration
         )
 
     def record(self, loss: torch.Tensor, unweighted: torch.Tensor, seconds: float) -> None:
@@ -481,27 +521,18 @@ class _Run:
             own = {n.removeprefix(prefix): t.clone() for n, t in state.items() if n.startswith(prefix)}
             optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: own} if own else {}})
 
-    def save(self, path: Path) -> Path:
-        """Write a checkpoint, atomically."""
-        return save_artefact(
-            path,
-            kind="checkpoint",
-            tensors=self.state() | self.history.tensors(),
-            metadata={"run": self.identity(), "iteration": self.iteration},
-        )
+    def stored(self) -> State:
+        """All that a checkpoint holds."""
+        proven = {f"proven/{name}": tensor for name, tensor in (self.proven or {}).items()}
+        return self.state() | proven | self.history.tensors(), {"iteration": self.iteration}
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint, on the CPU bit for bit.
-
-        Raises:
-            InputError: it is damaged, or of another run.
-        """
-        artefact = load_artefact(path, kind="checkpoint")
-        if artefact.metadata["run"] != self.identity():
-            raise InputError(
-                f"{path} is of a run with another configuration: choose another folder, or delete it."
-            )
+    def load(self, artefact: Artefact) -> None:
+        """Go on from a checkpoint, on the CPU bit for bit."""
         self.restore(artefact.tensors)
+        proven = {
+            n.removeprefix("proven/"): t for n, t in artefact.tensors.items() if n.startswith("proven/")
+        }
+        self.proven = proven or None
         self.iteration = artefact.metadata["iteration"]
         self.history = History.from_tensors(artefact.tensors)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import random_draws
-from iadd_lab.compiling import Kernels, choose_kernels
+from iadd_lab.checkpoints import Checkpoint, State
+from iadd_lab.compiling import choose_kernels
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.store import describe, load_artefact, restore, save_artefact
+from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
 from iadd_lab.student import student_loss
-from iadd_lab.training import predict, train_together, training_flops
+from iadd_lab.training import Training, predict, training_flops
 
 SPLITS = ("train", "validation", "test")
 
@@ -75,6 +76,7 @@ class Evaluation:
     classes: tuple[str, ...]
     method: str
     config: EvaluateConfig
+    identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
 
     @property
     def accuracies(self) -> torch.Tensor:
@@ -111,7 +113,12 @@ class Evaluation:
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
-        metadata = {"classes": list(self.classes), "method": self.method, "config": describe(self.config)}
+        metadata = {
+            "classes": list(self.classes),
+            "method": self.method,
+            "config": describe(self.config),
+            "identity": self.identity,
+        }
         return save_artefact(
             path, kind="evaluation", tensors={"confusion": self.confusion}, metadata=metadata
         )
@@ -126,6 +133,7 @@ class Evaluation:
             classes=tuple(stored["classes"]),
             method=stored["method"],
             config=restore(EvaluateConfig, stored["config"]),
+            identity=stored.get("identity", ""),
         )
 
 
@@ -134,49 +142,36 @@ def spread(values: torch.Tensor) -> float:
     return values.std().item() if len(values) > 1 else 0.0
 
 
-def evaluate(
-    distilled: DistilledSet,
-    data: ImageData,
-    config: EvaluateConfig,
-    *,
-    device: torch.device | str = "cpu",
-    compile: str = "auto",
-    progress: bool = True,
-) -> Evaluation:
+def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, **options: Any) -> Evaluation:
     """Train fresh networks on `distilled` and test them on real images of `config.split`.
 
-    The real images go through the set's own preprocessing. `compile` is "auto", "always" or "never": see
-    `iadd_lab.compiling`. Compiled, small sets train several networks side by side.
+    Args:
+        distilled: what networks are trained on.
+        data: the real set; it goes through the set's own preprocessing.
+        config: how they are trained, and what they are tested on.
+        options: as of `evaluate_each`: `device`, `compile`, `progress`, `save_to`, `checkpoint_seconds`.
 
     Raises:
         InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
         DivergenceError: a training loss is not finite.
     """
-    return evaluate_each(
-        [distilled] * config.networks, data, config, device=device, compile=compile, progress=progress
-    )
+    return evaluate_each([distilled] * config.networks, data, config, **options)
 
 
 def evaluate_random(
-    data: ImageData,
-    preprocess: Preprocess,
-    config: EvaluateConfig,
-    *,
-    ipc: int,
-    device: torch.device | str = "cpu",
-    compile: str = "auto",
-    progress: bool = True,
+    data: ImageData, preprocess: Preprocess, config: EvaluateConfig, *, ipc: int, **options: Any
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
 
-    They are trained on at `config.rate`, or at the field's 0.01 where that is None.
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `options` are those of
+    `evaluate_each`.
 
     Raises:
         InputError: a class has fewer than `ipc` training images.
     """
     rate = config.rate or 0.01
     sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
-    return evaluate_each(sets, data, config, device=device, compile=compile, progress=progress)
+    return evaluate_each(sets, data, config, **options)
 
 
 def evaluate_each(
@@ -187,10 +182,28 @@ def evaluate_each(
     device: torch.device | str = "cpu",
     compile: str = "auto",
     progress: bool = True,
+    save_to: Path | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Evaluation:
     """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
 
     `config.networks` is not used. The spread then covers the sets' randomness as well.
+
+    Args:
+        sets: one for each network.
+        data: the real set.
+        config: how networks are trained, and what they are tested on.
+        device: where.
+        compile: "auto", "always" or "never"; see `iadd_lab.compiling`. Compiled, small sets train several
+            networks side by side.
+        progress: whether to show a progress bar.
+        save_to: a file to store the evaluation in. One that is there already is read; an interrupted one
+            goes on from a checkpoint beside it, on the CPU bit for bit. None keeps nothing.
+        checkpoint_seconds: at most so many seconds of work are lost to a kill.
+
+    Raises:
+        InputError: as `evaluate`, or `save_to` is the evaluation of something else.
+        DivergenceError: a training loss is not finite.
     """
     sets = list(sets)
     config = replace(config, augment=data.augmentation(config.augment))
@@ -198,24 +211,119 @@ def evaluate_each(
         distilled.check_data(data)
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
-    split = data.split(config.split)
-    real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
-    network = _fresh(data, config, 0)
-    work = len(sets) * training_flops(network, data, images=len(sets[0].images), epochs=config.epochs)
-    kernels = choose_kernels(compile, work=work)
-    batch = min(config.batch, len(sets[0].images))
-    together = student_loss(network, kernels).together(real, batch=batch)
-    confusions = []
-    total = len(sets) * config.epochs
-    with tqdm(
-        total=total, desc=f"evaluate {sets[0].method}", unit="epoch", leave=None, disable=not progress
-    ) as bar:
-        for first in range(0, len(sets), together):
-            numbered = dict(enumerate(sets[first : first + together], start=first))
-            for network in _trained(numbered, config, data, torch.device(device), kernels, bar):
-                predicted = predict(network, real, kernels=kernels)
-                confusions.append(_confusion(split.labels, predicted, len(data.classes)))
-    return Evaluation(torch.stack(confusions), data.classes, sets[0].method, config)
+    identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
+    if save_to is not None and Path(save_to).exists():
+        return _finished(Path(save_to), identity)
+    run = _Run(sets, config, data, torch.device(device), compile)
+    path = Path(save_to).with_suffix(".checkpoint") if save_to is not None else None
+    total, title = len(sets) * config.epochs, f"evaluate {sets[0].method}"
+    with (
+        Checkpoint(path, run=identity, unit="epoch", seconds=checkpoint_seconds) as checkpoint,
+        tqdm(total=total, desc=title, unit="epoch", leave=None, disable=not progress) as bar,
+    ):
+        stored = checkpoint.load()
+        if stored is not None:
+            run.restore(stored.tensors)
+        bar.update(run.epochs)
+        while not run.ended:
+            bar.update(run.advance())
+            checkpoint.keep(run.epochs, run.state)
+        confusion = torch.stack(run.confusions)
+        evaluation = Evaluation(confusion, data.classes, sets[0].method, config, identity)
+        if save_to is not None:
+            evaluation.save(Path(save_to))
+        checkpoint.remove()
+    return evaluation
+
+
+def _finished(path: Path, identity: str) -> Evaluation:
+    evaluation = Evaluation.load(path)
+    require(
+        evaluation.identity == identity,
+        f"{path} is the evaluation of another set or protocol: choose another name, or delete it.",
+    )
+    return evaluation
+
+
+class _Run:
+    """The mutable state of one evaluation: all that a checkpoint holds."""
+
+    def __init__(
+        self,
+        sets: Sequence[DistilledSet],
+        config: EvaluateConfig,
+        data: ImageData,
+        device: torch.device,
+        compile: str,
+    ):
+        self.sets, self.config, self.data = sets, config, data
+        split = data.split(config.split)
+        self.real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
+        network, images = _fresh(data, config, 0), len(sets[0].images)
+        work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
+        self.kernels = choose_kernels(compile, work=work)
+        loss = student_loss(network, self.kernels)
+        self.together = loss.together(self.real, batch=min(config.batch, images))
+        self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
+        self.training: Training | None = None  # of the networks that are on their way
+
+    @property
+    def ended(self) -> bool:
+        return len(self.confusions) == len(self.sets)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs of single networks are behind it."""
+        underway = self.training.epoch * len(self.training.networks) if self.training else 0
+        return len(self.confusions) * self.config.epochs + underway
+
+    def advance(self) -> int:
+        """One epoch of the networks on their way, and at the end their test; returns how many they are."""
+        if self.training is None:
+            self.training = self.begin(min(self.together, len(self.sets) - len(self.confusions)))
+        self.training.advance()
+        count = len(self.training.networks)
+        if self.training.epoch == self.config.epochs:
+            self.confusions += [self.test(network) for network in self.training.networks]
+            self.training = None
+        return count
+
+    def begin(self, count: int) -> Training:
+        """The next `count` networks at their start."""
+        config, device = self.config, self.real.device
+        numbers = range(len(self.confusions), len(self.confusions) + count)
+        sets = [self.sets[number] for number in numbers]
+        return Training(
+            [_fresh(self.data, config, number).to(device) for number in numbers],
+            [distilled.images.to(device) for distilled in sets],
+            [distilled.labels.to(device) for distilled in sets],
+            batch=config.batch,
+            rates=[config.rate or distilled.alpha for distilled in sets],
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            decay_at=max(config.epochs // 2, 1),
+            augment=config.augment,
+            generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],
+            kernels=self.kernels,
+        )
+
+    def test(self, network: nn.Module) -> torch.Tensor:
+        """[true, predicted] counts on the split, (classes, classes)."""
+        predicted = predict(network, self.real, kernels=self.kernels)
+        return _confusion(self.data.split(self.config.split).labels, predicted, len(self.data.classes))
+
+    def state(self) -> State:
+        tensors = {} if self.training is None else self.training.state()
+        classes = len(self.data.classes)
+        done = torch.stack(self.confusions) if self.confusions else torch.zeros(0, classes, classes)
+        return tensors | {"confusions": done.long()}, {}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.confusions = list(tensors["confusions"])
+        if "parameters" in tensors:
+            self.training = self.begin(len(tensors["parameters"]))
+            self.training.restore(tensors)
 
 
 def _fresh(data: ImageData, config: EvaluateConfig, index: int) -> nn.Module:
@@ -226,34 +334,6 @@ def _fresh(data: ImageData, config: EvaluateConfig, index: int) -> nn.Module:
         classes=len(data.classes),
         seed=derive_seed(config.seed, "evaluation", index),
     )
-
-
-def _trained(
-    sets: Mapping[int, DistilledSet],
-    config: EvaluateConfig,
-    data: ImageData,
-    device: torch.device,
-    kernels: Kernels,
-    bar: tqdm,
-) -> list[nn.Module]:
-    """A network for each set, by its number."""
-    networks = [_fresh(data, config, index).to(device) for index in sets]
-    for _ in train_together(
-        networks,
-        [distilled.images.to(device) for distilled in sets.values()],
-        [distilled.labels.to(device) for distilled in sets.values()],
-        epochs=config.epochs,
-        batch=config.batch,
-        rates=[config.rate or distilled.alpha for distilled in sets.values()],
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        decay_at=max(config.epochs // 2, 1),
-        augment=config.augment,
-        generators=[generator(config.seed, "evaluation", index, "order") for index in sets],
-        kernels=kernels,
-    ):
-        bar.update(len(sets))
-    return networks
 
 
 def _confusion(true: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:

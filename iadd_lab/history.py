@@ -10,6 +10,9 @@ import torch
 
 from iadd_lab.errors import choose
 
+ALL_RATES = "all rates"
+RATES = ("image_rate", "alpha_rate", "rate of W", ALL_RATES)  # what a back-off may halve
+
 
 @dataclass
 class History:
@@ -25,6 +28,8 @@ class History:
     snapshot_iterations: list[int] = field(default_factory=list)
     snapshot_images: list[torch.Tensor] = field(default_factory=list)  # each (classes * ipc, c, h, w)
     snapshot_importance: list[torch.Tensor] = field(default_factory=list)  # each (P,), or none at all
+    back_off_iterations: list[int] = field(default_factory=list)  # after which rates were halved
+    back_off_rates: list[int] = field(default_factory=list)  # which: an index into `RATES`
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Named tensors for an artefact."""
@@ -47,13 +52,24 @@ class History:
             }
         )
 
+    def back_off(self, rate: str) -> None:
+        """Note that after the last iteration the rate was halved: one of `RATES`."""
+        self.back_off_iterations.append(len(self.loss))
+        self.back_off_rates.append(RATES.index(rate))
+
+    def share_of(self, rate: str) -> float:
+        """What back-offs have left of a rate, in (0, 1]."""
+        return 0.5 ** sum(RATES[index] in (rate, ALL_RATES) for index in self.back_off_rates)
+
     def settled(self, name: str, *, share: float = 0.1) -> float:
         """The mean of the series `name` over the last `share` of the iterations: segments differ.
 
         Raises:
             InputError: there is no such series.
         """
-        series = {key: values for key, values in vars(self).items() if not key.startswith("snapshot")}
+        series = {
+            key: values for key, values in vars(self).items() if not key.startswith(("snapshot", "back_off"))
+        }
         values = choose("series", name, series)
         return mean(values[-max(round(share * len(values)), 1) :])
 

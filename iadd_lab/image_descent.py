@@ -6,9 +6,10 @@ images, fresh networks, siamese augmentation, the step on the images, checkpoint
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
@@ -27,7 +29,9 @@ from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
-from iadd_lab.store import describe, fingerprint, load_artefact, save_artefact
+from iadd_lab.store import Artefact, describe, fingerprint, load_artefact
+
+logger = logging.getLogger(__name__)
 
 _ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
 
@@ -43,6 +47,7 @@ class DescentConfig:
     real_batch: int = 256
     initial_images: str = "real"
     augment: AugmentConfig | None = None
+    back_offs: int = 5
     seed: int = 0
 
     def __post_init__(self):
@@ -51,6 +56,7 @@ class DescentConfig:
         check_number("image_rate", self.image_rate, above=True)
         check_number("momentum", self.momentum, maximum=0.999)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
+        check_whole("back_offs", self.back_offs, minimum=0)
         check_whole("seed", self.seed, minimum=0)
 
     @property
@@ -178,27 +184,39 @@ def descend(
         return _finished(target, task)
     reuse_freed_memory()
     run = _Run(task, iterate)
-    checkpoint = target.with_name("checkpoint.safetensors") if target is not None else None
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
-    saved, total = time.monotonic(), task.config.iterations
-    with tqdm(
-        total=total, initial=run.iteration, desc=task.config.method, leave=None, disable=not progress
-    ) as bar:
-        while run.iteration < total:
-            run.advance()
-            bar.update()
-            bar.set_postfix(loss=f"{run.history.loss[-1]:.4g}", refresh=False)
+    path = target.with_name("checkpoint.safetensors") if target is not None else None
+    with (
+        Checkpoint(path, run=task.identity, unit="iteration", seconds=checkpoint_seconds) as checkpoint,
+        tqdm(total=task.config.iterations, desc=task.config.method, leave=None, disable=not progress) as bar,
+    ):
+        stored = checkpoint.load()
+        if stored is not None:
+            run.load(stored)
+        while run.iteration < task.config.iterations:
+            _advance_or_keep(run, checkpoint)
+            bar.update(run.iteration - bar.n)
+            if run.history.loss:
+                bar.set_postfix(loss=f"{run.history.loss[-1]:.4g}", refresh=False)
             if on_iteration is not None:
                 on_iteration(run.iteration, run.history)
-            if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                run.save(checkpoint)
-                saved = time.monotonic()
-    result = run.result(run.images)
-    if target is not None:
-        result.save(target, more_tensors=run.history.tensors(), more_metadata=_made_by(task))
-        checkpoint.unlink(missing_ok=True)
+            checkpoint.keep(run.iteration, run.stored)
+        result = run.result(run.images)
+        if target is not None:
+            result.save(target, more_tensors=run.history.tensors(), more_metadata=_made_by(task))
+        checkpoint.remove()
     return result
+
+
+def _advance_or_keep(run: _Run, checkpoint: Checkpoint) -> None:
+    """One iteration, or a back-off; one too many leaves the last good images on disk and in the error."""
+    try:
+        run.advance()
+    except DivergenceError as error:
+        if run.back_off(str(error)):
+            return
+        if checkpoint.path is not None:
+            checkpoint.save(run.stored)
+        raise DivergenceError(str(error), result=run.result(run.images)) from None
 
 
 def _made_by(task: Task) -> dict[str, object]:
@@ -229,37 +247,68 @@ class _Run:
         self.optimizer = torch.optim.SGD([self.images], lr=config.image_rate, momentum=config.momentum)
         self.iteration = 0
         self.history = History()
-        self.good = self.images.clone()  # the last images that are known to have a finite loss
+        self.good = self.state()  # the last one that is known to have a finite loss
 
     def advance(self) -> None:
         """One iteration, with a random stream of its own: all that goes from one to the next is kept here.
 
         Raises:
-            DivergenceError: the loss, or the images after it, are not finite.
+            DivergenceError: the loss, or the images after it, are not finite. The run is then back in the
+                last state whose loss was finite.
         """
         started = time.perf_counter()
-        before = self.images.clone()
-        random = generator(self.task.config.seed, "image descent", self.iteration)
+        before = self.state()
+        config, number = self.task.config, self.iteration
+        self.optimizer.param_groups[0]["lr"] = config.image_rate * self.history.share_of("image_rate")
+        # Iterations that are done again after a back-off draw something else.
+        redone = len(self.history.back_off_rates)
+        random = generator(config.seed, "image descent", number, *([redone] if redone else []))
         try:
             loss = self.iterate(self.task, self.images, self.optimizer, random).item()
             self.check(loss, before)
         except DivergenceError as error:
+            self.restore(self.good)
             raise DivergenceError(
-                f"{error} This was in iteration {self.iteration + 1}: lower image_rate (now "
-                f"{self.task.config.image_rate:g}).",
-                result=self.result(self.good),
+                f"{error} This was in iteration {number + 1}: lower image_rate (now {config.image_rate:g})."
             ) from None
         self.iteration += 1
         self.history.loss.append(loss)
         self.history.seconds.append(time.perf_counter() - started)
 
-    def check(self, loss: float, before: torch.Tensor) -> None:
-        """Require a finite loss, which shows that the images `before` were good, and finite images."""
+    def back_off(self, reason: str) -> bool:
+        """Halve the rate, and say so; False where that was done as often as it may be."""
+        if len(self.history.back_off_rates) >= self.task.config.back_offs:
+            return False
+        self.history.back_off("image_rate")
+        logger.warning("%s Went back to iteration %d and halved image_rate.", reason, self.iteration)
+        return True
+
+    def check(self, loss: float, before: dict[str, torch.Tensor]) -> None:
+        """Require a finite loss, which shows that the state `before` was good, and finite images."""
         if not math.isfinite(loss):
             raise DivergenceError(f"the matching loss is {loss}.")
         self.good = before
         if not torch.isfinite(self.images).all():
             raise DivergenceError("the images are not finite any more.")
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all that an iteration changes, but for the history."""
+        tensors = {"images": self.images, "iteration": torch.tensor(self.iteration)}
+        momentum = self.optimizer.state[self.images].get("momentum_buffer")
+        if momentum is not None:
+            tensors["momentum"] = momentum
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go back to what `state` returned."""
+        self.images.copy_(state["images"])
+        momentum = state.get("momentum")
+        self.optimizer.state[self.images].clear()
+        if momentum is not None:
+            self.optimizer.state[self.images]["momentum_buffer"] = momentum.to(self.images).clone()
+        self.iteration = int(state["iteration"])
+        for series in (self.history.loss, self.history.seconds):
+            del series[self.iteration :]
 
     def result(self, images: torch.Tensor) -> DistilledSet:
         task = self.task
@@ -274,30 +323,14 @@ class _Run:
             method=task.config.method,
         )
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, atomically."""
-        tensors = {"images": self.images, "good": self.good} | self.history.tensors()
-        momentum = self.optimizer.state[self.images].get("momentum_buffer")
-        if momentum is not None:
-            tensors["momentum"] = momentum
-        metadata = {"run": self.task.identity, "iteration": self.iteration}
-        save_artefact(path, kind="checkpoint", tensors=tensors, metadata=metadata)
+    def stored(self) -> State:
+        """All that a checkpoint holds."""
+        good = {f"good/{name}": tensor for name, tensor in self.good.items()}
+        return self.state() | good | self.history.tensors(), {}
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint, on the CPU bit for bit.
-
-        Raises:
-            InputError: it is damaged, or of another run.
-        """
-        artefact = load_artefact(path, kind="checkpoint")
-        require(
-            artefact.metadata["run"] == self.task.identity,
-            f"{path} is of a run with another configuration: choose another folder, or delete it.",
-        )
+    def load(self, artefact: Artefact) -> None:
+        """Go on from a checkpoint, on the CPU bit for bit."""
         tensors = artefact.tensors
-        self.images.copy_(tensors["images"])
-        self.good = tensors["good"].to(self.images)
-        if "momentum" in tensors:
-            self.optimizer.state[self.images]["momentum_buffer"] = tensors["momentum"].to(self.images)
-        self.iteration = artefact.metadata["iteration"]
         self.history = History.from_tensors(tensors)
+        self.restore(tensors)
+        self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}

@@ -14,7 +14,6 @@ nothing stale is shown.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import platformdirs
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
@@ -36,6 +34,7 @@ from iadd_lab.distribution_matching import match_distributions
 from iadd_lab.errors import DivergenceError, check_whole, choose, require
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
+from iadd_lab.locks import alone
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.settings import Setting
@@ -240,11 +239,15 @@ class Study:
         key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config)
         path = self.runs / "evaluations" / f"{key}.safetensors"
         with self.alone(f"evaluation-{key}"):
-            if not path.exists():
-                evaluate_each(
-                    sets, data, config, device=self.device, compile=self.compile, progress=self.progress
-                ).save(path)
-            return Evaluation.load(path)
+            return evaluate_each(
+                sets,
+                data,
+                config,
+                device=self.device,
+                compile=self.compile,
+                progress=self.progress,
+                save_to=path,
+            )
 
     def cell(
         self,
@@ -329,18 +332,8 @@ class Study:
 
         The operating system releases it when its owner ends, in whatever way.
         """
-        folder = self.runs / "locks"
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tqdm.write(f"waiting for another process that computes {name}", file=sys.stderr)
-            lock.acquire()
-        try:
+        with alone(self.runs / "locks" / f"{name}.lock", name):
             yield
-        finally:
-            lock.release()
 
 
 def _random(study: Study, setting: Setting, number: int) -> list[DistilledSet]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
+from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import DataConfig, ImageData
 from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
@@ -34,7 +35,7 @@ from iadd_lab.store import (
     restore,
     save_artefact,
 )
-from iadd_lab.training import predict, train, training_flops
+from iadd_lab.training import Training, predict, training_flops
 
 _MANIFEST = "teachers.safetensors"
 
@@ -137,6 +138,10 @@ class Teachers:
         """Where the trajectory of `teacher` is, or will be."""
         return self.folder / f"teacher_{teacher:03d}.safetensors"
 
+    def checkpoint(self, teacher: int) -> Path:
+        """Where the state of `teacher` is while it is trained."""
+        return self.folder / f"checkpoint_{teacher:03d}.safetensors"
+
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
@@ -149,6 +154,11 @@ class Teachers:
         require(
             artefact.metadata["teachers"] == self.identity,
             f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.",
+        )
+        number = artefact.metadata["teacher"]
+        require(
+            path == self.path(number),
+            f"{path} holds teacher {number}, by another name than {self.path(number).name}: rename it.",
         )
         shape = tuple(artefact.tensors["trajectory"].shape)
         expected = (self.config.epochs + 1, self.layout.count)
@@ -167,11 +177,12 @@ def train_teachers(
     device: torch.device | str = "cpu",
     compile: str = "auto",
     progress: bool = True,
+    checkpoint_seconds: float = 60.0,
 ) -> Teachers:
     """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
 
-    Each teacher depends on the seed and its own number alone, so an interrupted run goes on where it was,
-    and more teachers can be added later.
+    Each teacher depends on the seed and its own number alone, so more can be added later. An interrupted run
+    goes on where it was, on the CPU bit for bit.
 
     Args:
         data: the real set.
@@ -181,6 +192,7 @@ def train_teachers(
         device: where they are trained.
         compile: "auto" (by the work of one teacher), "always" or "never"; see `iadd_lab.compiling`.
         progress: whether to show a progress bar.
+        checkpoint_seconds: at most so many seconds of work are lost to a kill.
 
     Raises:
         InputError: `folder` holds teachers of other settings, or a damaged file.
@@ -199,7 +211,7 @@ def train_teachers(
         total = len(missing) * config.epochs
         with tqdm(total=total, desc="teachers", unit="epoch", leave=None, disable=not progress) as bar:
             for index in missing:
-                _train_one(teachers, index, images, labels, data, kernels, bar)
+                _train_one(teachers, index, images, labels, data, kernels, bar, checkpoint_seconds)
     return open_teachers(folder, count=count)
 
 
@@ -211,36 +223,56 @@ def _train_one(
     data: ImageData,
     kernels: Kernels,
     bar: tqdm,
+    seconds: float,
 ) -> None:
     config, device = teachers.config, images.device
     network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
-    snapshots = [_snapshot(teachers, network)]  # each (P,), a copy
-    losses = []
-    for loss in train(
-        network,
-        images,
-        labels,
-        epochs=config.epochs,
+    training = Training(
+        [network],
+        [images],
+        [labels],
         batch=config.batch,
-        rate=config.rate,
+        rates=[config.rate],
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         augment=config.augment,
-        generator=generator(config.seed, "teacher", index, "order"),
+        generators=[generator(config.seed, "teacher", index, "order")],
         kernels=kernels,
-    ):
-        snapshots.append(_snapshot(teachers, network))
-        losses.append(loss)
-        bar.update()
-        bar.set_postfix(teacher=index, loss=f"{loss:.3f}", refresh=False)
-    if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
-        raise DivergenceError(f"teacher {index} ended with parameters that are not finite: lower the rate.")
-    validation = teachers.preprocess.apply(data.validation.images.to(device))
-    accuracy = (
-        (predict(network, validation, kernels=kernels) == data.validation.labels).double().mean().item()
     )
-    history = {"train_loss": losses, "validation_accuracy": accuracy}
-    teachers.save(index, torch.stack(snapshots), history=history)
+    snapshots, losses = [_snapshot(teachers, network)], []  # each snapshot (P,), a copy
+    run = fingerprint(teachers.identity, index)
+    with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=seconds) as checkpoint:
+        stored = checkpoint.load()
+        if stored is not None:
+            training.restore(stored.tensors)
+            snapshots, losses = list(stored.tensors["trajectory"]), stored.metadata["losses"]
+            bar.update(training.epoch)
+        while training.epoch < config.epochs:
+            losses += training.advance()
+            snapshots.append(_snapshot(teachers, network))
+            bar.update()
+            bar.set_postfix(teacher=index, loss=f"{losses[-1]:.3f}", refresh=False)
+            checkpoint.keep(training.epoch, partial(_state, training, snapshots, losses))
+        if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
+            raise DivergenceError(
+                f"teacher {index} ended with parameters that are not finite: lower the rate."
+            )
+        history = {"train_loss": losses, "validation_accuracy": _accuracy(network, teachers, data, kernels)}
+        teachers.save(index, torch.stack(snapshots), history=history)
+        checkpoint.remove()
+
+
+def _state(training: Training, snapshots: list[torch.Tensor], losses: list[float]) -> State:
+    return training.state() | {"trajectory": torch.stack(snapshots)}, {"losses": losses}
+
+
+def _accuracy(network: nn.Module, teachers: Teachers, data: ImageData, kernels: Kernels) -> float:
+    """The share of validation images that the network classifies correctly."""
+    device = next(network.parameters()).device
+    predicted = predict(
+        network, teachers.preprocess.apply(data.validation.images.to(device)), kernels=kernels
+    )
+    return (predicted == data.validation.labels).double().mean().item()
 
 
 def _snapshot(teachers: Teachers, network: nn.Module) -> torch.Tensor:

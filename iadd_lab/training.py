@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ def train(
         labels: (count,) int64.
         rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
         generator: a CPU generator for order and augmentation.
-        options: as of `train_together`.
+        options: as of `train_together` and `Training`.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
@@ -51,24 +51,31 @@ def train_together(
     labels: Sequence[torch.Tensor],
     *,
     epochs: int,
-    batch: int,
-    rates: Sequence[float],
-    augment: AugmentConfig,
-    generators: Sequence[torch.Generator],
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    decay_at: int | None = None,
-    kernels: Kernels = PLAIN,
+    **options,
 ) -> Iterator[list[float]]:
     """Train networks of one architecture side by side, in place; yields their mean losses after every epoch.
+
+    Args:
+        networks, images, labels, options: as of `Training`.
+        epochs: passes over the images.
+
+    Raises:
+        DivergenceError: the loss of an epoch is not finite.
+    """
+    training = Training(networks, images, labels, **options)
+    for _ in range(epochs):
+        yield training.advance()
+
+
+class Training:
+    """Networks of one architecture on their way, side by side; each epoch leaves them up to date.
 
     None knows of the others: with plain kernels each ends with the very bits that it has when trained alone.
 
     Args:
-        networks: on the device of their images.
+        networks: on the device of their images; trained in place.
         images: a set for each network, all of one shape (count, channels, height, width), preprocessed.
         labels: (count,) int64 each.
-        epochs: passes over the images, each in a new random order.
         batch: images per step and network; the last batch of an epoch may be smaller.
         rates: learning rates of SGD, times 0.1 from epoch `decay_at` on.
         augment: drawn anew for every batch.
@@ -77,38 +84,102 @@ def train_together(
         weight_decay: of SGD.
         decay_at: see `rates`; None never lowers them.
         kernels: see `iadd_lab.compiling`.
-
-    Raises:
-        DivergenceError: the loss of an epoch is not finite.
     """
-    reuse_freed_memory()
-    loss = student_loss(networks[0], kernels)
-    trained = (_Jointly if isinstance(loss, FusedStudentLoss) else _OneByOne)(networks, loss)
-    optimizer = torch.optim.SGD(
-        [{"params": part, "lr": rate} for part, rate in zip(trained.parameters, rates, strict=True)],
-        lr=0.0,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        # One pass over memory instead of three, with other rounding.
-        fused=isinstance(trained, _Jointly) or None,
-    )
-    count = len(images[0])
-    for epoch in range(epochs):
-        if epoch == decay_at:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.1
-        totals = torch.zeros(len(networks), device=images[0].device)
-        orders = [torch.randperm(count, generator=generator).split(batch) for generator in generators]
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        images: Sequence[torch.Tensor],
+        labels: Sequence[torch.Tensor],
+        *,
+        batch: int,
+        rates: Sequence[float],
+        augment: AugmentConfig,
+        generators: Sequence[torch.Generator],
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        decay_at: int | None = None,
+        kernels: Kernels = PLAIN,
+    ):
+        reuse_freed_memory()
+        self.networks, self.images, self.labels = networks, images, labels
+        self.batch, self.rates, self.augment = batch, rates, augment
+        self.generators, self.decay_at, self.epoch = generators, decay_at, 0
+        loss = student_loss(networks[0], kernels)
+        self.trained = (_Jointly if isinstance(loss, FusedStudentLoss) else _OneByOne)(networks, loss)
+        self.optimizer = torch.optim.SGD(
+            [{"params": part, "lr": rate} for part, rate in zip(self.trained.parameters, rates, strict=True)],
+            lr=0.0,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            # One pass over memory instead of three, with other rounding.
+            fused=isinstance(self.trained, _Jointly) or None,
+        )
+
+    def advance(self) -> list[float]:
+        """One pass over the images, in a new random order; returns each network's mean loss.
+
+        Raises:
+            DivergenceError: a mean is not finite.
+        """
+        decayed = self.decay_at is not None and self.epoch >= self.decay_at
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * 0.1 if decayed else rate
+        count = len(self.images[0])
+        totals = torch.zeros(len(self.networks), device=self.images[0].device)
+        orders = [torch.randperm(count, generator=each).split(self.batch) for each in self.generators]
         for chosen in zip(*orders, strict=True):
-            given = zip(images, labels, chosen, generators, strict=True)
-            batches = [_batch(*parts, augment) for parts in given]
-            losses = trained.differentiate(*zip(*batches, strict=True))
-            optimizer.step()
+            given = zip(self.images, self.labels, chosen, self.generators, strict=True)
+            batches = [_batch(*parts, self.augment) for parts in given]
+            losses = self.trained.differentiate(*zip(*batches, strict=True))
+            self.optimizer.step()
             totals += losses * len(chosen[0])
         means = (totals / count).tolist()
-        _check(means, epoch, rates)
-        trained.put_back()
-        yield means
+        _check(means, self.epoch, self.rates)
+        self.trained.put_back()
+        self.epoch += 1
+        return means
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
+        state = {
+            "parameters": self._joined(list),
+            "generators": torch.stack([each.get_state() for each in self.generators]),
+            "epoch": torch.tensor(self.epoch),
+        }
+        if self.optimizer.state:  # filled by the first step
+            buffers = self.optimizer.state
+            moving = [buffers[p].get("momentum_buffer") for part in self.trained.parameters for p in part]
+            if moving[0] is not None:
+                state["momentum"] = self._joined(lambda part: [buffers[p]["momentum_buffer"] for p in part])
+        return state
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned, for networks and options that are the same."""
+        self.epoch = int(state["epoch"])
+        for each, stored in zip(self.generators, state["generators"], strict=True):
+            each.set_state(stored)
+        with torch.no_grad():
+            for part, row in zip(self.trained.parameters, state["parameters"], strict=True):
+                for parameter, values in _pieces(part, row):
+                    parameter.copy_(values)
+        for part, row in zip(self.trained.parameters, state.get("momentum", ()), strict=False):
+            for parameter, values in _pieces(part, row):
+                self.optimizer.state[parameter]["momentum_buffer"] = values.to(parameter.device).clone()
+        self.trained.put_back()
+
+    def _joined(self, tensors: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> torch.Tensor:
+        """The tensors of every network's parameters as one row each, (networks, P), on the CPU."""
+        rows = (torch.cat([t.detach().flatten() for t in tensors(part)]) for part in self.trained.parameters)
+        return torch.stack(list(rows)).cpu()
+
+
+def _pieces(
+    parameters: Sequence[torch.Tensor], row: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The parameters of one network, each with its piece of a row (P,)."""
+    pieces = row.split([parameter.numel() for parameter in parameters])
+    return ((p, piece.view_as(p)) for p, piece in zip(parameters, pieces, strict=True))
 
 
 class _OneByOne:

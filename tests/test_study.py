@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab import study as module
 from iadd_lab.errors import InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.settings import Setting
@@ -68,9 +67,9 @@ def counted(monkeypatch):
         monkeypatch.setattr(owner, name, wrapper)
 
     count(sys.modules["iadd_lab.teachers"], "_train_one", "train")
-    # The package's function of that name hides the module.
+    # The package's functions of these names hide the modules.
     count(sys.modules["iadd_lab.distill"]._Run, "iterate", "distill")
-    count(module, "evaluate_each", "evaluate")
+    count(sys.modules["iadd_lab.evaluate"], "_Run", "evaluate")
     return counts
 
 

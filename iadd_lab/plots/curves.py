@@ -69,6 +69,16 @@ def draw_history(figure: Figure, history: History) -> None:
     for ax, name in ((loss, "matching loss"), (alpha, "learning rate α"), (share, "effective share of W")):
         ax.set(xlabel="iteration", title=name)
         ax.ticklabel_format(axis="y", useOffset=False)
+        _mark_back_offs(ax, history)
+
+
+def _mark_back_offs(ax: Axes, history: History) -> None:
+    """A line where the run went back to its last good state and halved a rate."""
+    for number, iteration in enumerate(dict.fromkeys(history.back_off_iterations)):
+        label = "rate halved" if number == 0 else None
+        ax.axvline(iteration, color="tab:red", lw=0.8, ls=":", label=label)
+    if history.back_off_iterations:
+        ax.legend()
 
 
 def draw_series(

@@ -1,0 +1,143 @@
+"""When a checkpoint is written, and what Ctrl-C does while one is open."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from iadd_lab import checkpoints
+from iadd_lab.checkpoints import Checkpoint
+from iadd_lab.errors import InputError
+
+
+def make(path, **change):
+    return Checkpoint(path, **{"run": "mine", "unit": "epoch", "seconds": 0.0} | change)
+
+
+def state(value=1.0):
+    return lambda: ({"value": torch.tensor(value)}, {"count": int(value)})
+
+
+def test_what_was_saved_last_is_loaded(tmp_path):
+    with make(tmp_path / "checkpoint.safetensors") as checkpoint:
+        assert checkpoint.load() is None
+        checkpoint.keep(1, state(1.0))
+        checkpoint.keep(2, state(2.0))
+        found = checkpoint.load()
+        assert found.tensors["value"] == 2.0
+        assert found.metadata["count"] == 2
+        checkpoint.remove()
+        assert checkpoint.load() is None
+
+
+def test_saving_waits_for_its_time_and_spares_the_run(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    saves = []
+
+    def slow():
+        saves.append(now[0])
+        now[0] += 3.0  # what a save takes
+        return state()()
+
+    with make(tmp_path / "checkpoint.safetensors", seconds=10.0) as checkpoint:
+        for count in range(1, 701):
+            now[0] += 1.0
+            checkpoint.keep(count, slow)
+    assert saves[0] == 10.0
+    assert all(later - earlier >= 60 * 3 for earlier, later in itertools.pairwise(saves))
+    assert 3 * len(saves) / now[0] < 0.02
+
+
+def test_without_a_path_nothing_is_saved_and_nothing_is_handled():
+    before = signal.getsignal(signal.SIGINT)
+    with make(None) as checkpoint:
+        assert signal.getsignal(signal.SIGINT) is before
+        checkpoint.keep(1, state())
+        assert checkpoint.load() is None
+        checkpoint.remove()
+
+
+def work(path, *, signals, epochs=5, each=lambda count: None, **change):
+    """Count to `epochs` under a checkpoint, with these signals sent in the third epoch."""
+    with make(path, **{"seconds": 1e6} | change) as checkpoint:
+        for count in range(1, epochs + 1):
+            for number in signals if count == 3 else ():
+                os.kill(os.getpid(), number)
+            each(count)
+            checkpoint.keep(count, state(float(count)))
+
+
+def test_ctrl_c_is_heeded_where_the_state_is_whole(tmp_path, capsys):
+    path, done = tmp_path / "checkpoint.safetensors", []
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"after epoch 3 is kept in .*; run the same again to go on"):
+        work(path, signals=[signal.SIGINT], each=done.append)
+    assert done == [1, 2, 3]
+    assert make(path).load().metadata["count"] == 3
+    assert "stopping after this epoch; Ctrl-C again stops at once" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    done = []
+    with pytest.raises(KeyboardInterrupt, match="stopped at once"):
+        work(tmp_path / "c.safetensors", signals=[signal.SIGINT, signal.SIGINT], each=done.append)
+    assert done == [1, 2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_saves_and_exits_with_its_code(tmp_path, capsys):
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(SystemExit) as stopped:
+        work(path, signals=[signal.SIGTERM])
+    assert stopped.value.code == 143
+    assert "after epoch 3 is kept" in capsys.readouterr().err
+    assert make(path).load().metadata["count"] == 3
+
+
+def test_ctrl_c_in_the_last_moment_still_stops_what_comes_next(tmp_path):
+    def just_end():
+        with make(tmp_path / "c.safetensors"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="had just ended"):
+        just_end()
+
+
+def test_an_error_in_the_block_is_not_hidden_by_ctrl_c(tmp_path):
+    def fail(count):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work(tmp_path / "c.safetensors", signals=[signal.SIGINT], each=lambda count: count < 3 or fail(count))
+
+
+def test_other_threads_save_without_handling_signals(tmp_path):
+    found = []
+
+    def save():
+        with make(tmp_path / "checkpoint.safetensors", seconds=0.0) as checkpoint:
+            checkpoint.keep(1, state())
+            found.append(checkpoint.load().metadata["count"])
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    thread.join()
+    assert found == [1]
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+    make(tmp_path / "checkpoint.safetensors").save(state())
+    with pytest.raises(InputError, match="is of a run with another configuration"):
+        make(tmp_path / "checkpoint.safetensors", run="other").load()
+
+
+def test_bad_seconds_are_refused():
+    with pytest.raises(InputError, match=r"checkpoint_seconds is -1"):
+        make(None, seconds=-1)
