@@ -158,7 +158,7 @@ class Training:
         """Go on from what `state` returned, for networks and options that are the same."""
         self.epoch = int(state["epoch"])
         for each, stored in zip(self.generators, state["generators"], strict=True):
-            each.set_state(stored)
+            each.set_state(stored.clone())  # PyTorch misreads a row of a larger tensor
         with torch.no_grad():
             for part, row in zip(self.trained.parameters, state["parameters"], strict=True):
                 for parameter, values in _pieces(part, row):

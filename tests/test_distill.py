@@ -235,7 +235,7 @@ def test_the_matching_loss_falls(toy_data, toy_teachers):
 
 
 def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tmp_path):
-    steep = replace(CONFIG, alpha_rate=0.05, iterations=50)
+    steep = replace(CONFIG, alpha_rate=0.05, iterations=50, back_offs=0)
     with pytest.raises(
         DivergenceError, match=r"alpha would fall .* lower alpha_rate .* is kept in"
     ) as stopped:
@@ -259,12 +259,57 @@ def test_a_loss_that_is_not_finite_stops(toy_data, toy_teachers):
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("rate", [1e20, 1e38])
 def test_the_state_kept_is_one_whose_loss_was_finite(toy_data, toy_teachers, tmp_path, rate):
-    wild = replace(CONFIG, image_rate=rate, iterations=20)
+    wild = replace(CONFIG, image_rate=rate, iterations=20, back_offs=0)
     with pytest.raises(DivergenceError, match="image_rate") as stopped:
         distill(toy_data, toy_teachers, wild, folder=tmp_path, progress=False)
     kept = stopped.value.result
     assert kept.images.abs().max() < 100
     assert len(kept.history.alpha) == len(kept.history.loss) == kept.history.snapshot_iterations[-1] == 0
+
+
+STEEP = replace(
+    CONFIG, alpha_rate=1.5e-3, alpha=0.002, iterations=12
+)  # α falls below zero without a back-off
+
+
+def test_a_back_off_halves_the_rate_at_fault_and_goes_on(toy_data, toy_teachers, caplog):
+    with pytest.raises(DivergenceError, match="lower alpha_rate"):
+        distill(toy_data, toy_teachers, replace(STEEP, back_offs=0), progress=False)
+    history = distill(toy_data, toy_teachers, STEEP, progress=False).history
+    assert len(history.loss) == STEEP.iterations
+    assert min(history.alpha) > 0
+    assert 1 <= len(history.back_off_rates) <= STEEP.back_offs
+    share = 0.5 ** len(history.back_off_rates)
+    assert (history.share_of("alpha_rate"), history.share_of("image_rate")) == (share, 1.0)
+    assert "alpha would fall" in caplog.text
+    assert "halved alpha_rate" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_loss_that_is_not_finite_takes_the_step_before_back(toy_data, toy_teachers):
+    wild = replace(CONFIG, image_rate=1e6, iterations=8, back_offs=60)
+    history = distill(toy_data, toy_teachers, wild, progress=False).history
+    assert len(history.loss) == wild.iterations
+    assert torch.isfinite(torch.tensor(history.loss)).all()
+    if history.back_off_rates:
+        assert history.share_of("image_rate") < 1
+
+
+def test_a_run_that_backed_off_resumes_bit_for_bit(toy_data, toy_teachers, tmp_path):
+    whole = distill(toy_data, toy_teachers, STEEP, progress=False)
+    last = whole.history.back_off_iterations[-1]
+
+    def kill(iteration, history):
+        if iteration == last + 1:
+            raise Killed
+
+    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        distill(toy_data, toy_teachers, STEEP, on_iteration=kill, **options)
+    resumed = distill(toy_data, toy_teachers, STEEP, **options)
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.history.alpha == whole.history.alpha
+    assert resumed.history.back_off_iterations == whole.history.back_off_iterations
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import InputError
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
 from iadd_lab.networks import NetworkConfig
+from iadd_lab.student import FusedStudentLoss
+from iadd_lab.training import Training
 from tests.conftest import AUGMENT
 
 CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=3, epochs=40, augment=AUGMENT)
@@ -161,3 +163,43 @@ def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluat
 def test_an_unknown_way_of_compiling_is_named(toy_data, random_set):
     with pytest.raises(InputError, match="sometimes"):
         evaluate(random_set, toy_data, CONFIG, compile="sometimes", progress=False)
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+@pytest.mark.parametrize("kernels", [None, Kernels(compiled=True)], ids=["one by one", "side by side"])
+@pytest.mark.parametrize("stop", [1, 5, 7])
+def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path, monkeypatch, kernels, stop):
+    module = sys.modules["iadd_lab.evaluate"]
+    if kernels is not None:
+        monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: kernels)
+        monkeypatch.setattr(FusedStudentLoss, "together", lambda *_, **__: 2)
+    config = replace(CONFIG, epochs=4)
+    whole = evaluate(random_set, toy_data, config, progress=False)
+    advance, seen = Training.advance, []
+
+    def kill(self):
+        seen.append(self.epoch)
+        if len(seen) == stop + 1:
+            raise Killed
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", kill)
+    options = {"save_to": tmp_path / "e.safetensors", "checkpoint_seconds": 0.0, "progress": False}
+    with pytest.raises(Killed):
+        evaluate(random_set, toy_data, config, **options)
+    resumed = evaluate(random_set, toy_data, config, **options)
+    assert torch.equal(resumed.confusion, whole.confusion)
+    assert len(seen) == 1 + (2 * 4 if kernels is not None else 3 * 4)  # nothing was done twice
+    assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
+
+
+def test_a_stored_evaluation_is_read_and_another_is_refused(toy_data, random_set, tmp_path, monkeypatch):
+    config, options = replace(CONFIG, epochs=1), {"save_to": tmp_path / "e.safetensors", "progress": False}
+    first = evaluate(random_set, toy_data, config, **options)
+    monkeypatch.setattr(Training, "advance", None)  # nothing is trained
+    assert torch.equal(evaluate(random_set, toy_data, config, **options).confusion, first.confusion)
+    with pytest.raises(InputError, match=r"is the evaluation of another set or protocol: choose another"):
+        evaluate(random_set, toy_data, replace(config, seed=1), **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iadd_lab.errors import InputError
-from iadd_lab.history import History
+from iadd_lab.history import ALL_RATES, RATES, History
 
 
 def test_settled_is_the_mean_of_the_end():
@@ -18,3 +18,14 @@ def test_settled_is_the_mean_of_the_end():
 def test_what_is_no_series_is_named():
     with pytest.raises(InputError, match=r"unknown series 'los'.*did you mean 'loss'"):
         History(loss=[1.0]).settled("los")
+
+
+def test_back_offs_say_which_rate_was_halved_and_where():
+    history = History(loss=[1.0, 2.0])
+    history.back_off("alpha_rate")
+    history.back_off(ALL_RATES)
+    assert history.back_off_iterations == [2, 2]
+    assert [history.share_of(rate) for rate in RATES[:3]] == [0.5, 0.25, 0.5]
+    assert History.from_tensors(history.tensors()) == history
+    with pytest.raises(InputError, match="unknown series 'back_off_rates'"):
+        history.settled("back_off_rates")

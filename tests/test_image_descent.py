@@ -205,6 +205,20 @@ def test_a_run_that_diverges_ends_with_the_last_good_images(method, toy_data, to
     assert torch.equal(stopped.value.result.images, start)
 
 
+def test_a_back_off_halves_the_rate_and_goes_on(toy_data, toy_teachers, tmp_path, caplog):
+    def overshoot(task, images, optimizer, random):
+        rate = optimizer.param_groups[0]["lr"]
+        images.add_(1.0 if rate < 1 or images.max() < 3 else torch.inf)
+        return torch.tensor(2.0)
+
+    config = replace(METHODS["distributions"].config, iterations=6, image_rate=1.0)
+    task = Task(toy_data, toy_teachers.preprocess, NETWORK, config, torch.device("cpu"))
+    loop = {"progress": False, "on_iteration": None, "checkpoint_seconds": 0.0}
+    made = descend(task, overshoot, folder=tmp_path, **loop)
+    torch.testing.assert_close(made.images, task.initial_images() + 6)
+    assert "halved image_rate" in caplog.text
+
+
 def test_images_that_a_finite_loss_makes_unusable_are_not_kept(toy_data, toy_teachers):
     def overshoot(task, images, optimizer, random):
         images.add_(1.0 if images.max() < 3 else torch.inf)
@@ -216,7 +230,7 @@ def test_images_that_a_finite_loss_makes_unusable_are_not_kept(toy_data, toy_tea
     with pytest.raises(
         DivergenceError, match=r"images are not finite any more\..* in iteration 3"
     ) as stopped:
-        descend(replace(task, config=replace(config, iterations=9)), overshoot, **loop)
+        descend(replace(task, config=replace(config, iterations=9, back_offs=0)), overshoot, **loop)
     assert torch.equal(stopped.value.result.images, task.initial_images() + 1 + 1)
 
 

@@ -16,6 +16,7 @@ from iadd_lab.networks import NetworkConfig
 from iadd_lab.seeds import derive_seed
 from iadd_lab.store import save_artefact
 from iadd_lab.teachers import open_teachers, train_teachers
+from iadd_lab.training import Training
 
 
 @pytest.fixture
@@ -106,3 +107,42 @@ def test_a_network_too_deep_is_refused_before_training(toy_data, toy_config, tmp
 def test_a_diverging_teacher_says_what_to_lower(toy_data, toy_config, tmp_path):
     with pytest.raises(DivergenceError, match="lower the rate"):
         train_teachers(toy_data, replace(toy_config, rate=1e30), tmp_path, count=1, progress=False)
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_killed_teacher_goes_on_bit_for_bit(toy_data, toy_config, tmp_path, monkeypatch, momentum, epoch):
+    config = replace(toy_config, momentum=momentum, epochs=3)
+    whole = train_teachers(toy_data, config, tmp_path / "whole", count=2, progress=False)
+    advance, seen = Training.advance, []
+
+    def kill(self):
+        seen.append(self.epoch)
+        if seen == list(range(epoch + 1)):
+            raise Killed
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", kill)
+    options = {"count": 2, "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        train_teachers(toy_data, config, tmp_path / "cut", **options)
+    resumed = train_teachers(toy_data, config, tmp_path / "cut", **options)
+    assert seen == [*range(epoch + 1), *range(epoch, 3), 0, 1, 2]
+    for number in range(2):
+        assert torch.equal(resumed.trajectory(number), whole.trajectory(number))
+        assert resumed.history(number) == whole.history(number)
+    assert not list(tmp_path.glob("cut/checkpoint*"))
+
+
+def test_a_teacher_by_another_name_is_refused(toy_teachers, tmp_path):
+    shutil.copytree(toy_teachers.folder, tmp_path / "copy")
+    first, second = (tmp_path / "copy" / f"teacher_00{number}.safetensors" for number in range(2))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(InputError, match=r"teacher_000.safetensors holds teacher 1, by another name"):
+        open_teachers(tmp_path / "copy")
