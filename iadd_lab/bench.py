@@ -25,7 +25,7 @@ from tqdm import tqdm
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.compiling import PLAIN, Kernels, compiled_kernels, flops
 from iadd_lab.distill import ADJOINT_PASSES
-from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.errors import check_flag, check_whole, choose, require
 from iadd_lab.matching import Uniform
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.networks import NetworkConfig, build_network
@@ -82,7 +82,9 @@ class BenchConfig:
 
     def __post_init__(self):
         for name in ("images", "steps", "engines"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, as JSON and YAML give it
+            listed = getattr(self, name)
+            require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
+            object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
             require(bool(getattr(self, name)), f"{name} is empty; give at least one.")
         for name in ("images", "steps"):
             for value in getattr(self, name):
@@ -90,6 +92,8 @@ class BenchConfig:
         check_whole("iterations", self.iterations, minimum=1)
         for engine in self.engines:
             choose("engine", engine, VARIANTS)
+        check_whole("width", self.width, minimum=1)
+        check_flag("training", self.training)
         self.network(0)
 
     def network(self, seed: int) -> torch.nn.Module:

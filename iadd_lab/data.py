@@ -32,7 +32,9 @@ from iadd_lab.readers import (
     read_torchvision,
 )
 from iadd_lab.splits import Split, check_classes, draw, fingerprint_splits, hold_out
+from iadd_lab.store import added_field
 
+BAD_IMAGES = ("refuse", "skip")
 ALL_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 # A mirrored digit is another sign, and a mirrored chest has its heart on the wrong side.
 UNMIRRORED = tuple(operation for operation in ALL_OPERATIONS if operation != "flip")
@@ -50,6 +52,8 @@ class DataConfig:
         validation_fraction: share of the training part held out for validation, in (0, 0.5].
         seed: of the validation split and of `train_limit`. Test images never depend on it.
         train_limit: at most so many training images, drawn by class after validation was held out.
+        bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
+            and the data's remark then say how many and which.
 
     Raises:
         InputError: a value outside these ranges.
@@ -61,16 +65,19 @@ class DataConfig:
     validation_fraction: float = 0.1
     seed: int = 0
     train_limit: int | None = None
+    bad_images: str = added_field("refuse")
 
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
         if self.size is not None:
             check_whole("size", self.size, minimum=1, maximum=LARGEST_SIZE)
-        require(self.channels in (None, 1, 3), f"channels is {self.channels!r}; it must be 1 or 3.")
+        known = self.channels is None or (type(self.channels) is int and self.channels in (1, 3))  # not True
+        require(known, f"channels is {self.channels!r}; it must be 1 or 3.")
         check_number("validation_fraction", self.validation_fraction, maximum=0.5, above=True)
         check_whole("seed", self.seed, minimum=0)
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
+        choose("bad_images", self.bad_images, dict.fromkeys(BAD_IMAGES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +241,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
         progress=progress,
+        skip_bad=config.bad_images == "skip",
     )
     try:
         raw = spec.reader(request)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from iadd_lab.data import DataConfig, ImageData
-from iadd_lab.errors import require
+from iadd_lab.errors import check_number, require
 from iadd_lab.preprocess import (
     Preprocess,
+    check_preprocess,
     preprocess_fingerprint,
     preprocess_from_tensors,
     preprocess_tensors,
@@ -24,6 +25,7 @@ from iadd_lab.store import (
     load_artefact,
     restore,
     save_artefact,
+    taken_apart,
     tensor_fingerprint,
 )
 
@@ -115,12 +117,25 @@ class DistilledSet:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> DistilledSet:
-        """The set among the tensors and metadata of an artefact."""
+        """The set among the tensors and metadata of an artefact.
+
+        Raises:
+            InputError: images, labels and classes do not belong together.
+        """
+        images, labels = tensors["images"], tensors["labels"]
+        require(
+            images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1],
+            f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
+            f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
+        )
+        check_number("alpha", metadata["alpha"], above=True)
+        preprocess = preprocess_from_tensors(tensors)
+        check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         return cls(
-            images=tensors["images"],
-            labels=tensors["labels"],
+            images=images,
+            labels=labels,
             alpha=metadata["alpha"],
-            preprocess=preprocess_from_tensors(tensors),
+            preprocess=preprocess,
             classes=tuple(metadata["classes"]),
             data=restore(DataConfig, metadata["data"]),
             data_fingerprint=metadata["data_fingerprint"],
@@ -135,4 +150,5 @@ class DistilledSet:
             InputError: the file is missing, damaged, or not a distilled set.
         """
         artefact = load_artefact(path, kind=KIND)
-        return cls.from_parts(artefact.tensors, artefact.metadata)
+        with taken_apart(path):
+            return cls.from_parts(artefact.tensors, artefact.metadata)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+_LARGEST = 2**63 - 1  # what a tensor can hold
 
 
 class InputError(ValueError):
@@ -48,8 +49,10 @@ def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
 
 
 def check_whole(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
-    """Require an int in [minimum, maximum]; `name` is the field as the user wrote it."""
+    """Require an int in [minimum, maximum], at most 64 bits; `name` is the field as the user wrote it."""
     whole = isinstance(value, int) and not isinstance(value, bool)
+    if maximum is None and whole and value > _LARGEST:
+        maximum = _LARGEST
     inside = whole and value >= minimum and (maximum is None or value <= maximum)
     limit = "" if maximum is None else f" and at most {maximum}"
     require(inside, f"{name} is {value!r}; it must be a whole number of at least {minimum}{limit}.")
@@ -66,3 +69,15 @@ def check_number(
     bound = f"above {minimum:g}" if above else f"of at least {minimum:g}"
     limit = "" if maximum == math.inf else f" and at most {maximum:g}"
     require(bool(inside), f"{name} is {value!r}; it must be a finite number {bound}{limit}.")
+
+
+def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    """Require an instance of `kind`, such as a configuration, or None if `optional`."""
+    fits = isinstance(value, kind) or (optional and value is None)
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    require(fits, f"{name} is {value!r}; it must be {article} {kind.__name__}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Require True or False."""
+    require(isinstance(value, bool), f"{name} is {value!r}; it must be True or False.")

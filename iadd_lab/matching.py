@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from iadd_lab.errors import check_number, check_whole, choose, require
+from iadd_lab.errors import check_flag, check_number, check_whole, choose, require
 from iadd_lab.networks import ParameterLayout
 
 
@@ -148,6 +148,7 @@ class Learned(Matching):
 
     def __post_init__(self):
         check_number("rate", self.rate)
+        check_flag("normalised", self.normalised)
         choose("granularity", self.granularity, dict.fromkeys(GRANULARITIES))
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)

@@ -338,7 +338,6 @@ def _check_task(*, channels: int, size: int, classes: int, seed: int) -> None:
     check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)
-    require(seed < 2**63, f"seed is {seed}; it must be below 2**63.")
 
 
 def _check_depth(depth: int, *, size: int, side: int) -> None:

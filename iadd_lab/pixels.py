@@ -11,13 +11,15 @@ from iadd_lab.errors import InputError, require
 
 # Only these parsers ever see a file: Pillow's full list holds ones that start other programs (EPS).
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+LARGEST_PIXELS = 2**26  # 8192 × 8192: far above what is kept, far below what fills a memory
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode_file(path: str, size: int, channels: int) -> np.ndarray:
     """The image file as (channels, size, size) uint8; InputError if Pillow can't make sense of it."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:  # reads the header, but no pixels yet
+            _check_pixels(path, *image.size)
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.
                 image.draft(None, (2 * size, 2 * size))
@@ -30,6 +32,21 @@ def decode_file(path: str, size: int, channels: int) -> np.ndarray:
     except Exception as error:  # whatever a parser met; Pillow promises no common class
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
+
+
+def _check_pixels(path: str, width: int, height: int) -> None:
+    """A file of a few bytes may unpack to an image that fills the memory, and several are decoded at once."""
+    require(
+        width * height <= LARGEST_PIXELS,
+        f"{path} has {width}×{height} pixels, but at most {LARGEST_PIXELS} are decoded: scale it down.",
+    )
+
+
+def planes_of(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """An open image as `decode_file` would read it from its file, (channels, size, size) uint8."""
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
+        image = ImageOps.exif_transpose(image)
+    return _planes(image, size, channels)
 
 
 def _planes(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -129,6 +129,26 @@ class Zca:
 
 Preprocess = Standardise | Zca
 
+
+def check_preprocess(preprocess: Preprocess, *, channels: int, size: int) -> None:
+    """Require that `preprocess` was fitted on images (channels, size, size).
+
+    Raises:
+        InputError: its tensors are not floats, or have other shapes.
+    """
+    columns = channels * size * size
+    shapes = {
+        "standardise": {"mean": (channels,), "deviation": (channels,)},
+        "zca": {"centre": (columns,), "eigenvalues": (columns,), "eigenvectors": (columns, columns)},
+    }[preprocess.kind]
+    for name, tensor in preprocess.tensors().items():
+        require(
+            tensor.is_floating_point() and tuple(tensor.shape) == shapes[name],
+            f"{name} of the preprocessing has {tuple(tensor.shape)} {tensor.dtype}; images of {channels} "
+            f"channels and {size} px need {shapes[name]} floats: fit it on such images.",
+        )
+
+
 PREPROCESSES: dict[str, type[Standardise] | type[Zca]] = {"standardise": Standardise, "zca": Zca}
 
 

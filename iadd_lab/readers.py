@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -10,20 +13,27 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import torch
 
-from iadd_lab.decoded import ImageFile, Tree, decode_tree
+from iadd_lab.decoded import Decoded, ImageFile, Tree, decode_tree
 from iadd_lab.errors import InputError, require
 from iadd_lab.pixels import is_grey, resize_arrays
 from iadd_lab.splits import Split, hold_out
 
+logger = logging.getLogger(__name__)
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 HIDDEN = (".", "__MACOSX")  # what unpacking leaves behind
+NAMED = 10  # skipped images are named up to so many
 TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
 PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for; `channels` None means the files' own, `cache` is for decoded images."""
+    """What a reader is asked for.
+
+    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
+    refused, or left out if `skip_bad`.
+    """
 
     name: str
     title: str
@@ -33,6 +43,7 @@ class Request:
     size: int
     channels: int | None
     progress: bool
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +77,9 @@ def read_torchvision(dataset: str, request: Request) -> RawData:
         classes = tuple(parts[0].classes)
         train, test = (_from_arrays(np.asarray(part.data), part.targets, request) for part in parts)
         highest = int(torch.cat([train.labels, test.labels]).max())
-    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a parser that meets damaged files may raise almost anything
         again = f"delete that folder, then `iadd-lab data fetch {request.name}`"
         raise InputError(f"{request.title} in {request.folder} is incomplete or damaged: {again}.") from error
     known = highest < len(classes)
@@ -99,7 +112,8 @@ def read_cifar10(request: Request) -> RawData:
     tree = _split_tree(request.folder)
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
     raw = _read_tree(tree, request)
-    return replace(raw, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+    remarks = (raw.remark, "CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+    return replace(raw, remark="; ".join(filter(None, remarks)))
 
 
 def read_covid19(request: Request) -> RawData:
@@ -153,21 +167,23 @@ def _tiny_test(folder: Path, identifiers: list[str]) -> list[ImageFile]:
     """The files that val_annotations.txt gives to one of `identifiers`."""
     labels = {identifier: label for label, identifier in enumerate(identifiers)}
     notes = folder / "val" / "val_annotations.txt"
-    files = []
+    files: dict[str, ImageFile] = {}
     for number, line in enumerate(_read_text(notes).splitlines(), start=1):
         name, _, rest = line.partition("\t")
         identifier = rest.split("\t")[0].strip()
         if identifier in labels:
             path = folder / "val" / "images" / _plain_name(name.strip(), notes)
             require(path.is_file(), f"{path} is missing, though line {number} of {notes} names it.")
+            require(str(path) not in files, f"line {number} of {notes} names {path.name} a second time.")
             status = path.stat()
-            files.append(ImageFile(str(path), labels[identifier], status.st_size, status.st_mtime_ns))
+            file = ImageFile(str(path), labels[identifier], status.st_size, status.st_mtime_ns)
+            files[file.path] = file
         else:
             require(
                 bool(identifier) or not line.strip(),
                 f"line {number} of {notes} is {line!r}; it names no class.",
             )
-    return files
+    return list(files.values())
 
 
 def _read_text(path: Path) -> str:
@@ -176,9 +192,14 @@ def _read_text(path: Path) -> str:
 
 def _plain_name(name: str, source: Path) -> str:
     """`name`, unless it could lead out of its folder."""
-    plain = name not in ("", ".", "..") and PureWindowsPath(name).name == name and "/" not in name
-    require(plain, f"{source} names {name!r}; it must be a plain name without a path.")
+    alone = name not in ("", ".", "..") and PureWindowsPath(name).name == name and "/" not in name
+    require(alone and _is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
     return name
+
+
+def _is_text(name: str) -> bool:
+    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def _split_tree(folder: Path) -> Tree:
@@ -199,6 +220,8 @@ def _one_tree(folder: Path) -> Tree:
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(HIDDEN)
         )
     require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
+    for name in classes:
+        require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
     files = [file for label, name in enumerate(classes) for file in _class_files(folder / name, label)]
     return Tree(tuple(classes), {"all": files})
 
@@ -215,16 +238,24 @@ def _class_files(folder: Path, label: int) -> list[ImageFile]:
 
 def _walk(folder: str, label: int) -> Iterator[ImageFile]:
     """Image files below `folder`, hidden ones aside; linked folders are not entered, they might be loops."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(HIDDEN):
-                continue
-            if entry.is_dir():
-                if not entry.is_symlink():
-                    yield from _walk(entry.path, label)
-            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                status = entry.stat()
-                yield ImageFile(entry.path, label, status.st_size, status.st_mtime_ns)
+    folders = [folder]
+    while folders:  # not by recursion, which a deep tree would exhaust
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith(HIDDEN):
+                    continue
+                if entry.is_dir():
+                    if not entry.is_symlink():
+                        folders.append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                    yield _image_file(entry, label)
+
+
+def _image_file(entry: os.DirEntry[str], label: int) -> ImageFile:
+    status = entry.stat()
+    # Opening a pipe would wait for ever.
+    require(stat.S_ISREG(status.st_mode), f"{entry.path} is no regular file: remove it.")
+    return ImageFile(entry.path, label, status.st_size, status.st_mtime_ns)
 
 
 def _is_grey(tree: Tree) -> bool:
@@ -235,14 +266,36 @@ def _is_grey(tree: Tree) -> bool:
 
 def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0) -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
-    splits = decode_tree(
+    decoded = decode_tree(
         tree,
         name=request.name,
         size=request.size,
         channels=request.channels,
         cache=request.cache,
         progress=request.progress,
+        skip=request.skip_bad,
     )
+    splits = dict(decoded.parts)
+    remark = _say_skipped(tree, decoded, request) if decoded.skipped else ""
     if "all" in splits:
         splits["train"], splits["test"] = hold_out(splits["all"], test_fraction, seed=[TEST_SEED])
-    return RawData(tree.classes, splits["train"], splits["test"])
+    return RawData(tree.classes, splits["train"], splits["test"], remark)
+
+
+def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
+    """Log which images were skipped, and return the same as a remark.
+
+    Raises:
+        InputError: no image of a class is left in a part.
+    """
+    names = [os.path.relpath(path, request.folder) for path in decoded.skipped]
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({shown})"
+    for part, split in decoded.parts.items():
+        had = {file.label for file in tree.parts[part]}
+        for label in sorted(had - set(split.labels.tolist())):
+            emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
+            raise InputError(f"{emptied}: {said}; replace them.")
+    remark = f"{said} and were skipped"
+    logger.warning("%s: %s", request.folder, remark)
+    return remark

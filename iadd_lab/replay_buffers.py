@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from iadd_lab.data import ImageData
 from iadd_lab.errors import InputError, require
+from iadd_lab.locks import alone_in
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
 
 
@@ -27,7 +29,10 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
     path = Path(path)
     require(path.is_file(), f"{path} is not there: pass the path of a replay_buffer_N.pt.")
     try:
+        _check_sums(path)
         buffer = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # a loader that meets a foreign file may raise almost anything
         raise InputError(
             f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
@@ -46,6 +51,17 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
     return buffer
 
 
+def _check_sums(path: Path) -> None:
+    """Compare the checksums that PyTorch writes into its files, but does not look at when it reads them."""
+    if zipfile.is_zipfile(path):  # its format since 1.6; the one before has none
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        require(
+            damaged is None, f"{path} is refused: {damaged} in it does not fit its checksum; get it again."
+        )
+
+
+@alone_in("folder")
 def import_replay_buffers(
     paths: Sequence[Path], data: ImageData, config: TeacherConfig, folder: Path, *, progress: bool = True
 ) -> Teachers:

@@ -112,6 +112,14 @@ class Setting:
         check_whole("teacher_count", self.teacher_count, minimum=1)
         check_whole("whole_epochs", self.whole_epochs, minimum=1)
         check_whole("seeds", self.seeds, minimum=1)
+        check_whole("seed", self.seed, minimum=0)
+        check_whole("width", self.width, minimum=1)
+        for method in MATCHING_OF:
+            self.distillation(method)
+        for part in (self.data, self.teachers, self.evaluation):
+            part()
+        self.gradient_matching(AugmentConfig())
+        self.distribution_matching()
         used = self.max_start_epoch - 1 + self.teacher_epochs
         require(
             used <= self.teacher_training_epochs,
@@ -119,12 +127,6 @@ class Setting:
             f"{used}, but teacher_training_epochs is {self.teacher_training_epochs}: "
             "raise it, or lower either.",
         )
-        for method in MATCHING_OF:
-            self.distillation(method)
-        for part in (self.data, self.teachers, self.evaluation):
-            part()
-        self.gradient_matching(AugmentConfig())
-        self.distribution_matching()
 
     @property
     def title(self) -> str:

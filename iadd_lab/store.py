@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ FORMAT_VERSION = 2
 # Raised whenever the same configuration gives another result than before: part of the name of every run.
 RESULT_VERSION = 1
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
+_DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
+_LATER = "added later"
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,19 @@ class Artefact:
     metadata: dict[str, Any]
 
 
+def added_field(default: Any) -> Any:
+    """A field that joined a configuration after runs of it were stored: described only where it was set.
+
+    So the fingerprints of earlier runs, and the folders that are named by them, stay as they are.
+    """
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
 def describe(config: Any) -> Any:
-    """A configuration (nested frozen dataclasses) as plain JSON values; each dataclass names its `kind`."""
+    """A configuration (nested frozen dataclasses) as plain JSON values; each dataclass names its `kind`.
+
+    An `added_field` at its default is left out: `restore` puts it back.
+    """
     if dataclasses.is_dataclass(config):
         hints = typing.get_type_hints(type(config))
         values = {name: describe(_canonical(hints[name], value)) for name, value in _fields(config).items()}
@@ -51,7 +67,12 @@ def describe(config: Any) -> Any:
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        field.name: value
+        for field, value in values.items()
+        if not (_LATER in field.metadata and value == field.default)
+    }
 
 
 def _canonical(hint: Any, value: Any) -> Any:
@@ -139,19 +160,41 @@ def check_folder(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path):
-    """A temporary path beside `path` that takes its place only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path` that takes its place only if the block ends well.
+
+    Raises:
+        OSError: `path` could not be written. The message is one sentence, which says why and how to mend it.
+    """
+    with told_why(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_why(path: Path):
+    """What keeps `path` from being written becomes an OSError of one sentence, with its cause's number."""
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has a full disk, among others, as an error of its own, with the number in its text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make room on its disk" if full else "see to it that it can be written"
+        reason = os.strerror(number) if number else str(error)
+        told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
+        told.errno = number
+        raise told from error
 
 
 def save_text(path: Path, text: str) -> None:
@@ -172,17 +215,22 @@ def save_artefact(
         metadata: JSON values; the format version and a SHA-256 over everything are added.
     """
     path = Path(path)
-    # safetensors wants contiguous tensors that share no memory.
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
     # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
     header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
     with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
-        except SafetensorError as error:  # how safetensors reports a full disk, among others
-            raise OSError(f"{path} could not be written ({error}).") from error
+        save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
     return path
+
+
+def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor.clone() if owners[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
@@ -237,22 +285,39 @@ def open_artefact(path: Path):
         ) from error
 
 
+@contextmanager
+def taken_apart(path: Path):
+    """Where a file's content is taken apart: what is missing or wrong in it is an `InputError` naming `path`.
+
+    A checksum shows that a file is as it was written, not that its writer knew what belongs into it.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # not the file's fault
+        raise
+    except Exception as error:  # foreign content may fail in any way
+        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(text.split()).rstrip(".")
+        raise InputError(f"{path} can't be used ({reason}): delete it and make it again.") from error
+
+
 def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
         content = json.loads(header["content"])
         found_format = content["format"]
-    except (KeyError, TypeError, ValueError) as error:
+        text_digest = _checksum({}, header["content"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(foreign) from error
     require(
         found_format == FORMAT_VERSION,
         f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "
         "make it again.",
     )
-    require({"sha256", "text_digest"} <= header.keys() and {"kind", "metadata"} <= content.keys(), foreign)
+    require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
     require(
-        header["text_digest"] == _checksum({}, header["content"]),
+        header["text_digest"] == text_digest,
         f"{path} is damaged (its header does not fit its checksum): delete it and make it again.",
     )
     require(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from iadd_lab.batch.notebooks import natural_order
 from iadd_lab.batch.parameters import read_given
 from iadd_lab.batch.plan import plan_batch
-from iadd_lab.batch.record import files_of, read_record
+from iadd_lab.batch.record import Record, files_of, read_record, save_record
 from iadd_lab.batch.report import write_report
 from iadd_lab.errors import InputError
 from iadd_lab.reproduce import reproduce
@@ -434,8 +434,7 @@ def test_the_report_shows_what_the_record_lists(folders):
     for name in ("good.ipynb", "good_new.png", "good_old.png"):
         (made / name).write_text("")
     listed = {"good.ipynb": "", "good_new.png": "", "good_lost.png": ""}
-    record = {"inputs": "", "made": listed, "seconds": 1, "changed": {}}
-    (records / "good.json").write_text(json.dumps(record))
+    save_record(records / "good.json", Record("", listed, 1.0, {}))
     report = write_report(plan_batch(profile="quick", only=(), parameters={}, **folders)).read_text()
     assert "good_new.png" in report
     assert "good_old.png" not in report

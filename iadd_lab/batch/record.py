@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -18,6 +19,11 @@ from typing import Any
 from iadd_lab.batch.notebooks import natural_order
 from iadd_lab.batch.plan import Task
 from iadd_lab.store import save_text
+
+logger = logging.getLogger(__name__)
+
+KIND = "notebook record"
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,33 @@ class Record:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in `path`; None if there is none, or none that can be read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Record(
-            inputs=str(values["inputs"]),
-            made=dict(values["made"]),
-            seconds=float(values["seconds"]),
-            changed=dict(values["changed"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    """The record in `path`; None if there is none, or, with a warning, none that is whole and current.
+
+    A damaged record costs one more execution of its notebook, which finds its results among the runs.
+    """
+    if not path.exists():
         return None
+    try:
+        stored = json.loads(path.read_bytes())
+        record = Record(**stored["record"])
+        whole = path.read_bytes() == _text(record).encode()  # every byte, format and checksum included
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        logger.warning("%s is damaged or of another version: its notebook counts as not executed", path)
+    return record if whole else None
+
+
+def save_record(path: Path, record: Record) -> None:
+    """Write `record`, with its kind, format version and checksum, atomically."""
+    save_text(path, _text(record))
+
+
+def _text(record: Record) -> str:
+    values = asdict(record)
+    content = {"kind": KIND, "format": FORMAT_VERSION, "record": values}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=1) + "\n"
 
 
 def is_up_to_date(task: Task) -> bool:
@@ -72,7 +94,7 @@ def write_record(task: Task, *, names: Iterable[str], since: int, seconds: float
     files = [path for path in files_of(task.name, names, task.folder) if path.stat().st_mtime_ns >= since]
     made = {path.name: _digest(path) for path in files}
     record = Record(inputs=task.inputs, made=made, seconds=round(seconds, 2), changed=task.changed)
-    save_text(task.record, json.dumps(asdict(record), indent=1) + "\n")
+    save_record(task.record, record)
 
 
 def files_of(name: str, names: Iterable[str], folder: Path) -> list[Path]:

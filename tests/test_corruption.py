@@ -1,0 +1,656 @@
+"""Whatever happens to a file, it is refused by name, or, if it is a cache, made anew; never used as it is.
+
+Each kind of file is harmed 200 times at random places. Then: what a file from outside must not be able to do.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import logging
+import os
+import pickle
+import random
+import socket
+import struct
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.datasets
+from typer.testing import CliRunner
+
+from iadd_lab import store
+from iadd_lab.batch.record import Record, read_record, save_record
+from iadd_lab.checkpoints import Checkpoint
+from iadd_lab.cli import app
+from iadd_lab.data import DataConfig, fetch_data, load_data
+from iadd_lab.distill import DistillConfig, distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, Evaluation
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.replay_buffers import read_replay_buffer
+from iadd_lab.store import fingerprint, load_artefact, open_artefact, save_artefact, tensor_fingerprint
+from iadd_lab.teachers import TeacherConfig, open_teachers, train_teachers
+from tests.samples import load, make_idx, make_tree
+
+TIMES = 200
+NETWORK = NetworkConfig(width=2, depth=1)
+CONFIG = DistillConfig(
+    iterations=2, student_steps=1, teacher_epochs=1, max_start_epoch=1, alpha_rate=0.0, snapshots=2
+)
+MATCHED = DistributionMatchingConfig(iterations=1, real_batch=8)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file to harm.
+
+    Attributes:
+        path: where it is read from.
+        read: reads it as the package does; returns a fingerprint of what it holds.
+        other: another file of the same kind; None where any file of the kind is as good.
+        ours: whether it is an artefact, whose every byte counts.
+        heals: whether it is a cache.
+    """
+
+    path: Path
+    read: Callable[[], str]
+    other: bytes | None = None
+    ours: bool = True
+    heals: bool = False
+
+
+# Ways to harm -------------------------------------------------------------------------------------------
+
+
+def truncated(whole: bytes, chance: random.Random) -> bytes:
+    return whole[: chance.randrange(len(whole))]
+
+
+def flipped(whole: bytes, chance: random.Random) -> bytes:
+    harmed = bytearray(whole)
+    for place in chance.sample(range(len(whole)), chance.choice([1, 1, 2, 8])):
+        harmed[place] ^= 1 << chance.randrange(8)
+    return bytes(harmed)
+
+
+def flipped_early(whole: bytes, chance: random.Random) -> bytes:
+    """In the first kilobyte: where the headers of large files are."""
+    return flipped(whole[:1024], chance) + whole[1024:]
+
+
+def extended(whole: bytes, chance: random.Random) -> bytes:
+    return whole + chance.randbytes(chance.randint(1, 64))
+
+
+def zeroed(whole: bytes, chance: random.Random) -> bytes:
+    """A lost block, as after a power cut."""
+    start = chance.randrange(len(whole) - 1)
+    length = min(chance.randint(1, 512), len(whole) - start)
+    return whole[:start] + bytes(length) + whole[start + length :]
+
+
+def empty(whole: bytes, chance: random.Random) -> bytes:
+    return b""
+
+
+def foreign(whole: bytes, chance: random.Random) -> bytes:
+    return chance.randbytes(chance.randint(1, 2 * len(whole)))
+
+
+HARMS = (truncated, flipped, flipped_early, extended, zeroed, foreign, empty)
+
+
+def forgeries(subject: Subject, folder: Path) -> list[bytes]:
+    """The artefact with sound checksums, but of another format version, another kind, or without content."""
+    if not subject.ours:
+        return []
+    with open_artefact(subject.path) as file:
+        kind = json.loads(json.loads(file.metadata()["iadd_lab"])["content"])["kind"]
+    whole = load_artefact(subject.path, kind=kind)
+
+    def forged(kind: str = kind, tensors: dict = whole.tensors, metadata: dict = whole.metadata) -> bytes:
+        path = save_artefact(folder / "forged", kind=kind, tensors=tensors, metadata=metadata)
+        return path.read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "FORMAT_VERSION", store.FORMAT_VERSION + 1)
+        newer = forged()
+    return [
+        newer,
+        forged(kind="toy"),
+        forged(metadata={}),
+        forged(tensors={}),
+        forged(tensors={name: torch.zeros(3) for name in whole.tensors}),
+    ]
+
+
+# What is harmed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Teachers, distilled sets and checkpoints of two seeds; an evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = small_data()
+    config = TeacherConfig(network=NETWORK, epochs=1, batch=32)
+    for name, seed in (("teachers", 0), ("others", 1)):
+        train_teachers(data, replace(config, seed=seed), folder / name, count=2, progress=False)
+    teachers = open_teachers(folder / "teachers")
+    for name, seed in (("run", 0), ("other_run", 1)):
+        seeded = replace(CONFIG, seed=seed)
+        distill(data, teachers, seeded, folder=folder / name, progress=False)
+        interrupted = resumable(folder, seed)
+        checkpoint_of(interrupted, folder / f"{name}.checkpoint").save(interrupted.stored)
+        match(folder, folder / f"matched_{name}", seed=seed)()
+    counts, protocol = torch.ones(2, 10, 10).long(), EvaluateConfig(networks=2)
+    for name in ("evaluation", "other_evaluation"):
+        found = Evaluation(counts, data.classes, "toy", protocol, identity=name)
+        found.save(folder / f"{name}.safetensors")
+    return folder
+
+
+@functools.cache
+def small_data():
+    return load("digits", train_limit=40)
+
+
+def match(runs: Path, folder: Path, *, seed: int) -> Callable[[], DistilledSet]:
+    """Distil by distribution matching into `folder`, or read what is there."""
+    data, preprocess = small_data(), open_teachers(runs / "teachers").preprocess
+    config = replace(MATCHED, seed=seed)
+    return lambda: match_distributions(data, preprocess, NETWORK, config, folder=folder, progress=False)
+
+
+def resumable(runs: Path, seed: int):
+    """The state of a distillation, before its first iteration."""
+    data, teachers = small_data(), open_teachers(runs / "teachers")
+    config = replace(CONFIG, seed=seed, augment=data.augmentation(None))
+    # The package's function of that name hides the module.
+    return sys.modules["iadd_lab.distill"]._Run(data, teachers, config, torch.device("cpu"), "never")
+
+
+def checkpoint_of(run, path: Path) -> Checkpoint:
+    return Checkpoint(path, run=run.identity(), unit="iteration", seconds=60.0)
+
+
+def teachers_file(runs: Path, name: str, other: Path) -> Subject:
+    def read() -> str:
+        teachers = open_teachers(runs / "teachers")
+        parts = [tensor_fingerprint({"θ": teachers.trajectory(number)}) for number in range(len(teachers))]
+        return fingerprint(teachers.fingerprint, parts)
+
+    return Subject(runs / "teachers" / name, read, other=(runs / other).read_bytes())
+
+
+def trajectory(runs: Path) -> Subject:
+    return teachers_file(runs, "teacher_000.safetensors", Path("teachers/teacher_001.safetensors"))
+
+
+def trajectory_of_others(runs: Path) -> Subject:
+    return teachers_file(runs, "teacher_000.safetensors", Path("others/teacher_000.safetensors"))
+
+
+def manifest(runs: Path) -> Subject:
+    return teachers_file(runs, "teachers.safetensors", Path("others/teachers.safetensors"))
+
+
+def distill_result(runs: Path) -> Subject:
+    data, teachers = small_data(), open_teachers(runs / "teachers")
+
+    def read() -> str:
+        result = distill(data, teachers, CONFIG, folder=runs / "run", progress=False)
+        tensors = result.history.tensors() | {"W": result.importance}
+        return fingerprint(result.distilled.fingerprint, result.config, tensor_fingerprint(tensors))
+
+    other = (runs / "other_run" / "distilled.safetensors").read_bytes()
+    return Subject(runs / "run" / "distilled.safetensors", read, other)
+
+
+def distilled_set(runs: Path) -> Subject:
+    other = (runs / "matched_other_run" / "distilled.safetensors").read_bytes()
+    folder = runs / "matched_run"
+    read = match(runs, folder, seed=0)
+    return Subject(folder / "distilled.safetensors", lambda: read().fingerprint, other)
+
+
+def checkpoint(runs: Path) -> Subject:
+    path, run = runs / "run.checkpoint", resumable(runs, 0)
+
+    def read() -> str:
+        run.load(checkpoint_of(run, path).load())
+        return fingerprint(tensor_fingerprint(run.state() | run.history.tensors()), run.iteration)
+
+    return Subject(path, read, (runs / "other_run.checkpoint").read_bytes())
+
+
+def evaluation(runs: Path) -> Subject:
+    path = runs / "evaluation.safetensors"
+
+    def read() -> str:
+        found = sys.modules["iadd_lab.evaluate"]._finished(path, "evaluation")
+        confusion = tensor_fingerprint({"confusion": found.confusion})
+        return fingerprint(confusion, found.classes, found.method, found.config)
+
+    return Subject(path, read, (runs / "other_evaluation.safetensors").read_bytes())
+
+
+def decoded_cache(runs: Path) -> Subject:
+    cache = Path(os.environ["IADD_CACHE"]) / "harmed"
+    os.environ["IADD_CACHE"] = str(cache)  # put back by the fixture of all tests
+    paths = []
+    for name, shape in (("mine", (8, 8)), ("yours", (8, 8, 3))):
+        for part in ("train", "test"):
+            make_tree(runs / name / part, count=2, shape=shape)
+        load("image_folder", runs / name, channels=1)
+        paths += [path for path in cache.iterdir() if path not in paths]
+
+    def read() -> str:
+        return load("image_folder", runs / "mine", channels=1).fingerprint
+
+    return Subject(paths[0], read, paths[1].read_bytes(), heals=True)
+
+
+def record(runs: Path) -> Subject:
+    path = runs / "record.json"
+    save_record(path, Record("a" * 16, {"a.png": "b" * 64}, 1.5, {"ipc": [1, 2.5, "é", None]}))
+
+    def read() -> str:
+        found = read_record(path)
+        return fingerprint(vars(found) if found else "executed anew")
+
+    return Subject(path, read, ours=False)
+
+
+def replay_buffer(runs: Path) -> Subject:
+    path = runs / "replay_buffer_0.pt"
+    draws = torch.Generator().manual_seed(0)
+    torch.save([[[torch.randn(3, 4, generator=draws)] for _ in range(2)] for _ in range(2)], path)
+
+    def read() -> str:
+        buffer = read_replay_buffer(path)
+        return tensor_fingerprint({f"{a}/{b}": buffer[a][b][0] for a in range(2) for b in range(2)})
+
+    return Subject(path, read, ours=False)
+
+
+KINDS = (
+    trajectory,
+    trajectory_of_others,
+    manifest,
+    distilled_set,
+    distill_result,
+    checkpoint,
+    evaluation,
+    decoded_cache,
+    record,
+    replay_buffer,
+)
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_two_hundred_corruptions_are_all_noticed(make, runs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("IADD_CACHE", os.environ["IADD_CACHE"])  # whatever a subject does to it
+    subject = make(runs)
+    whole, before = subject.path.read_bytes(), subject.read()
+    prepared = forgeries(subject, tmp_path) + ([subject.other] if subject.other else [])
+    chance = random.Random(make.__name__)
+    for number in range(TIMES):
+        if number < len(prepared):
+            what, harmed = f"forgery {number}", prepared[number]
+        else:
+            harm = HARMS[number % len(HARMS)]
+            what, harmed = f"{harm.__name__} {number}", harm(whole, chance)
+        if harmed != whole:
+            subject.path.write_bytes(harmed)
+            try:
+                check(subject, before, what, caplog)
+            finally:
+                subject.path.write_bytes(whole)
+    assert subject.read() == before
+
+
+def check(subject: Subject, before: str, what: str, caplog) -> None:
+    """The harmed file is refused by name, or made anew; one of others may also mean the same as before."""
+    caplog.clear()
+    try:
+        found = subject.read()
+    except InputError as error:
+        sentence = str(error)
+        assert not subject.heals, what
+        assert str(subject.path) in sentence, what
+        assert "\n" not in sentence, what
+        assert sentence.endswith("."), (what, sentence)
+        return
+    if subject.path.suffix == ".json":
+        assert found == fingerprint("executed anew"), what
+        assert str(subject.path) in caplog.text, what
+        return
+    assert found == before, what
+    assert subject.heals or not subject.ours, what
+    if subject.heals:
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 1, (what, said)
+        assert str(subject.path) in said[0], what
+        assert "\n" not in said[0], what
+
+
+@pytest.mark.parametrize("harm", [truncated, flipped, empty, foreign])
+@pytest.mark.parametrize(
+    ("command", "victim"),
+    [
+        ("evaluate {run} --epochs 1 --networks 1 --device cpu", "run/distilled.safetensors"),
+        ("distill --teachers {teachers} --out {run} --device cpu", "teachers/teacher_001.safetensors"),
+        ("distill --teachers {teachers} --out {run} --device cpu", "teachers/teachers.safetensors"),
+        ("distill --teachers {teachers} --out {run} --iterations 2 --student-steps 1 --teacher-epochs 1 "
+         "--max-start-epoch 1 --device cpu", "run/distilled.safetensors"),
+        ("teach --data digits --train-limit 40 --width 2 --depth 1 --epochs 1 --batch 32 --teachers 2 "
+         "--out {teachers} --device cpu", "teachers/teacher_000.safetensors"),
+        ("teach --data digits --train-limit 40 --width 2 --depth 1 --epochs 1 --out {out} --device cpu "
+         "--import-buffers {buffer}", "replay_buffer_0.pt"),
+    ],
+)  # fmt: skip
+def test_the_command_line_names_a_harmed_file_in_one_sentence(command, victim, harm, runs, tmp_path):
+    replay_buffer(runs)
+    path = runs / victim
+    whole = path.read_bytes()
+    places = {
+        "run": runs / "run",
+        "teachers": runs / "teachers",
+        "buffer": runs / victim,
+        "out": tmp_path / "out",
+    }
+    path.write_bytes(harm(whole, random.Random(victim)))
+    try:
+        result = CliRunner().invoke(app, command.format(**places).split())
+    finally:
+        path.write_bytes(whole)
+    assert result.exit_code == 2, result.output
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert str(path) in line
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_every_bit_of_a_small_artefact_counts(tmp_path):
+    path = save_artefact(tmp_path / "a", kind="toy", tensors={"t": torch.ones(2)}, metadata={"x": 1})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises(InputError):
+                load_artefact(path, kind="toy")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "C64", "F99"])
+def test_tensors_of_types_that_we_never_write_are_refused(tmp_path, dtype):
+    bits = {"F4": 4, "F6_E2M3": 6, "C64": 64}.get(dtype, 8)
+    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}
+    path = save_artefact(tmp_path / "a", kind="toy", tensors={}, metadata={})
+    with open_artefact(path) as file:
+        header = json.dumps({"__metadata__": file.metadata(), "t": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(bits))
+    with pytest.raises(InputError, match=str(path)):
+        load_artefact(path, kind="toy")
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', "[" * 100_000, '{"format": 2}', "NaN"])
+def test_strange_headers_are_refused(tmp_path, text):
+    path = tmp_path / "a"
+    header = {"content": text, "text_digest": "", "sha256": ""}
+    for value in (text, json.dumps(header)):
+        content = json.dumps({"__metadata__": {"iadd_lab": value}}).encode()
+        path.write_bytes(struct.pack("<Q", len(content)) + content)
+        with pytest.raises(InputError, match="was not written by iadd-lab"):
+            load_artefact(path, kind="toy")
+
+
+# Files from outside --------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("place", ["alone", "in a list", "as a tensor", "in torch's format"])
+def test_a_malicious_replay_buffer_does_nothing(tmp_path, place, protocol):
+    trap, path = tmp_path / "sprung", tmp_path / "replay_buffer_0.pt"
+    content = {"alone": Trap(trap), "in a list": [Trap(trap)]}.get(place, [[[Trap(trap)]]])
+    if place == "in torch's format":
+        torch.save(content, path, pickle_protocol=max(protocol, 2))
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    with pytest.raises(InputError, match=r"replay_buffer_0\.pt is refused"):
+        read_replay_buffer(path)
+    assert not trap.exists()
+
+
+def test_an_old_pickle_of_mnist_is_not_unpickled(tmp_path):
+    make_idx(tmp_path)
+    folder = tmp_path / "MNIST" / "processed"
+    folder.mkdir()
+    for name in ("training.pt", "test.pt"):
+        (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(InputError, match=r"MNIST in .* is incomplete or damaged"):
+        load("mnist", tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Whoever opens a socket fails, and is noted."""
+    opened = []
+
+    def refuse(*arguments, **options):
+        opened.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return opened
+
+
+def test_loading_needs_no_network(tmp_path, offline):
+    make_idx(tmp_path)
+    load("mnist", tmp_path)
+    load("digits")
+    load("image_folder", make_tree(tmp_path / "mine"))
+    for name in ("cifar10", "cifar100", "fashion_mnist", "tiny_imagenet", "covid19"):
+        with pytest.raises(InputError, match="which is not there"):
+            load(name, tmp_path)
+    assert offline == []
+    with pytest.raises(InputError, match="could not be fetched"):
+        fetch_data("fashion_mnist", root=tmp_path)
+    assert offline != []  # the one function that may
+
+
+def test_an_archive_that_is_not_the_official_one_is_not_unpacked(tmp_path, offline):
+    root = tmp_path / "data"
+    root.mkdir()
+    with tarfile.open(root / torchvision.datasets.CIFAR10.filename, "w:gz") as archive:
+        for name in ("../escaped", "cifar-10-batches-py/data_batch_1", str(tmp_path / "absolute")):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+    with pytest.raises(InputError, match="CIFAR-10 could not be fetched"):
+        fetch_data("cifar10", root=root)
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", torchvision.datasets.CIFAR10.filename]
+
+
+def tiny_imagenet(root: Path) -> Path:
+    folder = root / "tiny-imagenet-200"
+    make_tree(folder / "train", ("n01", "n02"), count=2)
+    make_tree(folder / "val", ("images",), count=2)
+    (folder / "wnids.txt").write_text("n01\nn02\n")
+    (folder / "val" / "val_annotations.txt").write_text("000.png\tn01\t0\n001.png\tn02\t0\n")
+    return folder
+
+
+BAD_NAMES = ["../n01", "..", "/etc", "a/../../n01", "..\\n01", "C:n01", "n\x0001", "n\x1b[2J"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_in_lists_cannot_lead_out_of_their_folder(tmp_path, name):
+    folder = tiny_imagenet(tmp_path)
+    assert len(load("tiny_imagenet", tmp_path).test) == 2
+    notes = folder / "val" / "val_annotations.txt"
+    kept = notes.read_text()
+    notes.write_text(f"{kept}{name}\tn01\t0\n")
+    with pytest.raises(InputError, match=r"val_annotations\.txt names .* must be a plain name"):
+        load("tiny_imagenet", tmp_path)
+    notes.write_text(kept)
+    (folder / "wnids.txt").write_text(f"n01\n{name}\n")
+    with pytest.raises(InputError, match=r"wnids\.txt names .* must be a plain name"):
+        load("tiny_imagenet", tmp_path)
+
+
+def test_an_image_with_two_labels_is_refused(tmp_path):
+    notes = tiny_imagenet(tmp_path) / "val" / "val_annotations.txt"
+    notes.write_text(notes.read_text() + "000.png\tn02\n")
+    with pytest.raises(InputError, match=r"line 3 of .*val_annotations\.txt names 000\.png a second time"):
+        load("tiny_imagenet", tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    os.mkfifo(root / "cat" / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png is no regular file"):
+        load("image_folder", root)
+    (root / "cat" / "pipe.png").unlink()
+    (root / "cat" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(InputError, match=r"loop\.png"):
+        load("image_folder", root)
+
+
+def test_class_folders_without_a_readable_name_are_refused(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    make_tree(root, ("fox\nerror",), count=2)
+    with pytest.raises(InputError, match=r"class folder 'fox\\nerror', which is no plain text"):
+        load("image_folder", root)
+
+
+# Bad images ----------------------------------------------------------------------------------------------
+
+
+def bomb(side: int) -> bytes:
+    """A PNG whose header promises `side`² pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(10_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def bad_tree(folder: Path) -> Path:
+    """Two classes of six images, and three files that are none: too large, cut short, and text."""
+    root = make_tree(folder, shape=(32, 32, 3))
+    (root / "cat" / "bomb.png").write_bytes(bomb(30_000))
+    (root / "cat" / "cut.png").write_bytes((root / "cat" / "000.png").read_bytes()[:-900])
+    (root / "dog" / "text.jpg").write_bytes(b"not an image")
+    return root
+
+
+@pytest.mark.parametrize("kept", ["bomb.png", "cut.png", "text.jpg"])
+def test_bad_images_are_refused_by_name(tmp_path, kept):
+    root = bad_tree(tmp_path / "mine")
+    for path in (*root.rglob("bomb.png"), *root.rglob("cut.png"), *root.rglob("text.jpg")):
+        if path.name != kept:
+            path.unlink()
+    with pytest.raises(InputError, match=kept):
+        load("image_folder", root)
+
+
+def test_an_image_is_too_large_by_its_header_alone(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    (root / "cat" / "bomb.png").write_bytes(bomb(8193))
+    with pytest.raises(InputError, match=r"bomb\.png has 8193×8193 pixels, but at most \d+ are decoded"):
+        load("image_folder", root)
+
+
+def test_bad_images_are_skipped_if_asked_for_and_said_once(tmp_path, caplog):
+    plain = load("image_folder", make_tree(tmp_path / "plain", shape=(32, 32, 3)), channels=3)
+    root = bad_tree(tmp_path / "mine")
+    for _ in range(2):  # decoded, then from the cache
+        caplog.clear()
+        data = load("image_folder", root, channels=3, bad_images="skip")
+        assert data.fingerprint == plain.fingerprint
+        assert data.remark.startswith("3 of 15 images can't be decoded (")
+        assert data.remark.endswith(") and were skipped")
+        for name in ("cat/bomb.png", "cat/cut.png", "dog/text.jpg"):
+            assert name in data.remark
+        said = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(said) == 1
+        assert data.remark in said[0].getMessage()
+    with pytest.raises(InputError, match=r"can't be decoded"):  # the cache does not soften it
+        load("image_folder", root, channels=3)
+
+
+def test_many_skipped_images_are_counted_and_some_named(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    for number in range(12):
+        (root / "dog" / f"bad_{number:02}.png").write_bytes(b"x")
+    remark = load("image_folder", root, channels=3, bad_images="skip").remark
+    assert remark.startswith("12 of 24 images")
+    assert "dog/bad_09.png and 2 more)" in remark
+
+
+def test_a_class_that_would_become_empty_is_refused(tmp_path):
+    for part in ("train", "test"):
+        make_tree(tmp_path / "mine" / part, count=2)
+    for path in (tmp_path / "mine" / "test" / "dog").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=r"has no good image left of class 'dog': 2 of 8 images .*dog/000\.png"
+    ):
+        load("image_folder", tmp_path / "mine", bad_images="skip")
+
+
+def test_a_machine_in_trouble_is_no_reason_to_skip(tmp_path, monkeypatch):
+    root = make_tree(tmp_path / "mine")
+
+    def fail(*arguments, **options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("PIL.Image.open", fail)
+    with pytest.raises(InputError, match="Too many open files"):
+        load("image_folder", root, channels=3, bad_images="skip")
+
+
+def test_the_policy_is_stored_only_where_it_was_set():
+    plain = DataConfig("image_folder")
+    skipping = replace(plain, bad_images="skip")
+    assert "bad_images" not in store.describe(plain)
+    assert fingerprint(plain) == "39211b7f216519a3"  # as before there was such a field
+    assert fingerprint(skipping) != fingerprint(plain)
+    for config in (plain, skipping):
+        assert store.restore(DataConfig, store.describe(config)) == config
+    with pytest.raises(InputError, match="unknown bad_images 'ignore'"):
+        DataConfig("digits", bad_images="ignore")
+
+
+def test_arrays_are_not_touched_by_the_policy():
+    skipped = load_data(DataConfig("digits", bad_images="skip"), progress=False)
+    assert skipped.remark == ""
+    assert torch.equal(skipped.test.images, load("digits").test.images)

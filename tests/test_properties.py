@@ -1,0 +1,459 @@
+"""For all values: bad ones are refused by name, good ones come back equal, and readers never just crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import pickle
+import types
+import typing
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.bench import BenchConfig
+from iadd_lab.data import DATASETS, DataConfig
+from iadd_lab.distill import DistillConfig
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.distribution_matching import DistributionMatchingConfig
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig
+from iadd_lab.gradient_matching import GradientMatchingConfig
+from iadd_lab.history import History
+from iadd_lab.matching import Learned, Matching, Pruned
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.preprocess import Standardise
+from iadd_lab.settings import Setting
+from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact, tensor_fingerprint
+from iadd_lab.teachers import TeacherConfig
+from tests.samples import load, make_idx, make_tree, noise
+from tests.test_store import CONFIGS as STORED
+
+repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=20)
+
+# Bad values ----------------------------------------------------------------------------------------------
+
+VALID = {
+    config: {}
+    for config in (
+        AugmentConfig,
+        BenchConfig,
+        DistillConfig,
+        DistributionMatchingConfig,
+        EvaluateConfig,
+        GradientMatchingConfig,
+        Learned,
+        NetworkConfig,
+        Pruned,
+        Setting,
+        TeacherConfig,
+    )
+} | {DataConfig: {"name": "digits"}, BenchConfig: {"width": 4, "size": 8}}
+
+# What a message calls a field by another name than its own.
+CALLED = {
+    (NetworkConfig, "name"): "network",
+    (DataConfig, "name"): "data set",
+    (AugmentConfig, "operations"): "operation",
+    (BenchConfig, "engines"): "engine",
+    (Setting, "data_name"): "data set",
+    (Setting, "teacher_training_epochs"): "epochs",
+    (Setting, "teacher_rate"): "rate",
+    (Setting, "teacher_batch"): "batch",
+    (Setting, "weight_rate"): "rate",
+    (Setting, "prune_fraction"): "fraction",
+    (Setting, "gradient_matching_iterations"): "iterations",
+    (Setting, "gradient_matches"): "matches_per_network",
+    (Setting, "gradient_network_steps"): "network_steps",
+    (Setting, "gradient_image_rate"): "image_rate",
+    (Setting, "distribution_matching_iterations"): "iterations",
+    (Setting, "distribution_image_rate"): "image_rate",
+    (Setting, "evaluation_networks"): "networks",
+    (Setting, "evaluation_epochs"): "epochs",
+}
+
+# Numbers just outside; every other whole number must be at least 1, and no number may be negative.
+OUTSIDE = {
+    "momentum": [1, 1.0],
+    "fraction": [1.0],
+    "prune_fraction": [1.0],
+    "limit": [1.0],
+    "scale": [0.99],
+    "rotate": [180.1],
+    "flip": [1.1],
+    "crop": [1.1],
+    "cutout": [1.1],
+    "validation_fraction": [0.0, 0.51],
+    "size": [225],
+    "channels": [2, 4, 3.0],
+}
+MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until"}
+MUST_BE_POSITIVE = {"image_rate", "alpha", "network_rate", "teacher_rate", "gradient_image_rate"}
+JUNK = st.one_of(
+    st.sampled_from([None, True, math.nan, math.inf, -math.inf, 10**400, 1j, object(), b"1", "1", "", "é\n"]),
+    st.sampled_from(
+        [[], [1], (), {}, {"kind": "Uniform"}, {1}, [[]], [None], int, np.arange(3), torch.ones(2)]
+    ),
+    st.text(max_size=5),
+    st.floats(max_value=0, exclude_max=True),
+    st.integers(max_value=-1),
+    st.sampled_from([NetworkConfig(), AugmentConfig(), Learned(), Matching()]),
+)
+FIELDS = [(config, field.name) for config in VALID for field in dataclasses.fields(config)]
+
+
+def fits(value: object, hint: object) -> bool:
+    """Whether `value` is of the declared type, in range or not."""
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, choice) for choice in typing.get_args(hint))
+    if hint is types.NoneType:
+        return value is None
+    if hint in (int, float):
+        number = isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+        return number and 0 <= value < 1e300
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        (item, _) = typing.get_args(hint)
+        return isinstance(value, (tuple, list)) and all(fits(each, item) for each in value)
+    return isinstance(value, hint) and type(value) is not Matching
+
+
+def assert_refused(config: type, name: str, value: object) -> None:
+    try:
+        made = config(**VALID[config] | {name: value})
+    except InputError as error:
+        message = str(error)
+    else:
+        raise AssertionError(f"{made} was accepted with {name} = {value!r}")
+    assert CALLED.get((config, name), name) in message, message
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda part: getattr(part, "__name__", part))
+def test_bad_values_of_a_field_are_refused_by_its_name(config, name):
+    hint = typing.get_type_hints(config)[name]
+
+    @given(JUNK)
+    @settings(repeatable, max_examples=20)
+    def refused(value):
+        assume(not fits(value, hint) or (hint is str and value not in ("cifar10",)))
+        assert_refused(config, name, value)
+
+    refused()
+    for value in OUTSIDE.get(name, []):
+        assert_refused(config, name, value)
+    numbers = {hint, *typing.get_args(hint)}
+    if (int in numbers and name not in MAY_BE_ZERO) or name in MUST_BE_POSITIVE:
+        assert_refused(config, name, [0] if typing.get_origin(hint) is tuple else 0)
+
+
+# Round trips ---------------------------------------------------------------------------------------------
+
+count = st.integers(1, 10**6)
+positive = st.floats(1e-9, 1e9)
+descents = {
+    "ipc": count,
+    "iterations": count,
+    "image_rate": positive,
+    "momentum": st.floats(0, 0.99),
+    "real_batch": count,
+    "initial_images": st.sampled_from(["real", "noise"]),
+    "augment": st.none() | STORED["augment"],
+    "seed": st.integers(0, 2**63 - 1),
+}
+CONFIGS = {
+    "gradient matching": st.builds(
+        GradientMatchingConfig,
+        **descents,
+        matches_per_network=st.none() | count,
+        network_steps=st.none() | count,
+        network_rate=positive,
+        network_batch=count,
+    ),
+    "distribution matching": st.builds(DistributionMatchingConfig, **descents),
+    "bench": st.builds(
+        BenchConfig,
+        width=st.integers(1, 4),
+        depth=st.none() | st.just(1),
+        size=st.integers(8, 12),
+        images=st.lists(count, min_size=1, max_size=3).map(tuple),
+        steps=st.lists(count, min_size=1, max_size=3).map(tuple),
+        iterations=count,
+        engines=st.sampled_from([("full",), ("adjoint", "frozen")]),
+        training=st.booleans(),
+    ),
+    "setting": st.builds(
+        Setting,
+        data_name=st.sampled_from(sorted(DATASETS)),
+        size=st.none() | st.integers(8, 224),
+        train_limit=st.none() | count,
+        width=count,
+        preprocess=st.sampled_from(["standardise", "zca"]),
+        teacher_training_epochs=st.integers(3, 100),
+        teacher_rate=positive,
+        iterations=count,
+        batch=st.none() | count,
+        alpha_rate=st.floats(0, 1),
+        weight_rate=st.floats(0, 1),
+        prune_fraction=st.floats(0, 0.9),
+        gradient_matches=st.none() | count,
+        seeds=count,
+        seed=st.integers(0, 2**31),
+    ),
+    "data": st.builds(
+        DataConfig,
+        name=st.sampled_from(sorted(DATASETS)),
+        size=st.none() | st.integers(1, 224),
+        validation_fraction=st.floats(0.01, 0.5),
+        bad_images=st.sampled_from(["refuse", "skip"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@given(data=st.data())
+@repeatable
+def test_configurations_come_back_equal_and_differ_in_their_fingerprints(name, data):
+    one, other = data.draw(CONFIGS[name]), data.draw(CONFIGS[name])
+    stored = json.loads(json.dumps(describe(one)))
+    found = restore(type(one), stored)
+    assert found == one
+    assert fingerprint(found) == fingerprint(one) == fingerprint(stored)
+    assert (fingerprint(one) == fingerprint(other)) == (one == other)
+    for field in dataclasses.fields(one):
+        try:
+            changed = dataclasses.replace(one, **{field.name: getattr(other, field.name)})
+        except InputError:
+            continue  # a pair that does not go together
+        assert (fingerprint(one) == fingerprint(changed)) == (one == changed), field.name
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = [DataConfig, NetworkConfig, AugmentConfig, TeacherConfig, DistillConfig, EvaluateConfig, Matching]
+
+
+@given(data=st.data())
+@settings(repeatable, max_examples=100)
+def test_any_description_is_restored_or_refused(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    whole = describe(Learned() if kind is Matching else kind(**VALID.get(kind, {})))
+    changes = data.draw(st.dictionaries(st.sampled_from([*whole, "new"]), json_values, max_size=2))
+    try:
+        found = restore(kind, data.draw(st.sampled_from([whole | changes, changes, whole])))
+    except InputError:
+        return
+    assert isinstance(found, kind)
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@settings(repeatable, max_examples=10)
+def test_tensors_of_every_type_and_shape_come_back_bit_for_bit(dtype, data, tmp_path_factory):
+    shape = tuple(data.draw(st.lists(st.integers(0, 3), max_size=4)))
+    length = math.prod(shape) * dtype.itemsize
+    top = 1 if dtype is torch.bool else 255
+    raw = data.draw(st.lists(st.integers(0, top), min_size=length, max_size=length))
+    tensor = torch.tensor(raw, dtype=torch.uint8).view(dtype).view(shape)
+    metadata = data.draw(st.dictionaries(st.text(max_size=3), json_values, max_size=3))
+    path = tmp_path_factory.getbasetemp() / "typed.safetensors"
+    save_artefact(path, kind="toy", tensors={"t": tensor, "empty": tensor[None][:0]}, metadata=metadata)
+    found = load_artefact(path, kind="toy")
+    assert (found.tensors["t"].dtype, found.tensors["t"].shape) == (dtype, shape)
+    assert found.tensors["empty"].shape == (0, *shape)
+    assert found.tensors["t"].reshape(-1).view(torch.uint8).tolist() == raw
+    assert json.dumps(found.metadata, sort_keys=True) == json.dumps(metadata, sort_keys=True)
+
+
+series = st.lists(st.floats(), max_size=4)
+
+
+@given(
+    loss=series, alpha=series, moments=st.lists(st.integers(0, 10**9), max_size=3), classes=st.integers(2, 3)
+)
+@repeatable
+def test_histories_and_distilled_sets_come_back(loss, alpha, moments, classes, tmp_path_factory):
+    images = [torch.full((classes, 1, 2, 2), float(moment)) for moment in moments]
+    history = History(loss=loss, alpha=alpha, snapshot_iterations=moments, snapshot_images=images)
+    made = DistilledSet(
+        images=torch.rand(classes, 1, 2, 2, generator=torch.Generator().manual_seed(len(loss))),
+        labels=torch.arange(classes),
+        alpha=0.25,
+        preprocess=Standardise(torch.zeros(1), torch.ones(1)),
+        classes=tuple(str(label) for label in range(classes)),
+        data=DataConfig("digits", bad_images="skip"),
+        data_fingerprint="0",
+        method="toy",
+    )
+    path = made.save(tmp_path_factory.getbasetemp() / "set.safetensors", more_tensors=history.tensors())
+    found = DistilledSet.load(path)
+    assert found.fingerprint == made.fingerprint
+    assert (found.classes, found.data, found.method) == (made.classes, made.data, made.method)
+    again = History.from_tensors(load_artefact(path, kind="distilled").tensors)
+    assert tensor_fingerprint(again.tensors()) == tensor_fingerprint(history.tensors())
+    assert again.snapshot_iterations == moments
+
+
+# Readers -------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def harmed(draw, whole: bytes) -> bytes:
+    """`whole` with bytes replaced, cut out or put in; or any bytes at all."""
+    if draw(st.integers(0, 7)) == 0:
+        return draw(st.binary(max_size=64))
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        near = st.integers(0, min(len(content), 64))  # headers are at the start
+        place = draw(near | st.integers(0, len(content)))
+        content[place : place + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(content[: draw(st.just(len(content)) | st.integers(0, len(content)))])
+
+
+def assert_read_or_refused(name: str, root, **options) -> None:
+    try:
+        data = load(name, root, **options)
+    except InputError:
+        return
+    for split in (data.train, data.validation, data.test):
+        assert split.images.dtype == torch.uint8
+        assert split.images.shape[1:] == (data.channels, data.size, data.size)
+        assert set(split.labels.tolist()) <= set(range(len(data.classes)))
+
+
+def harm_and_read(path, data, name: str, root, **options) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(data.draw(harmed(whole)))
+    try:
+        assert_read_or_refused(name, root, **options)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory):
+    root = tmp_path_factory.mktemp("idx")
+    return root, make_idx(root, size=8)
+
+
+@given(data=st.data())
+@settings(repeatable, max_examples=80)
+def test_any_idx_file_is_read_or_refused(data, idx):
+    root, raw = idx
+    path = data.draw(st.sampled_from(sorted(raw.iterdir())))
+    harm_and_read(path, data, "mnist", root, size=8)
+
+
+anything = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+pixels = st.sampled_from([noise((20, 3072)), noise((20, 3071)), noise((2, 3072)), np.zeros((20, 3072))])
+labels = st.lists(st.integers(0, 9), min_size=20, max_size=20) | st.just(list(range(10)) * 2)
+
+
+@given(
+    entry=st.fixed_dictionaries({"data": pixels | anything, "labels": labels | anything}) | anything,
+    meta=st.just({"label_names": list("abcdefghij")}) | st.dictionaries(st.just("label_names"), anything),
+)
+@repeatable
+def test_any_content_of_cifar_pickles_is_read_or_refused(entry, meta, tmp_path_factory):
+    """Even with the right checksum."""
+    root, kind = tmp_path_factory.getbasetemp() / "cifar", torchvision.datasets.CIFAR10
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {}
+    for name, content in [("batch", entry), ("meta", meta)]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    listed = [["batch", sums["batch"]]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "train_list", listed)
+        patch.setattr(kind, "test_list", listed)
+        patch.setattr(kind, "meta", {"filename": "meta", "key": "label_names", "md5": sums["meta"]})
+        assert_read_or_refused("cifar10", root)
+
+
+@given(data=st.data())
+@settings(repeatable, max_examples=20)
+def test_any_bytes_for_a_cifar_pickle_are_refused(data, tmp_path_factory):
+    root, kind = tmp_path_factory.getbasetemp() / "bytes", torchvision.datasets.CIFAR10
+    (root / kind.base_folder).mkdir(parents=True, exist_ok=True)
+    for name in (*(name for name, _ in kind.train_list + kind.test_list), kind.meta["filename"]):
+        (root / kind.base_folder / name).write_bytes(data.draw(st.binary(max_size=30)))
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        load("cifar10", root)
+
+
+@functools.cache
+def picture(suffix: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise((8, 8, 3))).save(file, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "gif"])
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
+@given(data=st.data())
+@settings(repeatable, max_examples=40)
+def test_any_image_file_is_read_or_refused_or_skipped(suffix, data, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / f"images_{suffix}"
+    if not root.exists():
+        make_tree(root, count=4)
+    extension = "png" if suffix == "gif" else suffix  # known by its content, whatever its name
+    path = root / "cat" / f"odd.{extension}"
+    path.write_bytes(picture(suffix))
+    harm_and_read(path, data, "image_folder", root, size=8, channels=3)
+    policy = data.draw(st.sampled_from(["refuse", "skip"]))
+    harm_and_read(path, data, "image_folder", root, size=8, bad_images=policy)
+
+
+lines = st.lists(
+    st.tuples(
+        st.sampled_from(["000.png", "001.png", "n01", "n02", "../n01", "é", "", "a\x00b", "x" * 300]),
+        st.sampled_from(["\t", " ", ",", "\n", "\t\t", "\r"]),
+        st.sampled_from(["n01", "n02", "n03", "", "0", "\udc80"]),
+    ).map("".join),
+    max_size=5,
+).map("\n".join)
+
+
+@given(
+    names=st.sampled_from(["wnids.txt", "words.txt", "val/val_annotations.txt"]),
+    text=lines.map(lambda text: text.encode(errors="surrogateescape")) | st.binary(max_size=40),
+)
+@settings(repeatable, max_examples=100)
+def test_any_list_of_tiny_imagenet_is_read_or_refused(names, text, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "tiny"
+    folder = root / "tiny-imagenet-200"
+    if not folder.exists():
+        make_tree(folder / "train", ("n01", "n02"), count=2)
+        make_tree(folder / "val", ("images",), count=2)
+    lists = {
+        "wnids.txt": b"n01\nn02\n",
+        "words.txt": b"n01\tgoldfish\n",
+        "val/val_annotations.txt": b"000.png\tn01\n001.png\tn02\n",
+    }
+    for name, content in (lists | {names: text}).items():
+        (folder / name).write_bytes(content)
+    assert_read_or_refused("tiny_imagenet", root, size=8)
