@@ -8,6 +8,7 @@ print(evaluate(result.distilled, data, EvaluateConfig()))
 
 from importlib.metadata import version
 
+from iadd_lab import _start  # noqa: F401 (first: it minds Ctrl-C during the other imports)
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import herding, random_real, whole_set
 from iadd_lab.data import DATASETS, DataConfig, ImageData, load_data

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from iadd_lab.distributed import ALONE, Ranks
 from iadd_lab.errors import check_number, require
 from iadd_lab.store import Artefact, load_artefact, save_artefact
 
@@ -39,29 +41,33 @@ class Checkpoint:
         unit: what the run counts, as in "iteration".
         seconds: at most so many seconds of work are lost to a kill, or sixty times what saving takes; 0 saves
             after every unit, whatever it costs.
+        ranks: which process of a shared run this is: asked to stop is one of them, they stop together.
 
     Raises:
         InputError: `seconds` is not a number of at least 0.
     """
 
-    def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float):
+    def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float, ranks: Ranks = ALONE):
         check_number("checkpoint_seconds", seconds)
         self.path = Path(path) if path is not None else None
-        self.run, self.unit, self.seconds = run, unit, seconds
+        self.run, self.unit, self.seconds, self.ranks = run, unit, seconds, ranks
         self.saved, self.cost = time.monotonic(), 0.0
         self._asked: int | None = None  # the signal that asked the run to stop
         self._before: dict[int, Any] = {}  # the handlers that were there
 
     def __enter__(self) -> Checkpoint:
+        heeds = self.path is not None or self.ranks.count > 1
         # Python lets only the main thread handle signals.
-        if self.path is not None and threading.current_thread() is threading.main_thread():
+        if heeds and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in _HEEDED}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._put_back()
         if kind is None and self._asked is not None:  # asked in the very last moment: all is done and kept
-            self._raise(f"it had just ended, and its result is beside {self.path}.")
+            self._raise(
+                f"it had just ended, and its result is beside {self.path}; run the same again to go on."
+            )
 
     def load(self) -> Artefact | None:
         """What was saved last, or None where nothing was.
@@ -69,7 +75,12 @@ class Checkpoint:
         Raises:
             InputError: it is damaged, or of another run.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        # Each kill in the middle of a save leaves a file; the run's lock is held, so it is nobody else's.
+        for left in self.path.parent.glob(f".{self.path.name}.*"):
+            left.unlink(missing_ok=True)
+        if not self.path.exists():
             return None
         artefact = load_artefact(self.path, kind=KIND)
         require(
@@ -84,13 +95,17 @@ class Checkpoint:
         Raises:
             KeyboardInterrupt: the user stopped the run; the message says how to go on.
             SystemExit: something else did (SIGTERM); exit code 143.
+            LostRankError: another rank is gone.
         """
-        if self.path is None:
-            return
+        # A signal reaches the ranks in different iterations: they stop after the same one.
+        asked = self.ranks.largest(self._asked or 0)
         wait = max(self.seconds, _SPARING * self.cost) if self.seconds else 0.0
-        if self._asked is not None or time.monotonic() - self.saved >= wait:
+        if self.path is not None and (asked or time.monotonic() - self.saved >= wait):
             self.save(state)
-        if self._asked is not None:
+            if self.ranks.count == 1:
+                asked = self._asked  # it may have come meanwhile
+        if asked:
+            self._asked = asked
             self._raise(
                 f"the state after {self.unit} {count} is kept in {self.path}; run the same again to go on."
             )
@@ -113,7 +128,9 @@ class Checkpoint:
             self._put_back()
             raise KeyboardInterrupt(f"stopped at once; the last state saved may be in {self.path}.")
         self._asked = number
-        tqdm.write(f"stopping after this {self.unit}; Ctrl-C again stops at once", file=sys.stderr)
+        if self.ranks.first:
+            with suppress(RuntimeError):  # the signal came in the middle of another write
+                tqdm.write(f"stopping after this {self.unit}; Ctrl-C again stops at once", file=sys.stderr)
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():
@@ -123,6 +140,7 @@ class Checkpoint:
 
     def _raise(self, message: str) -> None:
         if self._asked == signal.SIGTERM:
-            tqdm.write(f"stopped: {message}", file=sys.stderr)
+            if self.ranks.first:
+                tqdm.write(f"stopped: {message}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(message)

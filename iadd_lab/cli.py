@@ -1,8 +1,9 @@
-"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce | bench`."""
+"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce | bench | runs`."""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distill import DistillConfig, DistillResult
 from iadd_lab.distill import distill as run_distill
 from iadd_lab.distilled import KIND, DistilledSet
+from iadd_lab.distributed import joined, local_device
 from iadd_lab.errors import DivergenceError, InputError, choose, require
 from iadd_lab.evaluate import EvaluateConfig, evaluate_random
 from iadd_lab.evaluate import evaluate as run_evaluate
@@ -30,8 +32,10 @@ from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.options import options_of
 from iadd_lab.replay_buffers import import_replay_buffers
 from iadd_lab.reproduce import reproduce as run_reproduce
+from iadd_lab.runs import Criteria, Stored, prune, stored
 from iadd_lab.sampling import check_class_sizes
-from iadd_lab.store import check_folder, fingerprint, read_metadata, save_text
+from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, read_metadata, save_text
+from iadd_lab.study import runs_root
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 
@@ -47,6 +51,9 @@ class _FriendlyGroup(typer.core.TyperGroup):
         except DivergenceError as error:
             typer.echo(f"stopped: {error}", err=True)
             raise typer.Exit(1) from None
+        except KeyboardInterrupt as error:
+            typer.echo(f"stopped: {str(error) or 'run the same again to go on.'}", err=True)
+            raise typer.Exit(130) from None
         except OSError as error:
             typer.echo(f"stopped: {error}", err=True)
             raise typer.Exit(1) from None
@@ -67,6 +74,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and check data sets.")
 app.add_typer(data_app, name="data")
+runs_app = typer.Typer(
+    no_args_is_help=True, help="List what is stored in a folder of runs, and delete of it."
+)
+app.add_typer(runs_app, name="runs")
 
 DataRoot = Annotated[Path | None, typer.Option(help="Where the data lies; $IADD_DATA if not given.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -78,6 +89,7 @@ Augment = Annotated[
     typer.Option(help="Operations of differentiable siamese augmentation, comma-separated, or 'none'; "
                  "the data set's own if not given."),
 ]  # fmt: skip
+BadImages = Annotated[str, typer.Option(help="Damaged image files: refuse or skip.")]
 Width = Annotated[int | None, typer.Option(help="Filters per block of the ConvNet (128).")]
 Depth = Annotated[int | None, typer.Option(help="Blocks of the ConvNet (by image size).")]
 
@@ -103,10 +115,11 @@ def data_check(
     root: DataRoot = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
     seed: Seed = 0,
+    bad_images: BadImages = DataConfig.bad_images,
 ) -> None:
     """Load a data set in full and show what is in it."""
     started = time.perf_counter()
-    data = load_data(DataConfig(name=name, size=size, seed=seed), root=root)
+    data = load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=root)
     shape = " × ".join(map(str, data.train.images.shape[1:]))
     typer.echo(
         f"{name}: {shape}, read in {time.perf_counter() - started:.1f} s, fingerprint {data.fingerprint}"
@@ -132,6 +145,7 @@ def teach(
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels (the set's own).")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use so many training images at most.")] = None,
     data_seed: Annotated[int, typer.Option(help="Of the validation split.")] = DataConfig.seed,
+    bad_images: BadImages = DataConfig.bad_images,
     data_root: DataRoot = None,
     network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = NetworkConfig.name,
     width: Width = None,
@@ -156,7 +170,7 @@ def teach(
     check_folder(out)
     architecture = NetworkConfig(name=network, width=width, depth=depth)
     config = TeacherConfig(network=architecture, augment=_augment(augment), **fields)
-    wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed)
+    wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed, bad_images=bad_images)
     images = load_data(wanted, root=data_root)
     if import_buffers:
         trained = import_replay_buffers(import_buffers, images, config, out)
@@ -198,8 +212,11 @@ def distill(
     *,
     fields: dict[str, Any],
 ) -> None:
-    """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption."""
-    place = pick_device(device)
+    """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption.
+
+    Several processes share the segments: torchrun --nproc-per-node N -m iadd_lab distill ...
+    """
+    place = pick_device(local_device(device))
     set_precision(precision)
     check_folder(out)
     options = {"rate": weight_rate, "granularity": granularity, "fraction": prune}
@@ -207,10 +224,20 @@ def distill(
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
     config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
-    images = load_data(trained.data, root=data_root)
-    result = run_distill(
-        images, trained, config, folder=out, device=place, compile=compile, cuda_graphs=cuda_graphs
-    )
+    with joined(place) as ranks:
+        images = load_data(trained.data, root=data_root, progress=ranks.first)
+        result = run_distill(
+            images,
+            trained,
+            config,
+            folder=out if ranks.first else None,
+            device=place,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            ranks=ranks,
+        )
+    if not ranks.first:
+        return
 
     from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
 
@@ -250,15 +277,14 @@ def evaluate(
     real = load_data(made.data, root=data_root)
     if random:
         check_class_sizes(real, made.ipc)
-    # The settings are part of the name: another network, seed or number of epochs is another file.
-    name = f"evaluation_{config.network.name}_{config.split}_{fingerprint(config)[:8]}"
-    results = [run_evaluate(made, real, config, device=place, compile=compile)]
-    results[0].save(folder / f"{name}.safetensors")
+    # All that it depends on is part of the name: another set, network or number of epochs is another file.
+    suffix = fingerprint(RESULT_VERSION, made.fingerprint, config)[:8]
+    name = f"evaluation_{config.network.name}_{config.split}_{suffix}"
+    options = {"device": place, "compile": compile}
+    results = [run_evaluate(made, real, config, save_to=folder / f"{name}.safetensors", **options)]
     if random:
-        results.append(
-            evaluate_random(real, made.preprocess, config, ipc=made.ipc, device=place, compile=compile)
-        )
-        results[1].save(folder / f"{name}_random.safetensors")
+        path = folder / f"{name}_random.safetensors"
+        results.append(evaluate_random(real, made.preprocess, config, ipc=made.ipc, save_to=path, **options))
 
     from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
 
@@ -366,6 +392,69 @@ def bench(
         typer.echo(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
 
 
+RunsFolder = Annotated[
+    Path | None, typer.Option(help="Folder of runs; $IADD_RUNS, or the one in the cache folder.")
+]
+
+
+@runs_app.command("list")
+def runs_list(
+    runs: RunsFolder = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare checksums.")] = False,
+) -> None:
+    """Show what is stored: kind, size, last change, state, name and what it is."""
+    root = runs or runs_root()
+    found = stored(root, verify=verify)
+    for each in found:
+        typer.echo(_line(each))
+    typer.echo(f"{_sum(found)}, in {root}")
+
+
+@runs_app.command("prune")
+def runs_prune(
+    runs: RunsFolder = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only checkpoints, and what interrupted processes left.")
+    ] = False,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="Only what can't be read (reads everything).")
+    ] = False,
+    older_than: Annotated[
+        float | None, typer.Option(help="Only what did not change for so many days.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only names that fit a pattern, as in 'digits-*-dc-*'.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; otherwise only shown.")] = False,
+) -> None:
+    """Delete what fits all criteria given; without --yes, only show it."""
+    root = runs or runs_root()
+    criteria = Criteria(unfinished=unfinished, damaged=damaged, older_than=older_than, name=name)
+    pruned = prune(root, criteria, delete=yes)
+    for each in pruned:
+        typer.echo(_line(each.stored) + (f" - kept: {each.kept}" if each.kept else ""))
+    gone = [each.stored for each in pruned if not each.kept]
+    done = "deleted" if yes else "would be deleted: --yes deletes"
+    typer.echo(f"{_sum(gone)}, in {root} {done}")
+
+
+def _line(found: Stored) -> str:
+    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.changed))
+    state = "in use" if found.busy else "" if found.state in ("finished", "foreign") else found.state
+    line = f"{found.kind:11} {_bytes(found.size):>9}  {changed}  {state:10}  {found.name}"
+    return f"{line}: {found.about}" if found.about else line
+
+
+def _sum(found: Sequence[Stored]) -> str:
+    noun = "entry" if len(found) == 1 else "entries"
+    return f"{len(found)} {noun}, {_bytes(sum(each.size for each in found))}"
+
+
+def _bytes(count: float) -> str:
+    power = next((power for power in (1, 2, 3) if count < 1000 ** (power + 1)), 4)
+    return f"{count} B" if count < 1000 else f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"
+
+
 def _name_and_value(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     require(bool(name and equals), f"parameter {text!r} has no value: write -p NAME VALUE or -p NAME=VALUE.")
@@ -430,4 +519,5 @@ def _describe_history(loss: list[float]) -> str:
 
 def main() -> None:
     """The entry point of `iadd-lab` and `python -m iadd_lab`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `iadd_lab._start` had it during the imports
     app()

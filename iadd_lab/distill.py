@@ -19,14 +19,16 @@ from iadd_lab.compiling import choose_kernels, flops
 from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
-from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
+from iadd_lab.distributed import ALONE, LostRankError, Ranks
+from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.history import ALL_RATES, History
+from iadd_lab.locks import alone_in
 from iadd_lab.matching import Learned, Matching, effective_share
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
-from iadd_lab.segments import draw_place, draw_segment
-from iadd_lab.store import Artefact, describe, fingerprint, load_artefact, restore
+from iadd_lab.segments import draw_segments
+from iadd_lab.store import Artefact, added_field, describe, fingerprint, load_artefact, restore, taken_apart
 from iadd_lab.student import student_loss
 from iadd_lab.teachers import TeacherConfig, Teachers
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Variables, mean_gradients
@@ -85,7 +87,7 @@ class DistillConfig:
     gradient: str = "adjoint"
     initial_images: str = "real"
     augment: AugmentConfig | None = None
-    back_offs: int = 5
+    back_offs: int = added_field(5)
     snapshots: int = 11
     seed: int = 0
 
@@ -102,10 +104,11 @@ class DistillConfig:
         choose("gradient", self.gradient, ENGINES)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
         check_whole("back_offs", self.back_offs, minimum=0)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
         check_whole("snapshots", self.snapshots, minimum=2)
         check_whole("seed", self.seed, minimum=0)
         require(
-            isinstance(self.matching, Matching),
+            isinstance(self.matching, Matching) and type(self.matching) is not Matching,
             f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
         )
 
@@ -161,16 +164,18 @@ class DistillResult:
             "config" in artefact.metadata,
             f"{path} holds a set without a distillation: use DistilledSet.load.",
         )
-        return cls(
-            distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
-            importance=artefact.tensors["importance"],
-            raw=artefact.tensors["raw"],
-            history=History.from_tensors(artefact.tensors),
-            config=restore(DistillConfig, artefact.metadata["config"]),
-            teachers=artefact.metadata["teachers"],
-        )
+        with taken_apart(path):
+            return cls(
+                distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
+                importance=artefact.tensors["importance"],
+                raw=artefact.tensors["raw"],
+                history=History.from_tensors(artefact.tensors),
+                config=restore(DistillConfig, artefact.metadata["config"]),
+                teachers=artefact.metadata["teachers"],
+            )
 
 
+@alone_in("folder")
 def distill(
     data: ImageData,
     teachers: Teachers,
@@ -183,6 +188,7 @@ def distill(
     progress: bool = True,
     on_iteration: Callable[[int, History], None] | None = None,
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks = ALONE,
 ) -> DistillResult:
     """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
 
@@ -199,9 +205,13 @@ def distill(
         progress: whether to show a progress bar.
         on_iteration: called with (iteration, history) after every update, for live plots.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
+        ranks: which process of how many this is, where they share the segments; see `iadd_lab.distributed`.
+            All get the result; `progress` and `on_iteration` are only heeded in the first, and it alone may
+            be given a `folder`: the others would wait for it to leave it.
 
     Raises:
         InputError: data, teachers and config do not fit together, or `folder` holds another run.
+        LostRankError: another rank is gone; the state before the iteration is in the checkpoint.
         DivergenceError: the loss is not finite or α is not positive any more, and `back_offs` are used up.
             The last state whose loss was finite is in the checkpoint, and in the error's `result`.
         KeyboardInterrupt: by Ctrl-C, after the state was saved.
@@ -209,27 +219,33 @@ def distill(
     # Resolved here, so that the artefact says what was done.
     config = replace(config, augment=data.augmentation(config.augment))
     check_inputs(data, teachers, config)
-    finished = _finished(folder, teachers, config)
+    ranks.own(config.segments)
+    ranks.require_same(fingerprint(config, teachers.fingerprint))
+    folder = folder if ranks.first else None
+    finished = ranks.from_first(_finished(folder, teachers, config))
+    path = Path(folder) / "checkpoint.safetensors" if folder is not None else None
     if finished is not None:
+        if path is not None:
+            path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
         return finished
     reuse_freed_memory()
-    run = _Run(data, teachers, config, torch.device(device), compile)
+    run = _Run(data, teachers, config, torch.device(device), compile, ranks)
     if cuda_graphs:
         run.loss = captured(run.loss, run.device)
-    path = Path(folder) / "checkpoint.safetensors" if folder is not None else None
+    seconds, shown = ranks.checkpoint_seconds(checkpoint_seconds), progress and ranks.first
     with (
-        Checkpoint(path, run=run.identity(), unit="iteration", seconds=checkpoint_seconds) as checkpoint,
-        tqdm(total=config.iterations, desc="distill", leave=None, disable=not progress) as bar,
+        Checkpoint(path, run=run.identity(), unit="iteration", seconds=seconds, ranks=ranks) as checkpoint,
+        tqdm(total=config.iterations, desc="distill", leave=None, disable=not shown) as bar,
     ):
-        stored = checkpoint.load()
+        stored = ranks.from_first(checkpoint.load())
         if stored is not None:
             run.load(stored)
         while run.iteration < config.iterations:
             _iterate_or_keep(run, checkpoint)
             _show(run, bar)
-            if on_iteration is not None:
+            if on_iteration is not None and ranks.first:
                 on_iteration(run.iteration, run.history)
-            checkpoint.keep(run.iteration, run.stored)
+            _keep_or_lose(run, checkpoint)
         result = run.result()
         if folder is not None:
             result.save(Path(folder) / "distilled.safetensors")
@@ -244,12 +260,28 @@ def _iterate_or_keep(run: _Run, checkpoint: Checkpoint) -> None:
     except DivergenceError as error:
         if run.back_off(str(error)):
             return
-        where = ""
-        if checkpoint.path is not None:
-            checkpoint.save(run.stored)
-            where = f" in {checkpoint.path}"
-        kept = f"The state after {run.iteration} iterations is kept{where}."
-        raise DivergenceError(f"{error} {kept}", result=run.result()) from None
+        raise DivergenceError(f"{error} {_keep_now(run, checkpoint)}", result=run.result()) from None
+    except LostRankError as error:
+        raise LostRankError(f"{error} {_keep_now(run, checkpoint)} Run the same again to go on.") from error
+
+
+def _keep_or_lose(run: _Run, checkpoint: Checkpoint) -> None:
+    """Save the state if it is time to, or if another rank is gone."""
+    try:
+        checkpoint.keep(run.iteration, run.stored)
+    except LostRankError as error:
+        raise LostRankError(f"{error} {_keep_now(run, checkpoint)} Run the same again to go on.") from error
+
+
+def _keep_now(run: _Run, checkpoint: Checkpoint) -> str:
+    """Save the state, where there is a place for it, and say so."""
+    if not run.ranks.first:
+        return "What rank 0 saved last is kept."
+    where = ""
+    if checkpoint.path is not None:
+        checkpoint.save(run.stored)
+        where = f" in {checkpoint.path}"
+    return f"The state after {run.iteration} iterations is kept{where}."
 
 
 def _show(run: _Run, bar: tqdm) -> None:
@@ -312,7 +344,7 @@ def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) ->
         return None
     result = DistillResult.load(path)
     require(
-        result.config == config and result.teachers["fingerprint"] == teachers.fingerprint,
+        result.config == config and result.teachers.get("fingerprint") == teachers.fingerprint,
         f"{path} is the result of another configuration: choose another folder, or delete it.",
     )
     return result
@@ -328,8 +360,10 @@ class _Run:
         config: DistillConfig,
         device: torch.device,
         compile: str,
+        ranks: Ranks = ALONE,
     ):
         self.data, self.teachers, self.config, self.device = data, teachers, config, device
+        self.ranks = ranks
         network = teachers.network(0)
         self.loss = student_loss(
             network, choose_kernels(compile, work=distillation_flops(network, data, config))
@@ -360,13 +394,16 @@ class _Run:
         Raises:
             DivergenceError: the loss is not finite, or an update would be unusable. The run is then back in
                 the last state whose loss was finite.
+            LostRankError: another rank is gone. The run is then as it was before.
         """
         started = time.perf_counter()
         before = self.state()
         variables = Variables(self.images.detach(), self.labels, self.alpha.detach(), self.raw)
-        segments = [self.draw_segment() for _ in range(self.config.segments)]
-        parts = [self.engine(self.loss, segment, variables, self.objective(segment)) for segment in segments]
-        gradients = mean_gradients(parts)
+        try:
+            gradients, unweighted, target = self.gradients(variables)
+        except LostRankError:
+            self.restore(before)
+            raise
         if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
             # The update before led here: the state before that one is the last that is known to be good.
             self.restore(self.proven or before)
@@ -384,9 +421,28 @@ class _Run:
             raise DivergenceError(self.explain_update(after))
         self.proven = before
         # Where W depends on the segment, it is the last one's.
-        self.importance = self.weights(self.raw, gradients.end, segments[-1].target)
-        unweighted = [_unweighted(part, segment) for part, segment in zip(parts, segments, strict=True)]
-        self.record(gradients.loss, torch.stack(unweighted).mean(), time.perf_counter() - started)
+        self.importance = self.weights(self.raw, gradients.end, target)
+        self.record(gradients.loss, unweighted, time.perf_counter() - started)
+
+    def gradients(self, variables: Variables) -> tuple[Gradients, torch.Tensor, torch.Tensor]:
+        """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""
+        segments = draw_segments(
+            self.teachers,
+            self.config,
+            self.images,
+            self.generator,
+            own=self.ranks.own(self.config.segments),
+        )
+        parts = [self.engine(self.loss, segment, variables, self.objective(segment)) for segment in segments]
+        end, target = self.ranks.from_last((parts[-1].end, segments[-1].target))
+        rows = self.ranks.gather(
+            [
+                (part.loss, part.images, part.alpha, part.raw, _unweighted(part, segment))
+                for part, segment in zip(parts, segments, strict=True)
+            ]
+        )
+        mean = mean_gradients([Gradients(*row[:-1], end) for row in rows])
+        return mean, torch.stack([row[-1] for row in rows]).mean(), target
 
     def unusable(self) -> str:
         """The rate whose update made something not finite, or α not positive."""
@@ -399,15 +455,11 @@ class _Run:
         if len(self.history.back_off_rates) >= self.config.back_offs:
             return False
         self.history.back_off(self.at_fault)
-        logger.warning("%s Went back to iteration %d and halved %s.", reason, self.iteration, self.at_fault)
+        if self.ranks.first:
+            logger.warning(
+                "%s Went back to iteration %d and halved %s.", reason, self.iteration, self.at_fault
+            )
         return True
-
-    def draw_segment(self) -> Segment:
-        """A teacher, a start epoch, and J steps of rows and augmentation."""
-        teacher, epoch = draw_place(self.teachers, self.config, self.generator)
-        return draw_segment(
-            self.teachers, self.config, self.images, self.generator, teacher=teacher, start_epoch=epoch
-        )
 
     def objective(self, segment: Segment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         matching, layout = self.config.matching, self.layout
@@ -528,13 +580,13 @@ class _Run:
 
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
-        self.restore(artefact.tensors)
-        proven = {
-            n.removeprefix("proven/"): t for n, t in artefact.tensors.items() if n.startswith("proven/")
-        }
-        self.proven = proven or None
-        self.iteration = artefact.metadata["iteration"]
-        self.history = History.from_tensors(artefact.tensors)
+        tensors = artefact.tensors
+        with taken_apart(artefact.path):
+            self.restore(tensors)
+            proven = {n.removeprefix("proven/"): t for n, t in tensors.items() if n.startswith("proven/")}
+            self.proven = proven or None
+            self.iteration = artefact.metadata["iteration"]
+            self.history = History.from_tensors(tensors)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"images": self.image_optimizer, "alpha": self.alpha_optimizer}

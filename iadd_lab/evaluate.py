@@ -17,11 +17,12 @@ from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.compiling import choose_kernels
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
-from iadd_lab.errors import check_number, check_whole, choose, require
+from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
+from iadd_lab.locks import alone_in
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact
+from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact, taken_apart
 from iadd_lab.student import student_loss
 from iadd_lab.training import Training, predict, training_flops
 
@@ -57,6 +58,7 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_kind("network", self.network, NetworkConfig)
         check_whole("networks", self.networks, minimum=1)
         check_whole("epochs", self.epochs, minimum=1)
         if self.rate is not None:
@@ -65,6 +67,7 @@ class EvaluateConfig:
         check_number("momentum", self.momentum, maximum=0.999)
         check_number("weight_decay", self.weight_decay)
         check_whole("batch", self.batch, minimum=1)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
         check_whole("seed", self.seed, minimum=0)
 
 
@@ -125,16 +128,20 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read and verify the evaluation at `path`."""
+        """Read and verify the evaluation at `path`.
+
+        Raises:
+            InputError: the file is missing, damaged, or no evaluation.
+        """
         artefact = load_artefact(path, kind="evaluation")
         stored: dict[str, Any] = artefact.metadata
-        return cls(
-            confusion=artefact.tensors["confusion"],
-            classes=tuple(stored["classes"]),
-            method=stored["method"],
-            config=restore(EvaluateConfig, stored["config"]),
-            identity=stored.get("identity", ""),
-        )
+        with taken_apart(path):
+            confusion, classes = artefact.tensors["confusion"], tuple(stored["classes"])
+            shape = tuple(confusion.shape)
+            fits = confusion.dtype == torch.int64 and shape[1:] == (len(classes), len(classes))
+            require(fits, f"its counts have {shape} {confusion.dtype} for {len(classes)} classes")
+            config = restore(EvaluateConfig, stored["config"])
+            return cls(confusion, classes, stored["method"], config, stored.get("identity", ""))
 
 
 def spread(values: torch.Tensor) -> float:
@@ -174,6 +181,7 @@ def evaluate_random(
     return evaluate_each(sets, data, config, **options)
 
 
+@alone_in("save_to")
 def evaluate_each(
     sets: Iterable[DistilledSet],
     data: ImageData,
@@ -212,10 +220,11 @@ def evaluate_each(
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
+    path = Path(save_to).with_suffix(".checkpoint") if save_to is not None else None
     if save_to is not None and Path(save_to).exists():
+        path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
         return _finished(Path(save_to), identity)
     run = _Run(sets, config, data, torch.device(device), compile)
-    path = Path(save_to).with_suffix(".checkpoint") if save_to is not None else None
     total, title = len(sets) * config.epochs, f"evaluate {sets[0].method}"
     with (
         Checkpoint(path, run=identity, unit="epoch", seconds=checkpoint_seconds) as checkpoint,
@@ -223,7 +232,8 @@ def evaluate_each(
     ):
         stored = checkpoint.load()
         if stored is not None:
-            run.restore(stored.tensors)
+            with taken_apart(stored.path):
+                run.restore(stored.tensors)
         bar.update(run.epochs)
         while not run.ended:
             bar.update(run.advance())

@@ -22,14 +22,15 @@ from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
-from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
+from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.history import History
+from iadd_lab.locks import alone_in
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
-from iadd_lab.store import Artefact, describe, fingerprint, load_artefact
+from iadd_lab.store import Artefact, added_field, describe, fingerprint, load_artefact, taken_apart
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class DescentConfig:
     real_batch: int = 256
     initial_images: str = "real"
     augment: AugmentConfig | None = None
-    back_offs: int = 5
+    back_offs: int = added_field(5)
     seed: int = 0
 
     def __post_init__(self):
@@ -57,6 +58,7 @@ class DescentConfig:
         check_number("momentum", self.momentum, maximum=0.999)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
         check_whole("back_offs", self.back_offs, minimum=0)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
         check_whole("seed", self.seed, minimum=0)
 
     @property
@@ -161,6 +163,7 @@ def step_images(
     return total
 
 
+@alone_in("folder")
 def descend(
     task: Task,
     iterate: Iterate,
@@ -180,11 +183,12 @@ def descend(
     check_class_sizes(task.data, task.config.ipc if task.config.initial_images == "real" else 1)
     task.fresh_network(0)  # before anything expensive: does it fit the images at all?
     target = Path(folder) / "distilled.safetensors" if folder is not None else None
+    path = target.with_name("checkpoint.safetensors") if target is not None else None
     if target is not None and target.exists():
+        path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
         return _finished(target, task)
     reuse_freed_memory()
     run = _Run(task, iterate)
-    path = target.with_name("checkpoint.safetensors") if target is not None else None
     with (
         Checkpoint(path, run=task.identity, unit="iteration", seconds=checkpoint_seconds) as checkpoint,
         tqdm(total=task.config.iterations, desc=task.config.method, leave=None, disable=not progress) as bar,
@@ -234,7 +238,8 @@ def _finished(path: Path, task: Task) -> DistilledSet:
         artefact.metadata.get("run") == task.identity,
         f"{path} is the result of another configuration: choose another folder, or delete it.",
     )
-    return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
+    with taken_apart(path):
+        return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
 
 
 class _Run:
@@ -331,6 +336,7 @@ class _Run:
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
         tensors = artefact.tensors
-        self.history = History.from_tensors(tensors)
-        self.restore(tensors)
-        self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}
+        with taken_apart(artefact.path):
+            self.history = History.from_tensors(tensors)
+            self.restore(tensors)
+            self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,17 +43,59 @@ def draw_segment(
         teacher: the number of the teacher.
         start_epoch: i, at most the teachers' epochs − K.
     """
+    return _read(
+        teachers,
+        config,
+        images,
+        teacher=teacher,
+        start_epoch=start_epoch,
+        steps=_draw_steps(config, images, generator),
+    )
+
+
+def draw_segments(
+    teachers: Teachers,
+    config: DistillConfig,
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    own: Container[int],
+) -> list[Segment]:
+    """Those of an iteration's `config.segments` whose numbers are `own`; the others are drawn, not read."""
+    segments = []
+    for number in range(config.segments):
+        teacher, start_epoch = draw_place(teachers, config, generator)
+        steps = _draw_steps(config, images, generator)
+        if number in own:
+            segments.append(
+                _read(teachers, config, images, teacher=teacher, start_epoch=start_epoch, steps=steps)
+            )
+    return segments
+
+
+def _draw_steps(config: DistillConfig, images: torch.Tensor, generator: torch.Generator) -> tuple[Step, ...]:
     count, _, height, width = images.shape
     batches: list[torch.Tensor] = []
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
-    steps = tuple(
+    return tuple(
         Step(
             to_device(rows, images.device),
             draw(config.augment, batch=len(rows), height=height, width=width, generator=generator),
         )
         for rows in batches[: config.student_steps]
     )
+
+
+def _read(
+    teachers: Teachers,
+    config: DistillConfig,
+    images: torch.Tensor,
+    *,
+    teacher: int,
+    start_epoch: int,
+    steps: tuple[Step, ...],
+) -> Segment:
     return Segment(
         start=to_device(teachers.snapshot(teacher, start_epoch), images.device),
         target=to_device(teachers.snapshot(teacher, start_epoch + config.teacher_epochs), images.device),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,17 +17,20 @@ from iadd_lab.augment import AugmentConfig
 from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import DataConfig, ImageData
-from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
+from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
+from iadd_lab.locks import PREPROCESSING, alone_in
 from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
 from iadd_lab.preprocess import (
     PREPROCESSES,
     Preprocess,
+    check_preprocess,
     fit_preprocess,
     preprocess_from_tensors,
     preprocess_tensors,
 )
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store import (
+    added_field,
     describe,
     fingerprint,
     load_artefact,
@@ -34,10 +39,14 @@ from iadd_lab.store import (
     read_metadata,
     restore,
     save_artefact,
+    taken_apart,
+    told_why,
 )
 from iadd_lab.training import Training, predict, training_flops
 
 _MANIFEST = "teachers.safetensors"
+_LARGE = 2**28  # bytes of a trajectory that is not kept in memory while it comes to be
+STORE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class TeacherConfig:
         weight_decay: of SGD.
         augment: differentiable siamese augmentation of every batch; None takes the data set's own.
         seed: of initialisations, order and augmentation; each teacher has streams of its own.
+        store_dtype: how trajectories are stored: "float32" (exactly), "float16" (half as large, with weights
+            rounded to 11 bits) or "bfloat16" (to 8 bits, often more than an epoch moves them by).
     """
 
     network: NetworkConfig = NetworkConfig()
@@ -65,15 +76,19 @@ class TeacherConfig:
     weight_decay: float = 0.0
     augment: AugmentConfig | None = None
     seed: int = 0
+    store_dtype: str = added_field("float32")
 
     def __post_init__(self):
+        check_kind("network", self.network, NetworkConfig)
         choose("preprocess", self.preprocess, PREPROCESSES)
         check_whole("epochs", self.epochs, minimum=1)
         check_number("rate", self.rate, above=True)
         check_whole("batch", self.batch, minimum=1)
         check_number("momentum", self.momentum, maximum=0.999)
         check_number("weight_decay", self.weight_decay)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
         check_whole("seed", self.seed, minimum=0)
+        choose("store_dtype", self.store_dtype, STORE_DTYPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +139,8 @@ class Teachers:
     def snapshot(self, teacher: int, epoch: int) -> torch.Tensor:
         """θ of `teacher` after `epoch` epochs (0 is its initialisation): (P,) float32 on the CPU."""
         with open_artefact(self.paths[teacher]) as file:
-            return file.get_slice("trajectory")[epoch].clone()
+            row = file.get_slice("trajectory")[epoch]
+            return row.to(torch.float32, copy=True)  # a copy, or the whole file would stay mapped
 
     def trajectory(self, teacher: int) -> torch.Tensor:
         """θ of `teacher` at its initialisation and after every epoch: (epochs + 1, P) float32 on the CPU."""
@@ -145,22 +161,22 @@ class Teachers:
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
-        save_artefact(
-            self.path(teacher), kind="trajectory", tensors={"trajectory": trajectory}, metadata=metadata
-        )
+        tensors = {"trajectory": trajectory.to(STORE_DTYPES[self.config.store_dtype])}
+        save_artefact(self.path(teacher), kind="trajectory", tensors=tensors, metadata=metadata)
 
     def _verify(self, path: Path) -> None:
         artefact = load_artefact(path, kind="trajectory")
         require(
-            artefact.metadata["teachers"] == self.identity,
+            artefact.metadata.get("teachers") == self.identity,
             f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.",
         )
-        number = artefact.metadata["teacher"]
+        with taken_apart(path):
+            number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
+            named = path == self.path(number)
         require(
-            path == self.path(number),
-            f"{path} holds teacher {number}, by another name than {self.path(number).name}: rename it.",
+            named,
+            f"{path} holds teacher {number}, by another name than its own: rename it.",
         )
-        shape = tuple(artefact.tensors["trajectory"].shape)
         expected = (self.config.epochs + 1, self.layout.count)
         require(
             shape == expected,
@@ -168,6 +184,7 @@ class Teachers:
         )
 
 
+@alone_in("folder")
 def train_teachers(
     data: ImageData,
     config: TeacherConfig,
@@ -202,6 +219,9 @@ def train_teachers(
     teachers = prepare_teachers(data, config, Path(folder))
     _ = teachers.paths  # a damaged file is named now, not after hours of training
     missing = [index for index in range(count) if not teachers.path(index).exists()]
+    for index in set(range(count)) - set(missing):
+        # Left by a kill between writing the trajectory and removing it.
+        teachers.checkpoint(index).unlink(missing_ok=True)
     if missing:
         images = teachers.preprocess.apply(data.train.images.to(device))
         labels = data.train.labels.to(device)
@@ -239,31 +259,50 @@ def _train_one(
         generators=[generator(config.seed, "teacher", index, "order")],
         kernels=kernels,
     )
-    snapshots, losses = [_snapshot(teachers, network)], []  # each snapshot (P,), a copy
+    trajectory, losses = _room(teachers), []  # (epochs + 1, P)
+    trajectory[0] = _snapshot(teachers, network)
     run = fingerprint(teachers.identity, index)
     with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=seconds) as checkpoint:
         stored = checkpoint.load()
         if stored is not None:
-            training.restore(stored.tensors)
-            snapshots, losses = list(stored.tensors["trajectory"]), stored.metadata["losses"]
+            with taken_apart(stored.path):
+                training.restore(stored.tensors)
+                trajectory[: training.epoch + 1] = stored.tensors["trajectory"]
+                losses = stored.metadata["losses"]
             bar.update(training.epoch)
         while training.epoch < config.epochs:
             losses += training.advance()
-            snapshots.append(_snapshot(teachers, network))
+            trajectory[training.epoch] = _snapshot(teachers, network)
             bar.update()
             bar.set_postfix(teacher=index, loss=f"{losses[-1]:.3f}", refresh=False)
-            checkpoint.keep(training.epoch, partial(_state, training, snapshots, losses))
-        if not torch.isfinite(snapshots[-1]).all():  # the last step came after the last loss
+            checkpoint.keep(training.epoch, partial(_state, training, trajectory, losses))
+        if not torch.isfinite(trajectory[-1]).all():  # the last step came after the last loss
             raise DivergenceError(
                 f"teacher {index} ended with parameters that are not finite: lower the rate."
             )
         history = {"train_loss": losses, "validation_accuracy": _accuracy(network, teachers, data, kernels)}
-        teachers.save(index, torch.stack(snapshots), history=history)
+        teachers.save(index, trajectory, history=history)
         checkpoint.remove()
 
 
-def _state(training: Training, snapshots: list[torch.Tensor], losses: list[float]) -> State:
-    return training.state() | {"trajectory": torch.stack(snapshots)}, {"losses": losses}
+def _room(teachers: Teachers) -> torch.Tensor:
+    """Room for a trajectory, (epochs + 1, P): a large one in a mapped file that goes with the tensor."""
+    shape = (teachers.config.epochs + 1, teachers.layout.count)
+    dtype, count = STORE_DTYPES[teachers.config.store_dtype], shape[0] * shape[1]
+    # Without this call there is no telling whether the disk has room, nor may an open file be mapped.
+    if count * dtype.itemsize < _LARGE or not hasattr(os, "posix_fallocate"):
+        return torch.empty(shape, dtype=dtype)
+    with (
+        told_why(teachers.folder / ".trajectory"),
+        tempfile.NamedTemporaryFile(dir=teachers.folder, prefix=".trajectory.") as file,
+    ):
+        # A disk that is full must be an error now: once mapped, it would be the process's death.
+        os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+
+
+def _state(training: Training, trajectory: torch.Tensor, losses: list[float]) -> State:
+    return training.state() | {"trajectory": trajectory[: training.epoch + 1]}, {"losses": losses}
 
 
 def _accuracy(network: nn.Module, teachers: Teachers, data: ImageData, kernels: Kernels) -> float:
@@ -296,7 +335,9 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
     )
     artefact = load_artefact(folder / _MANIFEST, kind="teachers")
-    teachers = _from_manifest(folder, artefact.metadata, preprocess_from_tensors(artefact.tensors), count)
+    with taken_apart(folder / _MANIFEST):
+        preprocess = preprocess_from_tensors(artefact.tensors)
+        teachers = _from_manifest(folder, artefact.metadata, preprocess, count)
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
 
@@ -304,6 +345,7 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
 def _from_manifest(
     folder: Path, metadata: dict, preprocess: Preprocess, count: int | None = None
 ) -> Teachers:
+    check_preprocess(preprocess, channels=metadata["channels"], size=metadata["size"])
     return Teachers(
         folder=folder,
         config=restore(TeacherConfig, metadata["config"]),
@@ -318,6 +360,7 @@ def _from_manifest(
     )
 
 
+@alone_in("folder", file=PREPROCESSING)
 def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Teachers:
     """A folder that is ready for trajectories: what they are of, and the fitted preprocessing, are stored.
 
@@ -344,7 +387,8 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
             not differences,
             f"{folder} holds teachers of other settings ({'; '.join(differences)}): choose another folder.",
         )
-        return _from_manifest(folder, stored.metadata, preprocess_from_tensors(stored.tensors))
+        with taken_apart(manifest):
+            return _from_manifest(folder, stored.metadata, preprocess_from_tensors(stored.tensors))
     preprocess = fit_preprocess(config.preprocess, data.train.images)
     save_artefact(manifest, kind="teachers", tensors=preprocess_tensors(preprocess), metadata=metadata)
     return _from_manifest(folder, metadata, preprocess)

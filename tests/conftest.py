@@ -19,6 +19,12 @@ torch.set_num_threads(1)
 AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills", type=int, default=6, help="how often test_kill.py kills a run (6; 25 and more in full)"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache of decoded images."""

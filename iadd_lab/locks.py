@@ -1,0 +1,156 @@
+"""Locks between processes: two of them never compute the same thing at once, nor write into one folder.
+
+A lock is a file that the operating system locks for its owner, and frees when the owner ends, in whatever
+way. The file goes with its last holder. A process that had opened it before learns from filelock that it is
+gone, and tries anew: else it and the maker of the next file would both believe that they are alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+PREPROCESSING = ".preprocess.lock"  # in the folder of teachers: nobody need wait for hours of training
+_PAUSE = 0.1  # seconds between two looks at a lock that another process holds
+# How a file system says that it has no locks: network and overlay ones, as they are mounted.
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+# Nor can a result be written where no lock can: whoever tries to will hear of it, who only reads need not.
+_NOTHING_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def lock_of(path: Path | str) -> Path:
+    """The file that is locked while the folder `path` is worked in, or the file `path` is made."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.lock") if path.suffix == ".safetensors" else path / ".lock"
+
+
+@contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold `lock` while the block runs; wait for another process that has it, and say so in one line.
+
+    A thread that holds it may take it again. Where the file system knows no locks, one line says so, and the
+    block runs without; where nothing can be written, it does so in silence.
+
+    Args:
+        lock: the file to lock; its folder is made. Both are gone afterwards, unless the folder holds more.
+        what: is computed, for the line that is written while waiting.
+    """
+    holder, is_new = _lock_on(lock, is_singleton=True), not lock.parent.exists()
+    held = _wait_for(holder, lock, what)
+    try:
+        yield
+    finally:
+        if held:
+            if holder.lock_counter == 1:  # the outermost block of this thread
+                _remove(lock)
+            if is_new:  # where nothing was written, as after a refusal, nothing is left
+                with suppress(OSError):
+                    lock.parent.rmdir()
+            holder.release()
+
+
+def alone_in(parameter: str, *, file: str = "") -> Callable[[_Function], _Function]:
+    """Decorate a function so that it holds the lock of what it is given as `parameter`.
+
+    Args:
+        parameter: of the function: the folder that it works in, the file that it makes, or None.
+        file: another lock than `lock_of`'s, in that folder.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*positional, **named):
+            bound = signature.bind(*positional, **named)
+            path = bound.arguments.get(parameter)
+            if path is None:
+                return function(*positional, **named)
+            with alone(Path(path) / file if file else lock_of(path), str(path)):
+                return function(*positional, **named)
+
+        return locked
+
+    return decorate
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process, this one included, holds `lock`; also where that can't be found out."""
+    if not lock.exists():
+        return False
+    probe = _lock_on(lock)
+    try:
+        probe.acquire(timeout=0)
+    except (Timeout, OSError):
+        return lock.exists()
+    probe.release()
+    return False
+
+
+@contextmanager
+def if_free(lock: Path) -> Iterator[bool]:
+    """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held."""
+    holder = _lock_on(lock)
+    try:
+        holder.acquire(timeout=0)
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _remove(lock)
+        holder.release()
+
+
+def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
+    # Whoever shares the folder must be able to open the file; a soft lock would outlive a killed owner.
+    return FileLock(lock.absolute(), mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)
+
+
+def _wait_for(holder: FileLock, lock: Path, what: str) -> bool:
+    """Take the lock; False where there can be none."""
+    try:
+        if not _taken(holder, lock):
+            _say(f"waiting for another process that computes {what}")
+            while not _taken(holder, lock):
+                time.sleep(_PAUSE)
+    except OSError as error:
+        if error.errno in _NOTHING_WRITTEN:
+            return False
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        place = f"{lock.parent} can't be locked ({error.strerror})"
+        _say(f"{place}: let no other process compute {what} meanwhile")
+        return False
+    return True
+
+
+def _taken(holder: FileLock, lock: Path) -> bool:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        holder.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):  # its owner may remove the whole folder
+        return False
+    return True
+
+
+def _remove(lock: Path) -> None:
+    with suppress(OSError):  # Windows keeps what is open; filelock removes it there
+        lock.unlink(missing_ok=True)
+
+
+def _say(sentence: str) -> None:
+    tqdm.write(sentence, file=sys.stderr)  # below a progress bar, not into it

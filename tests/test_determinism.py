@@ -1,0 +1,191 @@
+"""Same seed, same machine, same bits: in every process, whatever ran before, and in whatever order."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import iadd_lab
+from iadd_lab import (
+    DistillConfig,
+    DistributionMatchingConfig,
+    EvaluateConfig,
+    GradientMatchingConfig,
+    Learned,
+    NetworkConfig,
+    Pruned,
+    TeacherConfig,
+    Uniform,
+)
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.store import tensor_fingerprint
+from iadd_lab.study import METHODS, Study
+from tests.conftest import AUGMENT
+from tests.samples import load
+from tests.test_study import TINY
+
+NETWORK = NetworkConfig(width=4, depth=2)
+TEACHER = TeacherConfig(network=NETWORK, epochs=3, preprocess="zca", momentum=0.9, augment=AUGMENT)
+DISTILL = DistillConfig(
+    iterations=3,
+    student_steps=3,
+    teacher_epochs=1,
+    max_start_epoch=2,
+    segments=2,
+    batch=4,
+    alpha_rate=1e-6,
+    image_rate=10.0,
+    augment=AUGMENT,
+)
+DISTILLED = {
+    "mtt": replace(DISTILL, matching=Uniform()),
+    "ddpp": replace(DISTILL, matching=Pruned(), gradient="full"),
+    "iadd": replace(DISTILL, matching=Learned()),
+    "adam": replace(DISTILL, image_optimizer="adam", image_rate=0.1, initial_images="noise"),
+}
+MATCHED = {
+    "dc": GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AugmentConfig(operations=())),
+    "dsa": GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AUGMENT),
+}
+MEANS = DistributionMatchingConfig(ipc=2, iterations=2, augment=AUGMENT)
+EVALUATE = EvaluateConfig(network=NETWORK, networks=2, epochs=3, batch=4, augment=AUGMENT)
+
+
+class Laboratory:
+    """Data and teachers, made anew in a folder, and everything that depends on them."""
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.folder, self.seed = folder, seed
+        self.data = load("digits", seed=seed)
+        config = replace(TEACHER, seed=seed)
+        self.teachers = iadd_lab.train_teachers(
+            self.data, config, folder / f"teachers{seed}", count=2, progress=False
+        )
+        self.study = Study(folder / f"runs{seed}", device="cpu", threads=1, progress=False)
+        self.random = iadd_lab.random_real(self.data, self.teachers.preprocess, ipc=2, seed=seed)
+
+    def jobs(self) -> dict:
+        """What to compute, by name; each gives named tensors."""
+        return {
+            **{
+                f"split {name}": lambda name=name: self.split(name)
+                for name in ("train", "validation", "test")
+            },
+            **{f"teacher {number}": lambda number=number: self.teacher(number) for number in range(2)},
+            **{f"distill {name}": lambda name=name: self.distill(name) for name in DISTILLED},
+            **{f"match {name}": lambda name=name: self.match(name) for name in (*MATCHED, "dm")},
+            "random": lambda: {"images": self.random.images},
+            "herding": self.herding,
+            "evaluate": self.evaluate,
+            "evaluate random": self.evaluate_random,
+            **{f"cell {method}": lambda method=method: self.cell(method) for method in METHODS},
+        }
+
+    def split(self, name):
+        split = self.data.split(name)
+        return {"images": split.images, "labels": split.labels}
+
+    def teacher(self, number):
+        return {"trajectory": self.teachers.trajectory(number)}
+
+    def distill(self, name):
+        config = replace(DISTILLED[name], seed=self.seed)
+        made = iadd_lab.distill(self.data, self.teachers, config, progress=False)
+        history = torch.tensor([made.history.loss, made.history.alpha], dtype=torch.float64)
+        return {"images": made.images, "raw": made.raw, "importance": made.importance, "history": history}
+
+    def match(self, name):
+        make = iadd_lab.match_distributions if name == "dm" else iadd_lab.match_gradients
+        config = replace({**MATCHED, "dm": MEANS}[name], seed=self.seed)
+        made = make(self.data, self.teachers.preprocess, NETWORK, config, progress=False)
+        return {"images": made.images}
+
+    def herding(self):
+        return {"images": iadd_lab.herding(self.data, self.teachers, ipc=2).images}
+
+    def evaluate(self):
+        config = replace(EVALUATE, seed=self.seed)
+        return {"confusion": iadd_lab.evaluate(self.random, self.data, config, progress=False).confusion}
+
+    def evaluate_random(self):
+        config, preprocess = replace(EVALUATE, seed=self.seed), self.teachers.preprocess
+        found = iadd_lab.evaluate_random(self.data, preprocess, config, ipc=2, progress=False)
+        return {"confusion": found.confusion}
+
+    def cell(self, method):
+        setting = replace(TINY, seed=self.seed)
+        made = [held.images for held in self.study.sets(setting, method)]
+        cell = self.study.cell(setting, method)
+        return {"confusion": cell.evaluation.confusion, **{str(n): i for n, i in enumerate(made)}}
+
+
+def fingerprints(folder: Path, *, backwards: bool = False) -> dict[str, str]:
+    """Of everything that is computed, by name."""
+    jobs = Laboratory(folder).jobs()
+    names = reversed(jobs) if backwards else jobs
+    return {name: tensor_fingerprint(jobs[name]()) for name in names}
+
+
+def disturb(folder: Path) -> None:
+    """Draw from every global generator, compute with other seeds, change what is changed back."""
+    random.seed(3)
+    np.random.seed(4)  # noqa: NPY002
+    torch.manual_seed(5)
+    torch.rand(7)
+    torch.set_num_threads(2)
+    other = Laboratory(folder, seed=1)
+    for name in ("distill iadd", "match dsa", "evaluate", "cell herding"):
+        other.jobs()[name]()
+    torch.set_num_threads(1)
+
+
+def in_a_process(folder: Path, call: str, *, hash_seed: int) -> dict[str, str]:
+    """What `call`, which knows `folder` and all of this module, gives in a new process."""
+    source = (
+        "import json, pathlib, sys\nfrom tests.test_determinism import *\n"
+        f"folder = pathlib.Path(sys.argv[1])\nprint(json.dumps({call}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Fingerprints from a new process that did nothing else."""
+    return in_a_process(tmp_path_factory.mktemp("alone"), "fingerprints(folder)", hash_seed=1)
+
+
+def test_another_process_that_did_other_things_first_and_in_another_order(alone, tmp_path):
+    call = "disturb(folder) or fingerprints(folder, backwards=True)"
+    assert in_a_process(tmp_path, call, hash_seed=2) == alone
+
+
+def test_this_process_after_whatever_ran_before(alone, tmp_path):
+    disturb(tmp_path)
+    assert fingerprints(tmp_path, backwards=True) == alone
+
+
+def test_the_fingerprints_tell_results_apart(alone, tmp_path):
+    """Else they would prove nothing."""
+    results = [value for name, value in alone.items() if "random" not in name and "cell" not in name]
+    assert len(set(results)) == len(results)
+    other = Laboratory(tmp_path, seed=1)
+    for name in ("split train", "teacher 0", "distill iadd", "match dm", "random"):
+        assert tensor_fingerprint(other.jobs()[name]()) != alone[name]

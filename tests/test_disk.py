@@ -1,0 +1,372 @@
+"""A disk that is really full, or read-only: one sentence, nothing that only looks whole, and on it goes.
+
+Every scenario runs in a fork of one process, which mounts disks of a few pages that nobody else sees.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from iadd_lab import cli, distill, open_teachers, train_teachers
+from iadd_lab.distill import DistillConfig, DistillResult
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.runs import is_temporary, stored
+from iadd_lab.store import load_artefact, read_metadata
+from iadd_lab.study import Study
+from iadd_lab.teachers import TeacherConfig
+from tests.samples import load, make_tree, three
+from tests.test_cli import DISTILL, TEACH
+
+EVALUATE = "evaluate --epochs 3 --networks 2 --no-random --device cpu"
+_PAGE = 4096
+_SCENARIOS = {}
+
+
+def scenario(function):
+    """A test whose content runs where disks can be mounted."""
+    name = function.__name__
+    _SCENARIOS[name] = function
+
+    def test(failures):
+        assert not failures[name], failures[name]
+
+    return test
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory) -> dict[str, str]:
+    """The traceback of each scenario; empty where there is none."""
+    _need_mounts()
+    folder = tmp_path_factory.mktemp("disks")
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.test_disk", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "IADD_CACHE": str(folder / "cache")},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: (folder / f"{name}.txt").read_text() for name in _SCENARIOS}
+
+
+def _need_mounts() -> None:
+    command = "unshare --map-root-user --mount mount -t tmpfs none /mnt"
+    try:
+        tried = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    if tried.returncode:
+        pytest.skip(f"no disk can be mounted here: {tried.stderr.strip()}")
+
+
+def mount(*words: object) -> None:
+    subprocess.run(["mount", *map(str, words)], check=True)
+
+
+class Disk:
+    """A small disk with a file that fills it."""
+
+    def __init__(self, place: Path):
+        self.place, self.filler = place, place / "filler"
+        place.mkdir()
+        mount("-t", "tmpfs", "-o", "size=1m", "none", place)
+
+    def leave(self, pages: int) -> None:
+        """Fill it but for so many pages."""
+        self.free()
+        with self.filler.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(_PAGE))
+            except OSError:
+                file.truncate(file.tell() - pages * _PAGE)
+
+    def free(self) -> None:
+        """Make room."""
+        self.filler.unlink(missing_ok=True)
+
+
+def run(command: str, *paths: object):
+    pieces = iter(map(str, paths))
+    return CliRunner().invoke(cli.app, [next(pieces) if word == "{}" else word for word in command.split()])
+
+
+def done(command: str, *paths: object) -> None:
+    result = run(command, *paths)
+    assert result.exit_code == 0, result.output
+
+
+def stopped(code: int, command: str, *paths: object) -> str:
+    """The one sentence with which `command` ends; its exit code is `code`."""
+    result = run(command, *paths)
+    assert result.exit_code == code, result.output
+    begin = {1: "stopped: ", 2: "error: "}[code]
+    lines = [line for line in result.stderr.splitlines() if line.startswith(begin)]
+    assert len(lines) == 1, result.output
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def full(command: str, *paths: object) -> str:
+    """The name of the file for which there was no room."""
+    sentence = stopped(1, command, *paths)
+    told = " could not be written (No space left on device): make room on its disk, then run the same again."
+    assert told in sentence
+    return Path(sentence.removeprefix("stopped: ").removesuffix(told)).name
+
+
+def check_whole(folder: Path) -> None:
+    """What has its final name can be read, and nothing else is there."""
+    kinds = {
+        "teacher_": "trajectory",
+        "teachers": "teachers",
+        "distilled": "distilled",
+        "evaluation": "evaluation",
+    }
+    for path in folder.rglob("*"):
+        assert not is_temporary(path), path
+        assert path.name != ".lock", path
+        if path.suffix == ".safetensors":
+            (kind,) = (kind for begin, kind in kinds.items() if path.name.startswith(begin))
+            load_artefact(path, kind=kind)
+        elif path.is_file():
+            assert path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"%%EOF")), path
+
+
+def same_run(first: Path, second: Path) -> bool:
+    one, two = (DistillResult.load(folder / "distilled.safetensors") for folder in (first, second))
+    return (
+        torch.equal(one.images, two.images)
+        and one.history.loss == two.history.loss
+        and one.alpha == two.alpha
+    )
+
+
+def same_files(first: Path, second: Path, pattern: str) -> bool:
+    names = sorted(path.name for path in first.glob(pattern))
+    assert names
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+@scenario
+def test_commands_go_on_when_there_is_room_again(folder):
+    teach, distill = f"{TEACH} --out {{}}", f"{DISTILL} --teachers {{}} --out {{}}"
+    done(teach, folder / "teachers")
+    done(distill, folder / "teachers", folder / "run")
+    done(f"{EVALUATE} {{}} --out {{}}", folder / "run", folder / "scores")
+    disk = Disk(folder / "disk")
+    place = disk.place
+
+    for pages, name in {
+        0: "teachers.safetensors",
+        1: "teacher_000.safetensors",
+        3: "teacher_001.safetensors",
+    }.items():
+        disk.leave(pages)
+        assert full(teach, place / "teachers") == name
+        check_whole(place / "teachers")
+        if pages == 1:
+            assert not list((place / "teachers").glob("teacher_0*"))
+    disk.free()
+    done(teach, place / "teachers")
+    assert same_files(folder / "teachers", place / "teachers", "*")
+
+    for pages, name in {0: "distilled.safetensors", 3: "distilled.safetensors", 9: "distilled.png"}.items():
+        disk.leave(pages)
+        assert full(distill, place / "teachers", place / "run") == name
+        check_whole(place / "run")
+    disk.free()
+    done(distill, place / "teachers", place / "run")
+    assert same_run(folder / "run", place / "run")
+
+    evaluate = f"{EVALUATE} {{}} --out {{}}"
+    for pages, end in {0: ".safetensors", 1: "_accuracy.png"}.items():
+        disk.leave(pages)
+        assert full(evaluate, place / "run", place / "scores").endswith(end)
+        check_whole(place / "scores")
+    disk.free()
+    done(evaluate, place / "run", place / "scores")
+    assert same_files(folder / "scores", place / "scores", "*")
+
+
+@scenario
+def test_a_study_goes_on_when_there_is_room_again(folder):
+    from tests.test_study import TINY
+
+    disk = Disk(folder / "disk")
+    study = Study(disk.place / "runs", device="cpu", threads=1, progress=False)
+    for pages in (0, 4, 8, 7):  # for nothing; teachers in part; no set; no evaluation
+        disk.leave(pages)
+        with pytest.raises(OSError, match=r"No space left on device.*make room"):
+            study.cell(TINY, "iadd")
+        assert all(each.state != "damaged" for each in stored(disk.place / "runs", verify=True))
+    disk.free()
+    made = study.cell(TINY, "iadd").evaluation.confusion
+    assert all(each.state == "finished" for each in stored(disk.place / "runs", verify=True))
+    other = Study(folder / "runs", device="cpu", threads=1, progress=False)
+    assert torch.equal(made, other.cell(TINY, "iadd").evaluation.confusion)
+
+
+def make(folder: Path, *, iterations: int) -> None:
+    """Teachers and a run in `folder`, without pictures."""
+    data = load("digits", train_limit=200)
+    network = NetworkConfig(width=4, depth=2)
+    teachers = train_teachers(
+        data, TeacherConfig(network=network, epochs=2), folder / "teachers", count=1, progress=False
+    )
+    config = DistillConfig(iterations=iterations, student_steps=2, teacher_epochs=1, alpha_rate=1e-6)
+    distill(data, teachers, config, folder=folder / "run", progress=False)
+
+
+@scenario
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
+    make(folder, iterations=6)
+    config = DistillResult.load(folder / "run" / "distilled.safetensors").config
+    disk = Disk(folder / "disk")
+    teachers, kept = open_teachers(folder / "teachers"), disk.place / "run" / "checkpoint.safetensors"
+    data, options = load("digits", train_limit=200), {"folder": kept.parent, "progress": False}
+
+    def fill(iteration, history):
+        if kept.exists():
+            disk.leave(0)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        distill(data, teachers, config, on_iteration=fill, checkpoint_seconds=0, **options)
+    assert 0 < read_metadata(kept, kind="checkpoint")["iteration"] < 6
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    disk.free()
+    distill(data, teachers, config, **options)
+    assert same_run(folder / "run", kept.parent)
+
+
+@scenario
+def test_what_is_measured_or_executed_needs_room(folder):
+    import nbformat
+
+    disk = Disk(folder / "disk")
+    cli.measure = lambda config: {"matmul_gflops": 1.0, "engines": [], "training": [], "more": "x" * 9000}
+    disk.leave(0)
+    assert full("bench --json {}", disk.place / "bench.json") == "bench.json"
+    (folder / "notebooks").mkdir()
+    parameters = nbformat.v4.new_code_cell('figures_dir = ""', metadata={"tags": ["parameters"]})
+    cells = [parameters, nbformat.v4.new_code_cell("1 + 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "good.ipynb")
+    reproduce = "reproduce --notebooks {} --figures {} --runs {}"
+    paths = folder / "notebooks", disk.place / "figures", folder / "runs"
+    assert full(reproduce, *paths) == "good.ipynb"
+    assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
+    disk.free()
+    done(reproduce, *paths)
+    assert "1 of 1 notebooks up to date" in run(reproduce, *paths).stdout
+    done("bench --json {}", disk.place / "bench.json")
+
+
+@scenario
+def test_the_cache_may_be_full_or_read_only(folder):
+    import logging
+
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("iadd_lab").addHandler(handler)
+    root = make_tree(folder / "mine")
+    os.environ["IADD_CACHE"] = str(folder / "cache")
+    expected = load("image_folder", root)
+    disk = Disk(folder / "disk")
+    disk.leave(0)
+    (folder / "file").write_text("")
+    for place in (disk.place / "cache", read_only(folder / "locked") / "cache", folder / "file"):
+        os.environ["IADD_CACHE"] = str(place)
+        said.clear()
+        found = load("image_folder", root)
+        assert found.fingerprint == expected.fingerprint
+        assert all(
+            torch.equal(a.images, b.images) for a, b in zip(three(found), three(expected), strict=True)
+        )
+        (line,) = said
+        assert str(place) in line
+        assert "\n" not in line
+
+
+def read_only(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    mount("--bind", folder, folder)
+    mount("-o", "remount,bind,ro", folder)  # root may write whatever the mode bits say
+    return folder
+
+
+@scenario
+def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
+    make(folder / "kept", iterations=1)
+    kept = read_only(folder / "kept")
+    (folder / "notebooks").mkdir()
+
+    def fail(*_, **__):
+        raise AssertionError("work began")
+
+    cli.load_data = cli.measure = fail
+    sentence = "can't be written to (Read-only file system): choose another folder."
+    assert sentence in stopped(2, f"{TEACH} --out {{}}", kept / "teachers")
+    assert sentence in stopped(2, f"{DISTILL} --teachers {{}} --out {{}}", kept / "teachers", kept / "new")
+    assert sentence in stopped(2, f"{EVALUATE} {{}}", kept / "run")
+    assert sentence in stopped(2, "bench --json {}", kept / "bench.json")
+    with pytest.raises(ValueError, match="Read-only file system"):
+        Study(kept, progress=False)
+    # To read it, and to list it, is no harm.
+    listed = run("runs list --verify --runs {}", kept)
+    assert "2 entries" in listed.stdout, listed.output
+    pruned = run("runs prune --name * --yes --runs {}", kept)
+    assert pruned.exit_code == 0, pruned.output
+    assert pruned.stdout.count("kept: ") == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["bench --json {}/x.json", "reproduce --figures {}", "reproduce --runs {}"],
+)
+def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "measure", None)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notebooks").mkdir()
+    words = command.replace("{}", str(tmp_path / "file"))
+    if words.startswith("reproduce"):
+        import nbformat
+
+        tags = {"tags": ["parameters"]}
+        cell = nbformat.v4.new_code_cell('figures_dir = ""', metadata=tags)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "good.ipynb")
+        folders = {
+            name: tmp_path / name for name in ("notebooks", "figures", "runs") if f"--{name}" not in words
+        }
+        words += "".join(f" --{name} {path}" for name, path in folders.items())
+    assert "file" in stopped(2, words)
+
+
+def main(folder: Path) -> None:
+    """All scenarios, each in a fork, so that none sees what another changed, and imports are made once."""
+    torch.set_num_threads(1)
+    for name, function in _SCENARIOS.items():
+        (folder / name).mkdir()
+        child = os.fork()
+        if child == 0:
+            failure = ""
+            try:
+                function(folder / name)
+            except BaseException:
+                failure = traceback.format_exc()
+            (folder / f"{name}.txt").write_text(failure)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,347 @@
+"""What lies in a folder of runs is listed in a line each, and only what nobody needs is deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from iadd_lab.cli import _bytes, app
+from iadd_lab.errors import InputError
+from iadd_lab.locks import alone, if_free, is_held, lock_of
+from iadd_lab.runs import Criteria, is_temporary, prune, stored
+from iadd_lab.store import atomic_path, save_artefact
+from iadd_lab.study import Study
+from tests.test_study import TINY
+
+_DAY = 86400
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder of runs as a study leaves it."""
+    root = tmp_path_factory.mktemp("made")
+    study = Study(root, device="cpu", threads=1, progress=False)
+    study.cell(TINY, "iadd")
+    study.cell(TINY, "dm")
+    (root / "reproduce" / "quick").mkdir(parents=True)
+    (root / "reproduce" / "quick" / "table1.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path) -> Path:
+    """A copy of it to work on."""
+    return shutil.copytree(made, tmp_path / "runs")
+
+
+def kinds(root: Path, **options) -> dict[str, str]:
+    return {each.kind: each.state for each in stored(root, **options)}
+
+
+def names(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def gone(root: Path, **criteria) -> set[str]:
+    """The files that pruning by `criteria` deletes."""
+    before = names(root)
+    prune(root, Criteria(**criteria), delete=True)
+    return before - names(root)
+
+
+def checkpoint(folder: Path, **options) -> Path:
+    metadata = {"run": "x", "iteration": 7}
+    path = folder / "checkpoint.safetensors"
+    return save_artefact(path, kind="checkpoint", tensors={"images": torch.ones(3)}, metadata=metadata)
+
+
+def make_old(path: Path, days: float) -> None:
+    when = time.time() - days * _DAY
+    os.utime(path, (when, when))
+
+
+def damage(path: Path) -> None:
+    """A flipped bit in the tensors, which the header does not show."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def the(root: Path, pattern: str) -> Path:
+    (path,) = root.glob(pattern)
+    return path
+
+
+def test_every_run_says_what_it_is(root):
+    about = {each.name.rsplit("-", 1)[0]: each.about for each in stored(root, verify=True)}
+    assert about == {
+        "digits-ipc1-dm": "digits, IPC 1, distribution matching, 2 iterations",
+        "digits-ipc1-iadd": "digits, IPC 1, learned, 3 iterations",
+        "evaluations": "2 files",
+        "reproduce": "of 1 notebooks",
+        "teachers": "digits, 2 teachers, 3 epochs, convnet of width 4",
+    }
+    assert {each.state for each in stored(root)} == {"finished"}
+    assert sum(each.size for each in stored(root)) == sum(
+        (root / name).stat().st_size for name in names(root)
+    )
+
+
+def test_locks_do_not_pile_up(made):
+    assert not [name for name in names(made) if name.endswith(".lock")]
+
+
+def test_a_checkpoint_alone_is_unfinished(root):
+    checkpoint(root / "half")
+    found = next(each for each in stored(root) if each.name == "half")
+    assert (found.state, found.about) == ("unfinished", "only a checkpoint, after 7 iterations")
+    assert gone(root, unfinished=True) == {"half/checkpoint.safetensors"}
+    assert not (root / "half").exists()
+
+
+def test_a_checkpoint_beside_its_result_is_left_over(root):
+    folder = the(root, "digits-ipc1-iadd-*")
+    checkpoint(folder)
+    assert gone(root, unfinished=True) == {f"{folder.name}/checkpoint.safetensors"}
+    assert the(root, "digits-ipc1-iadd-*/distilled.safetensors")
+
+
+def test_teachers_and_evaluations_underway_leave_the_finished_ones(root):
+    teachers = the(root, "teachers-*")
+    save_artefact(teachers / "checkpoint_002.safetensors", kind="checkpoint", tensors={}, metadata={})
+    (root / "evaluations" / "abc.checkpoint").write_text("")
+    underway = {f"{teachers.name}/checkpoint_002.safetensors", "evaluations/abc.checkpoint"}
+    assert gone(root, unfinished=True) == underway
+    (teachers / "teacher_000.safetensors").unlink()
+    (teachers / "teacher_001.safetensors").unlink()
+    assert kinds(root)["teachers"] == "unfinished"
+    assert gone(root, unfinished=True) == {f"{teachers.name}/teachers.safetensors"}
+
+
+def test_what_an_interrupted_write_leaves_goes_after_an_hour(root):
+    folder = the(root, "digits-ipc1-dm-*")
+    with atomic_path(folder / "distilled.safetensors") as temporary:
+        shutil.copy(folder / "distilled.safetensors", temporary)
+        old, new = folder / temporary.name, root / "evaluations" / temporary.name
+    for path in (old, new):  # as SIGKILL leaves it
+        path.write_bytes(b"half")
+    make_old(old, 0.05)
+    assert is_temporary(old)
+    assert gone(root, unfinished=True) == {str(old.relative_to(root))}
+    assert new.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["distilled.png", ".lock", ".ab.lock", ".git", "x.12345678", ".a.b_345678.png"]
+)
+def test_other_names_are_no_leftovers(name):
+    assert not is_temporary(Path(name))
+
+
+def test_damage_is_found_named_and_pruned(root):
+    hurt = the(root, "digits-ipc1-iadd-*/distilled.safetensors")
+    damage(hurt)
+    first = min((root / "evaluations").iterdir())
+    damage(first)
+    assert set(kinds(root).values()) == {"finished"}  # at a glance
+    about = {each.state: each.about for each in stored(root, verify=True) if each.state != "finished"}
+    assert about == {"damaged": f"2 files, 1 damaged, as {first.name}"}
+    cut = the(root, "teachers-*/teacher_001.safetensors")
+    cut.write_bytes(cut.read_bytes()[:-10])
+    assert "teacher_001.safetensors: is not a whole safetensors file" in str(stored(root))
+    lost = gone(root, damaged=True)
+    assert {str(path.relative_to(root)) for path in (hurt, first, cut)} <= lost
+    assert len(lost) == 5  # two of the teachers' other files
+
+
+def test_criteria_hold_together(root):
+    for path in root.glob("digits-*/*"):
+        make_old(path, 10)
+    first = min((root / "evaluations").iterdir())
+    make_old(first, 10)
+    assert gone(root, older_than=11) == set()
+    assert gone(root, older_than=9, unfinished=True) == set()
+    (dm,) = gone(root, older_than=9, name="*-dm-*")
+    assert dm.startswith("digits-ipc1-dm-")
+    assert gone(root, older_than=9, name="evaluations/*") == {f"evaluations/{first.name}"}
+    assert gone(root, name="reproduce") == {"reproduce/quick/table1.json"}
+
+
+def test_nothing_is_chosen_by_nothing(root):
+    with pytest.raises(InputError, match="nothing says what to delete"):
+        Criteria()
+    with pytest.raises(InputError, match="older_than is -1"):
+        Criteria(older_than=-1)
+
+
+def test_links_are_neither_followed_nor_deleted(root, tmp_path):
+    outside = checkpoint(tmp_path / "outside")
+    (root / "linked").symlink_to(outside.parent)
+    (root / "inside").mkdir()
+    (root / "inside" / "checkpoint.safetensors").symlink_to(outside)
+    (root / "inside" / "more").symlink_to(outside.parent)
+    prune(root, Criteria(name="*"), delete=True)
+    assert outside.exists()
+    assert (root / "linked").is_symlink()
+    assert (root / "inside" / "more").is_symlink()
+
+
+def test_what_is_not_ours_stays(root):
+    (root / "notes.txt").write_text("mine")
+    (root / "mine").mkdir()
+    (root / "mine" / "thesis.pdf").write_text("mine")
+    extra = the(root, "digits-ipc1-dm-*") / "thesis.pdf"
+    extra.write_text("mine")
+    kept = {each.stored.path: each.kept for each in prune(root, Criteria(name="*"), delete=True)}
+    assert names(root) == {"notes.txt", "mine/thesis.pdf", str(extra.relative_to(root))}
+    assert kept[extra.parent] == "all but thesis.pdf, which iadd-lab did not write"
+
+
+def test_another_version_is_not_damaged(root, monkeypatch):
+    monkeypatch.setattr("iadd_lab.store.FORMAT_VERSION", 99)
+    save_artefact(root / "later" / "distilled.safetensors", kind="distilled", tensors={}, metadata={})
+    monkeypatch.undo()
+    found = next(each for each in stored(root) if each.name == "later")
+    assert (found.state, found.about) == ("foreign", "distilled.safetensors: has format version 99, but this "
+                                          "iadd-lab reads version 2")  # fmt: skip
+    assert gone(root, damaged=True) == gone(root, name="later") == set()
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from iadd_lab.locks import alone
+with alone(Path(sys.argv[1]), "x"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def hold():
+    """Has another process hold a lock until the test ends, or the process is killed."""
+    started = []
+
+    def start(lock: Path) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", _HOLD, str(lock)], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_what_another_process_works_on_stays_until_it_is_dead(root, hold):
+    folder = the(root, "digits-ipc1-iadd-*")
+    owner = hold(root / "locks" / f"{folder.name}.lock")  # as a study holds it
+    assert [each.busy for each in stored(root)] == [False, True, False, True, False, False]
+    kept = {each.stored.kind: each.kept for each in prune(root, Criteria(name="*"), delete=True)}
+    assert kept["distilled"] == "another process works on it, or it can't be locked"
+    assert "may need these teachers" in kept["teachers"]
+    assert names(root) >= {f"{folder.name}/distilled.safetensors", f"locks/{folder.name}.lock"}
+    owner.kill()
+    owner.wait()
+    assert gone(root, unfinished=True) == {f"locks/{folder.name}.lock"}  # a killed process leaves its lock
+    assert f"{folder.name}/distilled.safetensors" in gone(root, name="*")
+
+
+def test_a_folder_that_a_command_works_in_stays(root, hold):
+    folder = checkpoint(root / "half").parent
+    hold(lock_of(folder))
+    (found,) = prune(root, Criteria(unfinished=True), delete=True)
+    assert found.kept
+    assert (folder / "checkpoint.safetensors").exists()
+
+
+def test_a_lock_nests_goes_and_is_known(tmp_path):
+    lock = lock_of(tmp_path / "run")
+    assert lock == tmp_path / "run" / ".lock"
+    assert lock_of(tmp_path / "a.safetensors") == tmp_path / ".a.safetensors.lock"
+    with alone(lock, "x"), alone(lock, "x"):
+        assert is_held(lock)
+        with if_free(lock) as free:
+            assert not free
+    assert not is_held(lock)
+    assert not lock.parent.exists()
+
+
+@pytest.mark.parametrize("reason", ["ENOLCK", "ENOSYS"])
+def test_without_locks_one_line_says_so(tmp_path, monkeypatch, capsys, reason):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        number = getattr(errno, reason)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone(tmp_path / "run" / ".lock", "the run"):
+        pass
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{tmp_path / 'run'} can't be locked" in said
+    assert said.endswith("let no other process compute the run meanwhile\n")
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, ["runs", *map(str, words)])
+
+
+def test_the_commands_list_show_and_delete(root):
+    checkpoint(root / "half")
+    listed = run("list", "--runs", root, "--verify")
+    assert listed.exit_code == 0, listed.output
+    assert "unfinished  half: only a checkpoint, after 7 iterations" in listed.stdout
+    assert listed.stdout.splitlines()[-1].startswith("6 entries, ")
+    shown = run("prune", "--runs", root, "--unfinished")
+    assert "1 entry, " in shown.stdout
+    assert shown.stdout.endswith("would be deleted: --yes deletes\n")
+    assert (root / "half").exists()
+    done = run("prune", "--runs", root, "--unfinished", "--older-than", 0, "--name", "h*", "--yes")
+    assert done.stdout.endswith(f"in {root} deleted\n")
+    assert not (root / "half").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["prune"], "nothing says what to delete: give --unfinished"),
+        (["prune", "--older-than", "-1"], "older_than is -1"),
+        (["list"], None),
+    ],
+)
+def test_commands_refuse_in_a_sentence(root, words, sentence):
+    folder = root if sentence else the(root, "teachers-*")
+    result = run(*words, "--runs", folder)
+    assert result.exit_code == 2
+    assert (sentence or "is a run itself (it holds teachers.safetensors)") in result.stderr
+    missing = run("list", "--runs", root / "none")
+    assert missing.exit_code == 2
+    assert "is no folder: pass a folder of runs with --runs" in missing.stderr
+
+
+def test_sizes_are_read_at_a_glance():
+    sizes = [0, 999, 1000, 2_345_678, 5 * 10**9, 10**16]
+    assert [_bytes(size) for size in sizes] == ["0 B", "999 B", "1.0 kB", "2.3 MB", "5.0 GB", "10000.0 TB"]
+
+
+def test_thousands_of_evaluations_are_one_line_at_once(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for number in range(3000):
+        (tmp_path / "evaluations" / f"{number:016x}.safetensors").touch()
+    started = time.perf_counter()
+    (found,) = stored(tmp_path)
+    assert found.about == "3000 files"
+    assert time.perf_counter() - started < 5  # 0.1 s on two cores
