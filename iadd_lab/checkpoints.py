@@ -59,7 +59,10 @@ class Checkpoint:
         heeds = self.path is not None or self.ranks.count > 1
         # Python lets only the main thread handle signals.
         if heeds and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _HEEDED}
+            for number in _HEEDED:
+                # A script that starts commands in the background has them ignore Ctrl-C.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:

@@ -519,5 +519,6 @@ def _describe_history(loss: list[float]) -> str:
 
 def main() -> None:
     """The entry point of `iadd-lab` and `python -m iadd_lab`."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `iadd_lab._start` had it during the imports
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `iadd_lab._start` had it till now
     app()

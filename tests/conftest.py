@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ from iadd_lab.teachers import TeacherConfig, Teachers, train_teachers
 torch.set_num_threads(1)
 
 AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Tests started in the background by a script would ignore the Ctrl-C that some of them press.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
