@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from tqdm import tqdm
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import random_draws
 from iadd_lab.checkpoints import Checkpoint, State
+from iadd_lab.cluster import IN_PROCESS, Engine, Report, share_data
 from iadd_lab.compiling import choose_kernels
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
-from iadd_lab.locks import alone_in
+from iadd_lab.locks import alone, alone_in
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
@@ -192,6 +194,7 @@ def evaluate_each(
     progress: bool = True,
     save_to: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    engine: Engine = IN_PROCESS,
 ) -> Evaluation:
     """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
 
@@ -208,6 +211,7 @@ def evaluate_each(
         save_to: a file to store the evaluation in. One that is there already is read; an interrupted one
             goes on from a checkpoint beside it, on the CPU bit for bit. None keeps nothing.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
+        engine: where networks are trained, as many together as in this process; see `iadd_lab.cluster`.
 
     Raises:
         InputError: as `evaluate`, or `save_to` is the evaluation of something else.
@@ -220,36 +224,112 @@ def evaluate_each(
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
-    path = Path(save_to).with_suffix(".checkpoint") if save_to is not None else None
-    if save_to is not None and Path(save_to).exists():
-        path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-        return _finished(Path(save_to), identity)
-    run = _Run(sets, config, data, torch.device(device), compile)
-    total, title = len(sets) * config.epochs, f"evaluate {sets[0].method}"
-    with (
-        Checkpoint(path, run=identity, unit="epoch", seconds=checkpoint_seconds) as checkpoint,
-        tqdm(total=total, desc=title, unit="epoch", leave=None, disable=not progress) as bar,
-    ):
-        stored = checkpoint.load()
-        if stored is not None:
-            with taken_apart(stored.path):
-                run.restore(stored.tensors)
-        bar.update(run.epochs)
-        while not run.ended:
-            bar.update(run.advance())
-            checkpoint.keep(run.epochs, run.state)
-        confusion = torch.stack(run.confusions)
-        evaluation = Evaluation(confusion, data.classes, sets[0].method, config, identity)
-        if save_to is not None:
-            evaluation.save(Path(save_to))
-        checkpoint.remove()
+    path = Path(save_to) if save_to is not None else None
+    if path is not None and path.exists():
+        for left in _checkpoints(path):
+            left.unlink()  # by a kill between writing the result and removing it
+        return _finished(path, identity, config)
+    job = _Job(tuple(sets), config, identity, str(device), compile, path, checkpoint_seconds)
+    shared, title = share_data(engine, data), f"evaluate {sets[0].method}"
+    together = 1 if engine is IN_PROCESS else _together(job, data)
+    pieces = engine.pieces(len(sets), together)
+    with tqdm(
+        total=len(sets) * config.epochs, desc=title, unit="epoch", leave=None, disable=not progress
+    ) as bar:
+        tasks = [(job.piece(numbers), shared) for numbers in pieces]
+        found = {each.number: each.value for each in engine.run(_evaluate_piece, tasks, bar=bar)}
+    evaluation = job.evaluation(torch.cat([found[number] for number in range(len(pieces))]))
+    if path is not None and len(pieces) > 1:
+        evaluation.save(path)
+        for left in _checkpoints(path):
+            left.unlink()
     return evaluation
 
 
-def _finished(path: Path, identity: str) -> Evaluation:
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An evaluation, or a piece of one: a task of its own."""
+
+    sets: tuple[DistilledSet, ...]  # of the piece
+    config: EvaluateConfig
+    identity: str  # of the whole evaluation
+    device: str
+    compile: str
+    save_to: Path | None  # of the whole evaluation
+    seconds: float  # between two checkpoints
+    first: int = 0  # number of the piece's first network
+    count: int | None = None  # networks of the whole evaluation; None for all that are here
+
+    @property
+    def networks(self) -> int:
+        """How many networks the whole evaluation has."""
+        return self.count or len(self.sets)
+
+    def piece(self, numbers: range) -> _Job:
+        """The job for networks `numbers`; all of them are the job itself."""
+        if len(numbers) == self.networks:
+            return self
+        sets = self.sets[numbers.start : numbers.stop]
+        save_to = self.save_to.absolute() if self.save_to is not None else None
+        return replace(self, sets=sets, first=numbers.start, count=self.networks, save_to=save_to)
+
+    def evaluation(self, confusion: torch.Tensor) -> Evaluation:
+        """What all networks together found, from counts [network, true, predicted]."""
+        first = self.sets[0]
+        return Evaluation(confusion, first.classes, first.method, self.config, self.identity)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the state is kept; None where nothing is."""
+        if self.save_to is None:
+            return None
+        piece = f".{self.first}" if self.count else ""
+        return self.save_to.with_name(f"{self.save_to.stem}{piece}.checkpoint")
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """What interrupted processes left beside the evaluation at `path`."""
+    return [*path.parent.glob(f"{path.stem}.checkpoint"), *path.parent.glob(f"{path.stem}.*.checkpoint")]
+
+
+def _together(job: _Job, data: ImageData) -> int:
+    """How many networks of a job are trained at once."""
+    return _Run(job, data).together
+
+
+def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> torch.Tensor:
+    """Train and test the networks of `job`: [network, true, predicted] counts."""
+    path = job.checkpoint
+    lock = alone(path.with_name(f".{path.name}.lock"), str(path)) if job.count and path else nullcontext()
+    # A worker that the scheduler gave up may still be at it.
+    with lock:
+        run = _Run(job, data)
+        identity = fingerprint(job.identity, job.first, len(job.sets)) if job.count else job.identity
+        with Checkpoint(path, run=identity, unit="epoch", seconds=job.seconds) as checkpoint:
+            stored = checkpoint.load()
+            if stored is not None:
+                with taken_apart(stored.path):
+                    run.restore(stored.tensors)
+            report(run.epochs)
+            while not run.ended:
+                run.advance()
+                report(run.epochs)
+                checkpoint.keep(run.epochs, run.state)
+            confusion = torch.stack(run.confusions)
+            if path is not None and job.count:
+                checkpoint.save(run.state)  # the other pieces may take hours
+            elif path is not None:
+                job.evaluation(confusion).save(job.save_to)
+                checkpoint.remove()
+    return confusion
+
+
+def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
     evaluation = Evaluation.load(path)
+    # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
+    same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
     require(
-        evaluation.identity == identity,
+        same,
         f"{path} is the evaluation of another set or protocol: choose another name, or delete it.",
     )
     return evaluation
@@ -258,20 +338,15 @@ def _finished(path: Path, identity: str) -> Evaluation:
 class _Run:
     """The mutable state of one evaluation: all that a checkpoint holds."""
 
-    def __init__(
-        self,
-        sets: Sequence[DistilledSet],
-        config: EvaluateConfig,
-        data: ImageData,
-        device: torch.device,
-        compile: str,
-    ):
-        self.sets, self.config, self.data = sets, config, data
-        split = data.split(config.split)
-        self.real = sets[0].preprocess.apply(split.images.to(device))  # (count, channels, height, width)
-        network, images = _fresh(data, config, 0), len(sets[0].images)
-        work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
-        self.kernels = choose_kernels(compile, work=work)
+    def __init__(self, job: _Job, data: ImageData):
+        self.sets, self.config, self.data, self.first = job.sets, job.config, data, job.first
+        config, split = job.config, data.split(job.config.split)
+        # (count, channels, height, width)
+        self.real = job.sets[0].preprocess.apply(split.images.to(job.device))
+        network, images = _fresh(data, config, 0), len(job.sets[0].images)
+        # By the work of the whole evaluation, however it is cut.
+        work = job.networks * training_flops(network, data, images=images, epochs=config.epochs)
+        self.kernels = choose_kernels(job.compile, work=work)
         loss = student_loss(network, self.kernels)
         self.together = loss.together(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
@@ -301,8 +376,9 @@ class _Run:
     def begin(self, count: int) -> Training:
         """The next `count` networks at their start."""
         config, device = self.config, self.real.device
-        numbers = range(len(self.confusions), len(self.confusions) + count)
-        sets = [self.sets[number] for number in numbers]
+        places = range(len(self.confusions), len(self.confusions) + count)
+        sets = [self.sets[place] for place in places]
+        numbers = [self.first + place for place in places]
         return Training(
             [_fresh(self.data, config, number).to(device) for number in numbers],
             [distilled.images.to(device) for distilled in sets],

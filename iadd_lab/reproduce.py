@@ -12,6 +12,7 @@ from iadd_lab.batch.plan import Plan, Task, plan_batch
 from iadd_lab.batch.record import is_up_to_date, read_record, write_record
 from iadd_lab.batch.report import write_report
 from iadd_lab.batch.run import Hooks, Outcome, execute_all, tidy
+from iadd_lab.cluster import IN_PROCESS, Engine
 from iadd_lab.errors import check_whole
 from iadd_lab.store import check_folder, save_text
 
@@ -27,6 +28,7 @@ def reproduce(
     jobs: int = 1,
     again: bool = False,
     progress: bool = True,
+    engine: Engine = IN_PROCESS,
 ) -> list[str]:
     """Execute notebooks with papermill into `figures`/`profile`; inputs are never changed.
 
@@ -45,6 +47,8 @@ def reproduce(
         jobs: how many notebooks to execute at once.
         again: execute also what is up to date.
         progress: whether to show progress bars.
+        engine: where notebooks are executed, and the cells of their tables computed; on a cluster as many
+            notebooks at once as there are workers. See `iadd_lab.cluster`.
 
     Returns:
         The names of the notebooks that failed; the others were executed all the same.
@@ -67,18 +71,18 @@ def reproduce(
     if len(due) < len(plan.tasks):
         count = f"{len(plan.tasks) - len(due)} of {len(plan.tasks)} notebooks"
         print(f"{profile}: {count} up to date; --again executes them all the same.")
-    failed = _execute(plan, due, jobs, progress) if due else []
+    failed = _execute(plan, due, jobs, progress, engine) if due else []
     print(f"The results lie in {plan.folder}: see {write_report(plan)}.")
     return failed
 
 
-def _execute(plan: Plan, tasks: list[Task], jobs: int, progress: bool) -> list[str]:
+def _execute(plan: Plan, tasks: list[Task], jobs: int, progress: bool, engine: Engine) -> list[str]:
     expected = _expected_seconds(tasks)
-    if jobs > 1:  # so that no long one is left to run alone at the end
+    if max(jobs, engine.workers) > 1:  # so that no long one is left to run alone at the end
         tasks = sorted(tasks, key=lambda task: -expected[task.name])
     failed = []
     with (
-        tempfile.TemporaryDirectory(prefix="iadd-lab-") as scratch,
+        tempfile.TemporaryDirectory(prefix="iadd-lab-", dir=_shared(plan, engine)) as scratch,
         _Progress(f"reproduce {plan.profile}", expected, shown=progress) as shown,
     ):
 
@@ -90,8 +94,13 @@ def _execute(plan: Plan, tasks: list[Task], jobs: int, progress: bool) -> list[s
                 tqdm.write(f"{outcome.failure} (see {task.failed_copy})")
 
         hooks = Hooks(started=shown.start, ended=ended, waiting=shown.refresh)
-        execute_all(tasks, Path(scratch), hooks, jobs=jobs, progress=progress)
+        execute_all(tasks, Path(scratch), hooks, jobs=jobs, progress=progress, engine=engine)
     return [task.name for task in plan.tasks if task.name in failed]
+
+
+def _shared(plan: Plan, engine: Engine) -> Path | None:
+    """Where workers elsewhere can write as well; None for this machine's own temporary folder."""
+    return plan.records.absolute() if engine.address else None
 
 
 def _expected_seconds(tasks: list[Task]) -> dict[str, float]:

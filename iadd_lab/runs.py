@@ -160,14 +160,12 @@ def _each(root: Path, verify: bool) -> Iterator[Stored]:
 
 
 def _grouped(root: Path, verify: bool) -> Iterator[tuple[Path | None, list[Stored]]]:
-    """All there is; with the folder that they make one entry of, evaluations and locks."""
+    """All there is; with the folder whose evaluations make one entry."""
     for entry in _entries(root):
         if entry.is_symlink() or not entry.is_dir():
             yield None, [_loose(root, entry)]
         elif _holds_evaluations(entry):
             yield entry, [*_evaluations(root, entry, verify), *_leftovers(root, entry)]
-        elif entry.name == "locks":
-            yield entry, list(_locks(root, entry))
         else:
             yield None, [_run(root, entry, verify), *_leftovers(root, entry)]
 
@@ -199,7 +197,7 @@ def _age(path: Path) -> str:
 
 
 def _leftovers(root: Path, folder: Path) -> Iterator[Stored]:
-    busy = _is_busy(root, folder)
+    busy = _is_busy(folder)
     for path in _entries(folder):
         if not path.is_symlink() and is_temporary(path):
             yield _one(root, path, "leftover", _age(path), busy=busy)
@@ -223,16 +221,14 @@ def _locks(root: Path, folder: Path) -> Iterator[Stored]:
             yield _one(root, path, "lock", "foreign" if busy else "unfinished", busy=busy)
 
 
-def _is_busy(root: Path, path: Path) -> bool:
-    return any(is_held(lock) for lock in _locks_of(root, path))
+def _is_busy(path: Path) -> bool:
+    return any(is_held(lock) for lock in _locks_of(path))
 
 
-def _locks_of(root: Path, path: Path) -> list[Path]:
-    """What is locked while the run or evaluation `path` is made, by commands and by studies."""
-    name = f"evaluation-{path.stem}" if path.suffix == ".safetensors" else path.name
+def _locks_of(path: Path) -> list[Path]:
+    """What is locked while the run or evaluation `path` is made."""
     # Preprocessing is fitted under a lock of its own.
-    study = [root / "locks" / f"{name}{ending}.lock" for ending in ("", "-preprocess")]
-    return [lock_of(path), *([] if path.suffix else [path / PREPROCESSING]), *study]
+    return [lock_of(path), *([] if path.suffix else [path / PREPROCESSING])]
 
 
 def _holds_evaluations(folder: Path) -> bool:
@@ -246,17 +242,15 @@ def _evaluations(root: Path, folder: Path, verify: bool) -> Iterator[Stored]:
     for path in _entries(folder):
         if path.suffix == ".safetensors" and not path.name.startswith(".") and not path.is_symlink():
             state, about = _examine([(path, "evaluation")], verify, _nothing) if verify else ("finished", "")
-            yield _one(root, path, "evaluations", state, about=about, busy=_is_busy(root, path))
+            yield _one(root, path, "evaluations", state, about=about, busy=_is_busy(path))
 
 
 def _together(root: Path, folder: Path, parts: list[Stored]) -> Stored:
-    """One entry for all files of a folder."""
-    kind = "lock" if folder.name == "locks" else "evaluations"
+    """One entry for all evaluations of a folder."""
     damaged = [part for part in parts if part.state == "damaged"]
     counts = {
-        "files": sum(part.kind == kind for part in parts),
-        "held": sum(part.busy for part in parts) if kind == "lock" else 0,
-        "left over": sum(part.kind != kind for part in parts),
+        "files": sum(part.kind == "evaluations" for part in parts),
+        "left over": sum(part.kind != "evaluations" for part in parts),
         "damaged": len(damaged),
     }
     about = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "files")
@@ -265,7 +259,7 @@ def _together(root: Path, folder: Path, parts: list[Stored]) -> Stored:
     return Stored(
         name=str(folder.relative_to(root)),
         path=folder,
-        kind=kind,
+        kind="evaluations",
         about=about,
         state="damaged" if damaged else "finished",
         size=sum(part.size for part in parts),
@@ -286,7 +280,7 @@ def _run(root: Path, folder: Path, verify: bool) -> Stored:
         state=state,
         size=sum(status.st_size for status in files),
         changed=max((status.st_mtime for status in files), default=folder.lstat().st_mtime),
-        busy=_is_busy(root, folder),
+        busy=_is_busy(folder),
     )
 
 
@@ -373,7 +367,7 @@ def _delete(root: Path, found: Stored, criteria: Criteria, in_use: bool) -> Prun
     if found.kind == "teachers" and in_use:
         return Pruned(found, "another process works in this folder of runs, and may need these teachers")
     with ExitStack() as held:
-        for lock in _locks_for(root, found):
+        for lock in _locks_for(found):
             if not held.enter_context(if_free(lock)):
                 return Pruned(found, "another process works on it, or it can't be locked")
         if _has_changed(root, found, criteria):
@@ -384,11 +378,11 @@ def _delete(root: Path, found: Stored, criteria: Criteria, in_use: bool) -> Prun
             return Pruned(found, f"it can't be deleted ({error.strerror})")
 
 
-def _locks_for(root: Path, found: Stored) -> list[Path]:
+def _locks_for(found: Stored) -> list[Path]:
     if found.kind == "lock":
         return [found.path]
-    own, *study = _locks_of(root, found.path.parent if found.kind == "leftover" else found.path)
-    return [own, *(lock for lock in study if lock.exists())]
+    own, *more = _locks_of(found.path.parent if found.kind == "leftover" else found.path)
+    return [own, *(lock for lock in more if lock.exists())]
 
 
 def _has_changed(root: Path, found: Stored, criteria: Criteria) -> bool:

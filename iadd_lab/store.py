@@ -78,6 +78,8 @@ def _fields(config: Any) -> dict[str, Any]:
 def _canonical(hint: Any, value: Any) -> Any:
     """1 and 1.0, 0.0 and −0.0 are equal as a float field, so they are written alike."""
     is_float = hint is float or float in typing.get_args(hint)
+    if is_float and isinstance(value, (tuple, list)):
+        return [float(each) + 0.0 for each in value]
     return float(value) + 0.0 if is_float and value is not None else value
 
 

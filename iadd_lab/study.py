@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import herding, random_draws, whole_set
+from iadd_lab.cluster import IN_PROCESS, Engine, Report, named_engine
 from iadd_lab.compiling import MODES
 from iadd_lab.data import ImageData, load_data
 from iadd_lab.device import pick_device
@@ -34,7 +34,6 @@ from iadd_lab.distribution_matching import match_distributions
 from iadd_lab.errors import DivergenceError, check_whole, choose, require
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
-from iadd_lab.locks import alone
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.settings import Setting
@@ -61,6 +60,7 @@ class Method:
         counted: what stands behind a number, with {sets} and {networks} of each to fill in.
         epochs: the field of a setting that says how long networks train on it.
         teacher_each: whether every set takes a teacher of its own.
+        needs_teachers: whether its sets are made with teachers.
     """
 
     title: str
@@ -69,6 +69,7 @@ class Method:
     counted: str = "{sets} × {networks}"
     epochs: str = "evaluation_epochs"
     teacher_each: bool = False
+    needs_teachers: bool = False
 
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
@@ -123,6 +124,8 @@ class Study:
         threads: of PyTorch on the CPU; 0 leaves its own choice. The smallest networks run fastest on one.
         data_root: where data sets lie; None for the usual place.
         progress: whether to show progress bars.
+        engine: where teachers, cells and evaluation networks are computed; None for the cluster that
+            `$IADD_CLUSTER` names, if any, else this process. See `iadd_lab.cluster`.
 
     Raises:
         InputError: nothing can be written in `runs_dir`, or the device is not there.
@@ -137,6 +140,7 @@ class Study:
         threads: int = 0,
         data_root: Path | None = None,
         progress: bool = True,
+        engine: Engine | None = None,
     ):
         check_whole("threads", threads, minimum=0)
         self.runs = check_folder(runs_root(runs_dir))
@@ -144,6 +148,8 @@ class Study:
         self.compile = choose("compile", compile, {mode: mode for mode in MODES})
         self.data_root = data_root
         self.progress = progress
+        self.engine = engine or named_engine()
+        self.threads = threads
         torch.set_num_threads(threads or _THREADS)
         self._data: dict[object, ImageData] = {}
         self._teachers: dict[object, Teachers] = {}
@@ -177,25 +183,23 @@ class Study:
     def preprocess(self, setting: Setting) -> Preprocess:
         """The preprocessing that all methods of the setting share, fitted once; trains nothing."""
         data, folder = self.data(setting), self._teacher_folder(setting)
-        # Not the teachers' lock: nobody need wait for hours of training to preprocess images.
-        with self.alone(f"{folder.name}-preprocess"):
-            return prepare_teachers(data, setting.teachers(), folder).preprocess
+        return prepare_teachers(data, setting.teachers(), folder).preprocess
 
     def teachers(self, setting: Setting) -> Teachers:
         """The setting's teachers, trained once for all settings that can share them."""
         data, folder = self.data(setting), self._teacher_folder(setting)
         key = folder, setting.teacher_count
         if key not in self._teachers:
-            with self.alone(folder.name):
-                self._teachers[key] = train_teachers(
-                    data,
-                    setting.teachers(),
-                    folder,
-                    count=setting.teacher_count,
-                    device=self.device,
-                    compile=self.compile,
-                    progress=self.progress,
-                )
+            self._teachers[key] = train_teachers(
+                data,
+                setting.teachers(),
+                folder,
+                count=setting.teacher_count,
+                device=self.device,
+                compile=self.compile,
+                progress=self.progress,
+                engine=self.engine,
+            )
         return self._teachers[key]
 
     def _teacher_folder(self, setting: Setting) -> Path:
@@ -207,16 +211,15 @@ class Study:
         config = setting.distillation(method, number=number)
         data, teachers = self.data(setting), self.teachers(setting)
         folder = self.folder(setting, method, config, teachers.fingerprint)
-        with self.alone(folder.name):
-            return distill(
-                data,
-                teachers,
-                config,
-                folder=folder,
-                device=self.device,
-                compile=self.compile,
-                progress=self.progress,
-            )
+        return distill(
+            data,
+            teachers,
+            config,
+            folder=folder,
+            device=self.device,
+            compile=self.compile,
+            progress=self.progress,
+        )
 
     def folder(self, setting: Setting, method: str, *parts: object) -> Path:
         """Where a distilled set lies that depends on `parts` and the real images."""
@@ -238,16 +241,16 @@ class Study:
         config = replace(config, augment=data.augmentation(config.augment))
         key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config)
         path = self.runs / "evaluations" / f"{key}.safetensors"
-        with self.alone(f"evaluation-{key}"):
-            return evaluate_each(
-                sets,
-                data,
-                config,
-                device=self.device,
-                compile=self.compile,
-                progress=self.progress,
-                save_to=path,
-            )
+        return evaluate_each(
+            sets,
+            data,
+            config,
+            device=self.device,
+            compile=self.compile,
+            progress=self.progress,
+            save_to=path,
+            engine=self.engine,
+        )
 
     def cell(
         self,
@@ -295,17 +298,31 @@ class Study:
             self.data(setting)
             for method in chosen:
                 method.check(setting)
+        self._teach(settings, methods)
         wanted = [(s, m, n) for s in settings for m in methods for n in networks]
-        cells = []
-        with tqdm(total=len(wanted), unit="cell", disable=not self.progress) as bar:
-            for setting, method, network in wanted:
-                bar.set_description(f"{setting.title}, {METHODS[method].title}")
-                try:
-                    cells.append(self.cell(setting, method, network=network, split=split))
-                except DivergenceError as error:
-                    self._diverged[setting, method] = str(error)
-                bar.update()
-        return cells
+        # Not one after the other, or several workers would wait for one and the same distilled set.
+        tasks = sorted(wanted, key=lambda cell: networks.index(cell[2]))
+        here = self.engine.share(lambda: self, _study_of, self._options())
+        arguments = [(here, *task, split) for task in tasks]
+        cells = {}
+        with tqdm(total=len(tasks), unit="cell", disable=not self.progress) as bar:
+            for outcome in self.engine.run(_compute_cell, arguments, bar=bar, expected=(DivergenceError,)):
+                setting, method, network = tasks[outcome.number]
+                if outcome.error is None:
+                    cells[setting, method, network] = outcome.value
+                else:
+                    self._diverged[setting, method] = str(outcome.error)
+        return [cells[task] for task in wanted if task in cells]
+
+    def _teach(self, settings: Sequence[Setting], methods: Sequence[str]) -> None:
+        """Train teachers before the cells that share them, or workers would wait for one another."""
+        if self.engine.workers > 1 and any(METHODS[method].needs_teachers for method in methods):
+            for setting in settings:
+                self.teachers(setting)
+
+    def _options(self) -> Options:
+        root = str(Path(self.data_root).absolute()) if self.data_root is not None else None
+        return Options(str(self.runs.absolute()), str(self.device), self.compile, self.threads, root)
 
     def snapshots(
         self, setting: Setting, method: str, *, split: str = "test", number: int = 0
@@ -326,14 +343,38 @@ class Study:
             accuracies.append(self.evaluate([made] * config.networks, setting, config).accuracies)
         return list(history.snapshot_iterations), torch.stack(accuracies)
 
-    @contextmanager
-    def alone(self, name: str):
-        """Hold the lock of `name`: two processes never compute the same thing at once.
 
-        The operating system releases it when its owner ends, in whatever way.
-        """
-        with alone(self.runs / "locks" / f"{name}.lock", name):
-            yield
+@dataclass(frozen=True)
+class Options:
+    """A study as a worker is told it."""
+
+    runs: str
+    device: str
+    compile: str
+    threads: int
+    data_root: str | None
+
+
+def _study_of(options: Options) -> Study:
+    """A study on a worker, whose own tasks run there."""
+    return Study(
+        options.runs,
+        device=options.device,
+        compile=options.compile,
+        threads=options.threads or torch.get_num_threads(),
+        data_root=Path(options.data_root) if options.data_root else None,
+        progress=False,
+        engine=IN_PROCESS,
+    )
+
+
+def _compute_cell(
+    study: Study, setting: Setting, method: str, network: NetworkConfig | None, split: str, *, report: Report
+) -> Cell:
+    report(0, cell=f"{setting.title}, {METHODS[method].title}")
+    cell = study.cell(setting, method, network=network, split=split)
+    report(1)
+    return cell
 
 
 def _random(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
@@ -377,16 +418,15 @@ def _described(study: Study, setting: Setting, method: str, make: Callable, conf
     """A set that `make` distils on networks of its own, without teachers."""
     data, preprocess, network = study.data(setting), study.preprocess(setting), setting.network()
     folder = study.folder(setting, method, config, network, preprocess_fingerprint(preprocess))
-    with study.alone(folder.name):
-        return make(
-            data,
-            preprocess,
-            network,
-            config,
-            folder=folder,
-            device=study.device,
-            progress=study.progress,
-        )
+    return make(
+        data,
+        preprocess,
+        network,
+        config,
+        folder=folder,
+        device=study.device,
+        progress=study.progress,
+    )
 
 
 def _parameters(method: str) -> Callable:
@@ -398,16 +438,16 @@ def _parameters(method: str) -> Callable:
 
 METHODS: dict[str, Method] = {
     "random": Method("Random", _random, counted="{all} draws, a network on each"),
-    "herding": Method("Herding", _herding, teacher_each=True),
+    "herding": Method("Herding", _herding, teacher_each=True, needs_teachers=True),
     "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
     "dsa": Method("DSA", _gradients("dsa", None)),
     "dm": Method("DM", _distributions),
-    "mtt": Method("MTT", _parameters("mtt")),
-    "ddpp": Method("DDPP", _parameters("ddpp")),
-    "iadd": Method("IADD", _parameters("iadd")),
-    "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal")),
-    "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor")),
-    "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen")),
+    "mtt": Method("MTT", _parameters("mtt"), needs_teachers=True),
+    "ddpp": Method("DDPP", _parameters("ddpp"), needs_teachers=True),
+    "iadd": Method("IADD", _parameters("iadd"), needs_teachers=True),
+    "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal"), needs_teachers=True),
+    "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor"), needs_teachers=True),
+    "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen"), needs_teachers=True),
     "whole": Method(
         "Whole",
         _whole,

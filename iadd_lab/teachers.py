@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.checkpoints import Checkpoint, State
+from iadd_lab.cluster import IN_PROCESS, Engine, Report, share_data
 from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import DataConfig, ImageData
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
-from iadd_lab.locks import PREPROCESSING, alone_in
+from iadd_lab.locks import PREPROCESSING, alone, alone_in
 from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
 from iadd_lab.preprocess import (
     PREPROCESSES,
@@ -195,6 +196,7 @@ def train_teachers(
     compile: str = "auto",
     progress: bool = True,
     checkpoint_seconds: float = 60.0,
+    engine: Engine = IN_PROCESS,
 ) -> Teachers:
     """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
 
@@ -210,6 +212,7 @@ def train_teachers(
         compile: "auto" (by the work of one teacher), "always" or "never"; see `iadd_lab.compiling`.
         progress: whether to show a progress bar.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
+        engine: where each of them is trained; see `iadd_lab.cluster`.
 
     Raises:
         InputError: `folder` holds teachers of other settings, or a damaged file.
@@ -223,34 +226,66 @@ def train_teachers(
         # Left by a kill between writing the trajectory and removing it.
         teachers.checkpoint(index).unlink(missing_ok=True)
     if missing:
-        images = teachers.preprocess.apply(data.train.images.to(device))
-        labels = data.train.labels.to(device)
         # By one teacher's work: which of them are missing must not matter.
-        work = training_flops(teachers.network(0), data, images=len(images), epochs=config.epochs)
-        kernels = choose_kernels(compile, work=work)
+        work = training_flops(teachers.network(0), data, images=len(data.train), epochs=config.epochs)
+        job = _Job(str(device), compile, work, checkpoint_seconds)
+        there = teachers.folder.absolute(), job.device, share_data(engine, data)
+        ready = engine.share(lambda: _ready(teachers, job.device, data), _ready_in, *there)
         total = len(missing) * config.epochs
         with tqdm(total=total, desc="teachers", unit="epoch", leave=None, disable=not progress) as bar:
-            for index in missing:
-                _train_one(teachers, index, images, labels, data, kernels, bar, checkpoint_seconds)
+            for _ in engine.run(_train_alone, [(job, index, ready) for index in missing], bar=bar):
+                pass  # it is in the folder
     return open_teachers(folder, count=count)
 
 
-def _train_one(
-    teachers: Teachers,
-    index: int,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    data: ImageData,
-    kernels: Kernels,
-    bar: tqdm,
-    seconds: float,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """How all teachers of a folder are trained, beyond what decides about their bits."""
+
+    device: str
+    compile: str
+    work: float  # see `choose_kernels`
+    seconds: float  # between two checkpoints
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """What all teachers of a folder are trained on."""
+
+    teachers: Teachers
+    data: ImageData
+    images: torch.Tensor  # (count, channels, height, width), preprocessed, on the device
+    labels: torch.Tensor
+
+
+def _ready(teachers: Teachers, device: str, data: ImageData) -> _Ready:
+    images = teachers.preprocess.apply(data.train.images.to(device))
+    return _Ready(teachers, data, images, data.train.labels.to(device))
+
+
+def _ready_in(folder: Path, device: str, data: ImageData) -> _Ready:
+    return _ready(_read_manifest(folder), device, data)
+
+
+def _train_alone(job: _Job, index: int, ready: _Ready, *, report: Report) -> None:
+    """Train the teacher of that number, unless another process did so while this one waited for it."""
+    teachers = ready.teachers
+    # A worker that the scheduler gave up may still be at it.
+    folder = teachers.folder
+    with alone(folder / f".teacher_{index:03d}.lock", f"teacher {index} in {folder}"):
+        if not teachers.path(index).exists():
+            _train_one(job, index, ready, report)
+
+
+def _train_one(job: _Job, index: int, ready: _Ready, report: Report) -> None:
+    teachers, images = ready.teachers, ready.images
     config, device = teachers.config, images.device
+    kernels = choose_kernels(job.compile, work=job.work)
     network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
     training = Training(
         [network],
         [images],
-        [labels],
+        [ready.labels],
         batch=config.batch,
         rates=[config.rate],
         momentum=config.momentum,
@@ -262,25 +297,25 @@ def _train_one(
     trajectory, losses = _room(teachers), []  # (epochs + 1, P)
     trajectory[0] = _snapshot(teachers, network)
     run = fingerprint(teachers.identity, index)
-    with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=seconds) as checkpoint:
+    with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=job.seconds) as checkpoint:
         stored = checkpoint.load()
         if stored is not None:
             with taken_apart(stored.path):
                 training.restore(stored.tensors)
                 trajectory[: training.epoch + 1] = stored.tensors["trajectory"]
                 losses = stored.metadata["losses"]
-            bar.update(training.epoch)
+        report(training.epoch)
         while training.epoch < config.epochs:
             losses += training.advance()
             trajectory[training.epoch] = _snapshot(teachers, network)
-            bar.update()
-            bar.set_postfix(teacher=index, loss=f"{losses[-1]:.3f}", refresh=False)
+            report(training.epoch, teacher=index, loss=f"{losses[-1]:.3f}")
             checkpoint.keep(training.epoch, partial(_state, training, trajectory, losses))
         if not torch.isfinite(trajectory[-1]).all():  # the last step came after the last loss
             raise DivergenceError(
                 f"teacher {index} ended with parameters that are not finite: lower the rate."
             )
-        history = {"train_loss": losses, "validation_accuracy": _accuracy(network, teachers, data, kernels)}
+        accuracy = _accuracy(network, teachers, ready.data, kernels)
+        history = {"train_loss": losses, "validation_accuracy": accuracy}
         teachers.save(index, trajectory, history=history)
         checkpoint.remove()
 
@@ -334,12 +369,17 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         (folder / _MANIFEST).is_file(),
         f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
     )
+    teachers = _read_manifest(folder, count)
+    require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
+    return teachers
+
+
+def _read_manifest(folder: Path, count: int | None = None) -> Teachers:
+    """The teachers of `folder`, of which there may be none yet."""
     artefact = load_artefact(folder / _MANIFEST, kind="teachers")
     with taken_apart(folder / _MANIFEST):
         preprocess = preprocess_from_tensors(artefact.tensors)
-        teachers = _from_manifest(folder, artefact.metadata, preprocess, count)
-    require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
-    return teachers
+        return _from_manifest(folder, artefact.metadata, preprocess, count)
 
 
 def _from_manifest(

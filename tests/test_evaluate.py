@@ -203,3 +203,15 @@ def test_a_stored_evaluation_is_read_and_another_is_refused(toy_data, random_set
     assert torch.equal(evaluate(random_set, toy_data, config, **options).confusion, first.confusion)
     with pytest.raises(InputError, match=r"is the evaluation of another set or protocol: choose another"):
         evaluate(random_set, toy_data, replace(config, seed=1), **options)
+
+
+def test_evaluations_of_before_there_were_identities_are_read(toy_data, random_set, tmp_path, monkeypatch):
+    config, path = replace(CONFIG, epochs=1), tmp_path / "e.safetensors"
+    first = evaluate(random_set, toy_data, config, save_to=path, progress=False)
+    path.unlink()
+    replace(first, identity="").save(path)
+    monkeypatch.setattr(Training, "advance", None)  # nothing is trained
+    again = evaluate(random_set, toy_data, config, save_to=path, progress=False)
+    assert torch.equal(again.confusion, first.confusion)
+    with pytest.raises(InputError, match="is the evaluation of another set or protocol"):
+        evaluate(random_set, toy_data, replace(config, seed=1), save_to=path, progress=False)

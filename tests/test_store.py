@@ -591,3 +591,13 @@ def test_equal_configs_are_described_alike():
 def test_incomplete_descriptions_are_refused(kind, description):
     with pytest.raises(InputError, match=kind.__name__):
         restore(kind, description)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    rates: tuple[float, ...] = (1.0, 0.5)
+
+
+def test_a_tuple_of_numbers_is_described_and_comes_back():
+    assert restore(_Rates, describe(_Rates())) == _Rates()
+    assert fingerprint(_Rates((1, 0))) == fingerprint(_Rates((1.0, -0.0))) != fingerprint(_Rates((1.0, 0.5)))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class Task:
     @property
     def failed_copy(self) -> Path:
         return self.folder / f"{self.name}.failed.ipynb"
+
+    def anywhere(self) -> Task:
+        """The same for a process in another folder."""
+        return replace(self, source=self.source.absolute(), folder=self.folder.absolute())
 
 
 @dataclass(frozen=True)

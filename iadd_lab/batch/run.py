@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from typing import Any
 
 from iadd_lab.batch.plan import Task
 from iadd_lab.batch.record import file_clock
+from iadd_lab.cluster import IN_PROCESS, Engine, Report
 
 _ERROR_TAG = "papermill-error-cell-tag"  # papermill's own, on the cells in which it says what failed
 _TIMES = ("start_time", "end_time", "duration")
@@ -39,14 +40,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-def execute(task: Task, copy: Path, *, progress: bool) -> Outcome:
+def execute(task: Task, copy: Path, *, progress: bool, cluster: str = "") -> Outcome:
     """Execute the notebook of `task` into `copy`, which after a failure holds what was executed till then."""
     # Late, since they take over a second to import, which a batch with nothing to do need not spend.
     from papermill import PapermillExecutionError, execute_notebook
 
     failure, since, start = "", file_clock(task.folder), time.perf_counter()
     try:
-        with _kernel_environment():
+        with _kernel_environment({"IADD_CLUSTER": cluster} if cluster else {}):
             execute_notebook(
                 task.source.absolute(),
                 copy,
@@ -83,11 +84,11 @@ class Hooks:
 
 
 @contextmanager
-def _kernel_environment() -> Iterator[None]:
+def _kernel_environment(more: Mapping[str, str]) -> Iterator[None]:
     """What kernels are to find in their environment, for as long as the block lasts."""
     # A kernel runs in the notebooks' folder, from where a relative path means something else.
     names = [name for name in ("IADD_DATA", "IADD_CACHE") if os.environ.get(name)]
-    changed = {name: str(Path(os.environ[name]).expanduser().absolute()) for name in names}
+    changed = {name: str(Path(os.environ[name]).expanduser().absolute()) for name in names} | dict(more)
     # Progress bars without times, or an executed notebook would change whenever it is executed again.
     changed["TQDM_BAR_FORMAT"] = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
     before = {name: os.environ.get(name) for name in changed}
@@ -102,7 +103,15 @@ def _kernel_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def execute_all(tasks: Sequence[Task], scratch: Path, hooks: Hooks, *, jobs: int, progress: bool) -> None:
+def execute_all(
+    tasks: Sequence[Task],
+    scratch: Path,
+    hooks: Hooks,
+    *,
+    jobs: int,
+    progress: bool,
+    engine: Engine = IN_PROCESS,
+) -> None:
     """Execute `tasks`, so many `jobs` at once.
 
     Args:
@@ -112,7 +121,11 @@ def execute_all(tasks: Sequence[Task], scratch: Path, hooks: Hooks, *, jobs: int
         jobs: how many at once. More than one run in processes of their own: papermill changes the working
             directory, which all threads of a process share.
         progress: with one job, show papermill's bar of the notebook's cells.
+        engine: a cluster, on which as many notebooks at once are executed as it has workers, or this process.
     """
+    if engine.address:
+        _execute_on(engine, tasks, scratch, hooks)
+        return
     if jobs == 1 or len(tasks) == 1:
         for task in tasks:
             hooks.started(task)
@@ -130,6 +143,24 @@ def execute_all(tasks: Sequence[Task], scratch: Path, hooks: Hooks, *, jobs: int
     finally:
         for lane in lanes:
             lane.shutdown(cancel_futures=True)
+
+
+def _execute_on(engine: Engine, tasks: Sequence[Task], scratch: Path, hooks: Hooks) -> None:
+    def shown() -> Iterator[tuple[Task, Path, str]]:
+        for task in tasks:
+            hooks.started(task)
+            yield task.anywhere(), scratch / task.executed.name, engine.address
+
+    outcomes = engine.run(_execute_there, shown(), at_once=engine.workers, releasing=True)
+    for outcome in outcomes:
+        task = tasks[outcome.number]
+        hooks.ended(task, scratch / task.executed.name, outcome.value)
+
+
+def _execute_there(task: Task, copy: Path, address: str, *, report: Report) -> Outcome:
+    """Execute a notebook on a worker; the cells of its tables become tasks of the same cluster."""
+    report(0)
+    return execute(task, copy, progress=False, cluster=address)
 
 
 def _execute_in(lanes: list[ProcessPoolExecutor], tasks: Sequence[Task], scratch: Path, hooks: Hooks) -> None:
