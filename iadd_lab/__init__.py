@@ -18,10 +18,14 @@ from iadd_lab.distilled import DistilledSet
 from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_random
+from iadd_lab.exports import EXPORTS, export_set
+from iadd_lab.fair import FairConfig, FairScores, evaluate_fairly
+from iadd_lab.foreign_sets import import_mtt
 from iadd_lab.gradient_matching import GradientMatchingConfig, match_gradients
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from iadd_lab.training_set import TrainingSet, load
 from iadd_lab.unroll import ENGINES
 
 __version__ = version("iadd-lab")
@@ -29,6 +33,7 @@ __version__ = version("iadd-lab")
 __all__ = [
     "DATASETS",
     "ENGINES",
+    "EXPORTS",
     "MATCHINGS",
     "NETWORKS",
     "AugmentConfig",
@@ -40,6 +45,8 @@ __all__ = [
     "DivergenceError",
     "EvaluateConfig",
     "Evaluation",
+    "FairConfig",
+    "FairScores",
     "GradientMatchingConfig",
     "ImageData",
     "InputError",
@@ -49,11 +56,16 @@ __all__ = [
     "Pruned",
     "TeacherConfig",
     "Teachers",
+    "TrainingSet",
     "Uniform",
     "distill",
     "evaluate",
+    "evaluate_fairly",
     "evaluate_random",
+    "export_set",
     "herding",
+    "import_mtt",
+    "load",
     "load_data",
     "match_distributions",
     "match_gradients",

@@ -1,4 +1,4 @@
-"""The command line: `iadd-lab data | teach | distill | evaluate | reproduce | bench | runs`."""
+"""The command line: `iadd-lab teach | distill | evaluate | export | import-set | reproduce | ...`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from iadd_lab import data as datasets
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.batch.plan import PROFILES
 from iadd_lab.bench import VARIANTS, BenchConfig, measure
+from iadd_lab.cli_sets import COMMANDS
+from iadd_lab.cluster import Engine, open_engine
 from iadd_lab.data import DATASETS, DataConfig, fetch_data, load_data, locate
 from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distill import DistillConfig, DistillResult
@@ -27,6 +29,7 @@ from iadd_lab.distributed import joined, local_device
 from iadd_lab.errors import DivergenceError, InputError, choose, require
 from iadd_lab.evaluate import EvaluateConfig, evaluate_random
 from iadd_lab.evaluate import evaluate as run_evaluate
+from iadd_lab.fair import FairConfig, check_fair, evaluate_fairly
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.options import options_of
@@ -90,6 +93,10 @@ Augment = Annotated[
                  "the data set's own if not given."),
 ]  # fmt: skip
 BadImages = Annotated[str, typer.Option(help="Damaged image files: refuse or skip.")]
+ClusterName = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Independent tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT."),
+]
 Width = Annotated[int | None, typer.Option(help="Filters per block of the ConvNet (128).")]
 Depth = Annotated[int | None, typer.Option(help="Blocks of the ConvNet (by image size).")]
 
@@ -139,6 +146,7 @@ _SPLITS = ("train", "validation", "test")
 @app.command()
 @options_of(TeacherConfig, leave_out=("network", "augment"))
 def teach(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the teachers.")],
     teachers: Annotated[int, typer.Option(help="How many; more can join later.")] = 5,
@@ -158,6 +166,7 @@ def teach(
         list[Path] | None,
         typer.Option(help="Convert others' replay_buffer_N.pt instead of training; may be repeated."),
     ] = None,
+    cluster: ClusterName = None,
     *,
     fields: dict[str, Any],
 ) -> None:
@@ -175,7 +184,8 @@ def teach(
     if import_buffers:
         trained = import_replay_buffers(import_buffers, images, config, out)
     else:
-        trained = train_teachers(images, config, out, count=teachers, device=place, compile=compile)
+        options = {"device": place, "compile": compile, "engine": _engine(context, cluster, data_root)}
+        trained = train_teachers(images, config, out, count=teachers, **options)
     accuracies = [trained.history(n).get("validation_accuracy") for n in range(len(trained))]
     known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
@@ -252,17 +262,30 @@ def distill(
 @app.command()
 @options_of(EvaluateConfig, leave_out=("network", "augment"))
 def evaluate(
+    context: typer.Context,
     distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors, or the folder that holds it.")],
     network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)} (the teachers').")] = None,
     width: Width = None,
     depth: Depth = None,
     random: Annotated[bool, typer.Option(help="Also random real images, as many of them.")] = True,
+    fair: Annotated[
+        bool,
+        typer.Option(
+            "--fair",
+            help="Also DD-Ranking's scores (HLR, IOR, LRS), beside random images and the whole set, the "
+            "learning rate of each chosen on the validation split; takes several times as long.",
+        ),
+    ] = False,
+    whole_epochs: Annotated[
+        int, typer.Option(help="--fair: epochs on the whole training set.")
+    ] = FairConfig.whole_epochs,
     augment: Augment = None,
     device: Device = "auto",
     compile: Compile = "auto",
     precision: Precision = "float32",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (beside the set).")] = None,
+    cluster: ClusterName = None,
     *,
     fields: dict[str, Any],
 ) -> None:
@@ -275,12 +298,14 @@ def evaluate(
     architecture = _evaluation_network(distilled, network, width, depth)
     config = EvaluateConfig(network=architecture, augment=_augment(augment), **fields)
     real = load_data(made.data, root=data_root)
-    if random:
+    if random or fair:
         check_class_sizes(real, made.ipc)
+    if fair:
+        check_fair(config)
     # All that it depends on is part of the name: another set, network or number of epochs is another file.
     suffix = fingerprint(RESULT_VERSION, made.fingerprint, config)[:8]
     name = f"evaluation_{config.network.name}_{config.split}_{suffix}"
-    options = {"device": place, "compile": compile}
+    options = {"device": place, "compile": compile, "engine": _engine(context, cluster, data_root)}
     results = [run_evaluate(made, real, config, save_to=folder / f"{name}.safetensors", **options)]
     if random:
         path = folder / f"{name}_random.safetensors"
@@ -292,9 +317,18 @@ def evaluate(
     save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
     for result in results:
         typer.echo(str(result))
+    if fair:
+        settings = FairConfig(whole_epochs=whole_epochs)
+        runs = folder / f"fair_{fingerprint(RESULT_VERSION, made.fingerprint, config, whole_epochs)[:8]}"
+        scores = evaluate_fairly(made, real, config, settings, folder=runs, **options)
+        typer.echo(str(scores))
     if real.remark:
         typer.echo(f"Note: {real.remark}")
     typer.echo(f"in {folder}/{name}*")
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 class _PairsCommand(typer.core.TyperCommand):
@@ -322,6 +356,7 @@ _PAIR_OPTIONS = ("-p", "--parameter")
 
 @app.command(cls=_PairsCommand)
 def reproduce(
+    context: typer.Context,
     profile: Annotated[
         str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PROFILES.items()) + ".")
     ] = "quick",
@@ -339,6 +374,7 @@ def reproduce(
     figures: Annotated[Path, typer.Option(help="Folder of what they make.")] = Path("figures"),
     runs: Annotated[Path, typer.Option(help="Folder of what is computed only once.")] = Path("runs"),
     again: Annotated[bool, typer.Option("--again", help="Execute also what is up to date.")] = False,
+    cluster: ClusterName = None,
 ) -> None:
     """Execute the notebooks that are not up to date, and collect what they make in figures/PROFILE."""
     failed = run_reproduce(
@@ -350,10 +386,40 @@ def reproduce(
         runs=runs,
         jobs=jobs,
         again=again,
+        engine=_engine(context, cluster, None),
     )
     if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+@app.command(cls=_PairsCommand)
+def plan(
+    profile: Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}.")] = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="A notebook's name; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks executed at once.")] = 1,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(*reversed(_PAIR_OPTIONS), metavar="NAME VALUE", help="As of reproduce."),
+    ] = None,
+    notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = Path("notebooks"),
+    device: Device = "auto",
+) -> None:
+    """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
+
+    Nothing of it is computed; small pieces of the real work are timed on this machine.
+    """
+    from iadd_lab.costs import describe_costs, plan_costs
+
+    costs = plan_costs(
+        profile=profile,
+        only=tuple(only or ()),
+        parameters=dict(_name_and_value(text) for text in parameter or ()),
+        notebooks=notebooks,
+        jobs=jobs,
+        device=device,
+    )
+    typer.echo(describe_costs(costs))
 
 
 @app.command()
@@ -461,6 +527,11 @@ def _name_and_value(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _engine(context: typer.Context, cluster: str | None, data_root: Path | None) -> Engine:
+    """The engine called `cluster`, open until the command ends, in whatever way."""
+    return context.with_resource(open_engine(cluster, data_root=data_root))
+
+
 def _augment(text: str | None) -> AugmentConfig | None:
     if text is None:
         return None
@@ -506,8 +577,8 @@ def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
 def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
     """The network asked for; what was not asked for is as in the teachers' network."""
     given = {field: value for field, value in (("width", width), ("depth", depth)) if value is not None}
-    if name is not None and "config" not in read_metadata(path, kind=KIND):
-        return NetworkConfig(name=name, **given)  # a set that was not distilled has no teachers
+    if "config" not in read_metadata(path, kind=KIND):  # a set that was not distilled here has no teachers
+        return NetworkConfig(name=name or NetworkConfig.name, **given)
     own = DistillResult.load(path).teacher_config.network
     return replace(own, **given) if name in (None, own.name) else NetworkConfig(name=name, **given)
 

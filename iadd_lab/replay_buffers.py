@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from iadd_lab.data import ImageData
-from iadd_lab.errors import InputError, require
+from iadd_lab.errors import require
+from iadd_lab.foreign_files import load_safely
 from iadd_lab.locks import alone_in
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
 
@@ -26,18 +26,7 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
         InputError: the file is missing, not such a buffer, or holds anything but tensors. It is read by
             PyTorch's weights-only loader, so no code in it ever runs.
     """
-    path = Path(path)
-    require(path.is_file(), f"{path} is not there: pass the path of a replay_buffer_N.pt.")
-    try:
-        _check_sums(path)
-        buffer = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # a loader that meets a foreign file may raise almost anything
-        raise InputError(
-            f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
-            "which could run code: get it again from a source that you trust."
-        ) from error
+    buffer = load_safely(path, expected="a replay_buffer_N.pt")
     nested = (
         isinstance(buffer, list)
         and all(isinstance(trajectory, list) and trajectory for trajectory in buffer)
@@ -49,16 +38,6 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
         f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.",
     )
     return buffer
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the checksums that PyTorch writes into its files, but does not look at when it reads them."""
-    if zipfile.is_zipfile(path):  # its format since 1.6; the one before has none
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        require(
-            damaged is None, f"{path} is refused: {damaged} in it does not fit its checksum; get it again."
-        )
 
 
 @alone_in("folder")

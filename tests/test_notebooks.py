@@ -29,6 +29,7 @@ NAMES = {
     "figure7_covid19_images",
     "figure8_convergence",
     "speed_and_memory",
+    "your_data",
 }
 SET_BY_THE_BATCH = {"profile", "runs_dir", "figures_dir"}
 
@@ -112,6 +113,8 @@ def profile_settings(path, profile):
         common = {name: value for name, value in stored["common"].items() if name in values}
         assert stored[path.stem].keys() <= values.keys() - SET_BY_THE_BATCH
         values |= common | stored[path.stem]
+    if "data_name" not in values:
+        return []  # it goes by the data that it is given, not by a column of a table
     fields = Setting.__dataclass_fields__
     return columns(**{name: value for name, value in values.items() if name in fields})
 

@@ -1,0 +1,220 @@
+"""Distilled sets in MTT's format: others' with their preprocessing named, our own back bit for bit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from iadd_lab.baselines import random_real
+from iadd_lab.data import load_data
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, evaluate
+from iadd_lab.exports import export_set
+from iadd_lab.foreign_sets import CONSTANTS, FITS, import_mtt, likely_preprocess, reread_mtt
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.preprocess import Standardise, Zca
+from iadd_lab.splits import Split
+from iadd_lab.teachers import open_teachers
+from tests.conftest import AUGMENT
+from tests.samples import noise
+from tests.test_cli import refused, run
+
+EVALUATE = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=10, augment=AUGMENT)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", progress=False)
+
+
+def release(folder, images, labels):
+    """Files as MTT's code writes them, by PyTorch alone."""
+    folder.mkdir(exist_ok=True)
+    torch.save(images, folder / "images_best.pt")
+    torch.save(labels, folder / "labels_best.pt")
+    return folder
+
+
+@pytest.fixture
+def released(digits, tmp_path):
+    """A set of real images, whitened as MTT's code does, as a parameter that still wants gradients."""
+    real = torch.cat([digits.train.images, digits.validation.images]).float().flatten(1) / 255
+    centred = real - real.mean(0)
+    left, scales, _ = torch.linalg.svd(centred.T @ centred / (len(real) - 1))
+    whitened = centred @ (left / (scales + 0.1).sqrt()) @ left.T
+    rows = torch.cat([torch.nonzero(digits.train.labels == label)[:2, 0] for label in range(10)])
+    images = nn.Parameter(whitened[rows].view(-1, 1, 8, 8))
+    return release(tmp_path / "released", images, digits.train.labels[rows])
+
+
+def test_a_released_set_becomes_one_of_our_own(digits, released, caplog):
+    made = import_mtt(released, digits, preprocess="zca")
+    assert not caplog.records
+    assert (made.ipc, made.alpha, made.preprocess.kind, made.method) == (2, 0.01, "zca", "imported")
+    assert not made.images.requires_grad
+    # Undone with the preprocessing fitted here, its images are the real ones again.
+    rows = torch.cat([torch.nonzero(digits.train.labels == label)[:2, 0] for label in range(10)])
+    assert torch.allclose(made.preprocess.invert(made.images), digits.train.images[rows] / 255, atol=1e-3)
+    protocol = replace(EVALUATE, epochs=80, rate=0.1)
+    assert evaluate(made, digits, protocol, progress=False).accuracies.mean() > 0.3
+
+
+def test_the_wrong_preprocessing_is_warned_of(digits, released, caplog):
+    with caplog.at_level(logging.WARNING):
+        import_mtt(released, digits, preprocess="standardise")
+    assert "look as if their preprocessing was 'zca', but 'standardise' was given" in caplog.text
+
+
+@pytest.mark.parametrize("kind", list(FITS))
+def test_the_preprocessing_shows_in_real_images_whatever_their_contrast(digits, kind):
+    fitted = {"standardise": Standardise, "zca": Zca}[kind].fit(digits.train.images)
+    images = fitted.apply(digits.train.images[:100])
+    for contrast in (0.3, 1.0, 4.0):
+        assert likely_preprocess(contrast * images, digits) == kind
+
+
+def test_mtts_constants_are_used_where_mtt_has_them(digits):
+    coloured = Split(torch.from_numpy(noise((20, 3, 8, 8))), torch.arange(20) % 2)
+    known = replace(
+        digits, train=coloured, validation=coloured, config=replace(digits.config, name="cifar10")
+    )
+    made = FITS["standardise"](known)
+    assert made.mean.tolist() == pytest.approx(CONSTANTS["cifar10"][0])
+    assert made.deviation.tolist() == pytest.approx((0.2023, 0.1994, 0.2010))
+    together = torch.cat([digits.train.images, digits.validation.images])
+    assert torch.equal(FITS["standardise"](digits).mean, Standardise.fit(together).mean)
+
+
+def test_a_learned_rate_beside_the_set_is_taken(digits, released):
+    torch.save(torch.tensor(0.037), released / "lr_best.pt")
+    assert import_mtt(released, digits, preprocess="zca").alpha == pytest.approx(0.037)
+    assert import_mtt(released, digits, preprocess="zca", alpha=0.2).alpha == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda i, y: (i[:, :, :4], y), "name the data set and size"),
+        (lambda i, y: (i * torch.inf, y), "not finite"),
+        (lambda i, y: (i, y[:-1]), "whole numbers are needed"),
+        (lambda i, y: (i, torch.eye(10)[y]), "soft labels are not supported"),
+        (lambda i, y: (i, y + 1), "labels outside of 0 to 9"),
+        (lambda i, y: (i[:-1], y[:-1]), "from 1 to 2 images of a class"),
+        (lambda i, y: ([i], y), "holds no single tensors"),
+    ],
+)
+def test_what_does_not_fit_is_refused(digits, released, change, sentence):
+    stored = [torch.load(released / f"{name}_best.pt").detach() for name in ("images", "labels")]
+    release(released, *change(*stored))
+    with pytest.raises(InputError, match=sentence):
+        import_mtt(released, digits, preprocess="zca")
+
+
+def test_other_refusals_say_what_to_do(digits, released, tmp_path):
+    with pytest.raises(InputError, match="unknown preprocess 'ZCA'"):
+        import_mtt(released, digits, preprocess="ZCA")
+    with pytest.raises(InputError, match=r"images_best\.pt is not there"):
+        import_mtt(tmp_path, digits, preprocess="zca")
+    limited = replace(digits, config=replace(digits.config, train_limit=100))
+    with pytest.raises(InputError, match="train_limit is set"):
+        import_mtt(released, limited, preprocess="zca")
+
+
+@pytest.mark.parametrize("kind", [Standardise, Zca])
+def test_a_set_of_our_own_comes_back_bit_for_bit_and_evaluates_alike(toy_data, tmp_path, kind):
+    made = random_real(toy_data, kind.fit(toy_data.train.images), ipc=3, seed=0, alpha=0.1 / 3)
+    made.save(tmp_path / "distilled.safetensors")
+    export_set(tmp_path, "mtt", tmp_path / "out")
+    assert torch.equal(torch.load(tmp_path / "out" / "images_best.pt"), made.images)
+    assert torch.equal(torch.load(tmp_path / "out" / "labels_best.pt"), made.labels)
+    back = reread_mtt(tmp_path / "out")
+    assert back.fingerprint == made.fingerprint
+    before, after = (evaluate(each, toy_data, EVALUATE, progress=False) for each in (made, back))
+    assert torch.equal(before.confusion, after.confusion)
+    assert before.identity == after.identity
+
+
+def test_the_command_line_imports_and_evaluates(digits, released, tmp_path):
+    done = run("import-set {} --data digits --preprocess zca --out {}", released, tmp_path / "set")
+    assert done.exit_code == 0, done.output
+    assert "20 images of 10 classes, preprocessing zca, α 0.01" in done.stdout
+    scores = run(
+        "evaluate {} --epochs 2 --networks 1 --width 4 --fair --whole-epochs 1 --device cpu", tmp_path / "set"
+    )
+    assert scores.exit_code == 0, scores.output
+    assert "imported: " in scores.stdout
+    assert "imported, fairly: accuracy 0." in scores.stdout
+    assert "HLR" in scores.stdout
+    again = "import-set {} --data digits --preprocess zca --out {}"
+    assert "is there already" in refused(again, released, tmp_path / "set")
+    assert "give both" in refused("import-set {} --data digits --out {}", released, tmp_path / "other")
+
+
+def test_a_set_of_our_own_is_exported_and_imported_by_commands(toy_data, tmp_path):
+    made = random_real(toy_data, Zca.fit(toy_data.train.images), ipc=1, seed=0)
+    made.save(tmp_path / "distilled.safetensors")
+    exported = run("export {} --to mtt --out {}", tmp_path, tmp_path / "out")
+    assert exported.exit_code == 0, exported.output
+    done = run("import-set {} --out {}", tmp_path / "out", tmp_path / "back")
+    assert done.exit_code == 0, done.output
+    assert DistilledSet.load(tmp_path / "back" / "distilled.safetensors").fingerprint == made.fingerprint
+    sentence = refused("import-set {} --preprocess zca --out {}", tmp_path / "out", tmp_path / "other")
+    assert "--preprocess was given" in sentence
+    assert "unknown format 'mmt'" in refused("export {} --to mmt --out {}", tmp_path, tmp_path / "x")
+
+
+def train_as_others_do(images, labels, *, seed):
+    """A trajectory of MTT's ConvNet (width 4, depth 2), written and trained with PyTorch alone."""
+    torch.manual_seed(seed)
+    blocks = [
+        layer
+        for inputs in (1, 4)
+        for layer in (
+            nn.Conv2d(inputs, 4, 3, padding=1),
+            nn.GroupNorm(4, 4),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        )
+    ]
+    network = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * 2 * 2, 10))
+    descent = torch.optim.SGD(network.parameters(), lr=0.05)
+    trajectory = [[p.detach().clone() for p in network.parameters()]]
+    for _ in range(3):
+        for rows in torch.randperm(len(labels)).split(64):
+            descent.zero_grad()
+            nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
+            descent.step()
+        trajectory.append([p.detach().clone() for p in network.parameters()])
+    return trajectory
+
+
+def test_a_foreign_replay_buffer_distils_without_conversion_by_hand(digits, tmp_path):
+    images = Standardise.fit(digits.train.images).apply(digits.train.images)
+    buffer = [train_as_others_do(images, digits.train.labels, seed=seed) for seed in range(2)]
+    torch.save(buffer, tmp_path / "replay_buffer_0.pt")
+    taught = run(
+        "teach --data digits --width 4 --import-buffers {} --out {}",
+        tmp_path / "replay_buffer_0.pt",
+        tmp_path / "teachers",
+    )
+    assert taught.exit_code == 0, taught.output
+    assert "2 teachers of 3 epochs" in taught.stdout
+    teachers = open_teachers(tmp_path / "teachers")
+    network = teachers.network(0)  # their last parameters do in our network what they did in theirs
+    network.load_state_dict(teachers.layout.split(teachers.snapshot(1, 3)))
+    right = (network(images).argmax(1) == digits.train.labels).double().mean()
+    assert right > 0.3
+    made = run(
+        "distill --teachers {} --out {} --iterations 3 --student-steps 2 --teacher-epochs 1 "
+        "--max-start-epoch 2 --alpha 0.02 --alpha-rate 1e-6 --device cpu",
+        tmp_path / "teachers",
+        tmp_path / "run",
+    )
+    assert made.exit_code == 0, made.output
+    scores = run("evaluate {} --epochs 1 --networks 1 --no-random --device cpu", tmp_path / "run")
+    assert scores.exit_code == 0, scores.output

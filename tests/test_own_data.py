@@ -1,0 +1,83 @@
+"""From a folder of pictures to settings: sample pictures, sizes, splits of uneven classes, suggestions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iadd_lab.data import load_data
+from iadd_lab.errors import InputError
+from iadd_lab.own_data import class_table, folder_config, sample_pictures, suggest, suggest_size
+from tests.samples import counts, load, make_tree, noise, save, three
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return sample_pictures(tmp_path_factory.mktemp("pictures") / "samples")
+
+
+@pytest.fixture
+def data(pictures):
+    return load_data(folder_config(pictures), root=pictures, progress=False)
+
+
+def test_sample_pictures_are_sixty_in_three_uneven_classes(pictures, data):
+    assert {path.name: len(list(path.iterdir())) for path in pictures.iterdir()} == {
+        "eight": 30,
+        "nine": 20,
+        "three": 10,
+    }
+    assert sum(map(len, three(data))) == 60
+    assert (data.channels, data.size) == (1, 8)
+    assert sample_pictures(pictures) == pictures  # what is there stays
+
+
+def test_every_split_has_the_classes_in_their_proportions(data):
+    for split in three(data):
+        assert min(counts(split)) >= 1
+    assert counts(data.test) == [6, 4, 2]
+    assert counts(data.train) == sorted(counts(data.train), reverse=True)
+    assert class_table(data).splitlines()[1].split() == ["eight", *(str(counts(s)[0]) for s in three(data))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((8, 8, 3), 8), ((30, 21, 3), 16), ((100, 300, 3), 32), ((3, 5, 3), 8)]
+)
+def test_the_side_is_that_of_the_pictures_up_to_a_limit(tmp_path, shape, size):
+    make_tree(tmp_path, count=2, shape=shape)
+    assert suggest_size(tmp_path) == size
+
+
+def test_a_folder_without_pictures_is_named_and_bad_ones_are_passed_over(tmp_path):
+    with pytest.raises(InputError, match="has no pictures"):
+        suggest_size(tmp_path)
+    save(tmp_path / "a.png", noise((16, 16, 3)))
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    assert suggest_size(tmp_path) == 16
+
+
+def test_suggestions_fit_the_size_of_the_data(data, toy_data):
+    small, large = suggest(data), suggest(load("digits"))
+    assert small.distillation.ipc == 1
+    assert large.distillation.ipc == 10
+    for chosen in (small, large, suggest(toy_data)):
+        settings, teachers = chosen.distillation, chosen.teachers
+        assert settings.max_start_epoch - 1 + settings.teacher_epochs <= teachers.epochs
+        assert settings.augment == teachers.augment == chosen.evaluation.augment
+    steps = [
+        -(-43 // small.teachers.batch) * small.teachers.epochs,
+        -(-1213 // large.teachers.batch) * large.teachers.epochs,
+    ]
+    assert min(steps) >= 150
+
+
+def test_more_images_per_class_than_the_smallest_class_has_are_refused(data):
+    smallest = int(torch.bincount(data.train.labels).min())
+    assert suggest(data, ipc=smallest).distillation.ipc == smallest
+    with pytest.raises(InputError, match=f"ipc is {smallest + 1}, but class 'three' has only {smallest}"):
+        suggest(data, ipc=smallest + 1)
+
+
+def test_mirroring_is_left_out_where_it_changes_the_meaning(data):
+    assert "flip" in suggest(data).distillation.augment.operations
+    assert "flip" not in suggest(data, mirror=False).distillation.augment.operations
