@@ -214,7 +214,7 @@ class Table:
 
     def csv(self) -> str:
         """The frame as comma-separated values."""
-        return self.frame().to_csv(index=False, lineterminator="\n")
+        return as_csv(self.frame())
 
     def markdown(self) -> str:
         """As GitHub and notebooks render it; the headings of a column share the one line that there is."""
@@ -278,15 +278,32 @@ class Table:
         return [markup.escape(sentence) for sentence in (*origins, *self.notes)]
 
 
-def save_table(table: Table, folder: Path | str, name: str) -> Table:
+def save_table(table: Table, folder: Path | str, name: str, *, records: pd.DataFrame | None = None) -> Table:
     """Write `table` to `folder`/`name`.csv, .md and .tex, atomically, and return it for the notebook to show.
 
-    An empty `folder` writes nothing.
+    Args:
+        table: to write.
+        folder: to write to; empty writes nothing.
+        name: of the files, without their endings.
+        records: rows for the CSV in place of the table's own, as those of `measurement_frame`.
     """
     if folder:
-        for suffix, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
+        save_frame(table.frame() if records is None else records, folder, name)
+        for suffix, text in ((".md", table.markdown()), (".tex", table.latex())):
             save_text(Path(folder) / f"{name}{suffix}", text)
     return table
+
+
+def save_frame(frame: pd.DataFrame, folder: Path | str, name: str) -> pd.DataFrame:
+    """Write `frame` to `folder`/`name`.csv, atomically, and return it; an empty `folder` writes nothing."""
+    if folder:
+        save_text(Path(folder) / f"{name}.csv", as_csv(frame))
+    return frame
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """Comma-separated values, the same bytes on every system."""
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def _check_column(column: tuple[str, ...], values: list[Value]) -> None:

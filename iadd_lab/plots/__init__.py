@@ -1,6 +1,7 @@
 """Pictures: every function returns a Figure, and `save_figure` is the one place that writes them."""
 
 from iadd_lab.plots.accuracy import accuracy_bars, accuracy_groups, confusion_matrix
+from iadd_lab.plots.comparisons import paired_intervals
 from iadd_lab.plots.concept import concept
 from iadd_lab.plots.curves import Curve, convergence, history_plot
 from iadd_lab.plots.diagram import iteration_diagram
@@ -28,6 +29,7 @@ __all__ = [
     "iteration_diagram",
     "learned_weights",
     "overview",
+    "paired_intervals",
     "parameter_difference",
     "real_and_distilled",
     "save_figure",

@@ -1,0 +1,185 @@
+"""What one method gains over another: differences in pairs, with their 95 % intervals, and tidy measurements.
+
+Cells of one setting share teachers, first images, segments and the initialisations of the evaluation
+networks, seed by seed. Their difference is therefore taken seed by seed too: what all methods owe to a lucky
+draw cancels, and what is left scatters less than either accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from iadd_lab.errors import require
+from iadd_lab.published import read_published
+from iadd_lab.study import METHODS, Cell
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The accuracy of `method_a` less that of `method_b`, in percentage points."""
+
+    dataset: str  # a key of `DATASETS`
+    ipc: int
+    network: str  # that was trained on the distilled sets
+    method_a: str  # keys of `METHODS`
+    method_b: str
+    difference: float  # mean over the seeds
+    low95: float  # of Student's t interval over the seeds; NaN for a single one
+    high95: float
+    each: tuple[float, ...]  # the difference of every seed
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs there are."""
+        return len(self.each)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low95 > 0 or self.high95 < 0
+
+    def __str__(self) -> str:
+        pair = f"{METHODS[self.method_a].title} − {METHODS[self.method_b].title}"
+        if math.isnan(self.low95):
+            return f"{pair}: {self.difference:+.1f} points (one seed, so no interval)"
+        interval = f"{self.low95:+.1f} to {self.high95:+.1f}"
+        return f"{pair}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
+
+
+def compare(first: Cell, second: Cell) -> PairedDifference:
+    """The paired difference of two cells of one setting and network.
+
+    A seed's accuracy is the mean over its evaluation networks: these share a distilled set, so that they
+    are no further independent draws.
+
+    Raises:
+        InputError: the cells are of different settings, networks or splits.
+    """
+    for what, one, other in (
+        ("setting", first.setting, second.setting),
+        ("network", first.network, second.network),
+        ("split", first.evaluation.config.split, second.evaluation.config.split),
+    ):
+        require(
+            one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
+        )
+    differences = 100 * (seed_accuracies(first) - seed_accuracies(second))  # (seeds,)
+    mean, low, high = mean_with_interval(differences.tolist())
+    return PairedDifference(
+        dataset=first.setting.data_name,
+        ipc=first.setting.ipc,
+        network=first.network.name,
+        method_a=first.method,
+        method_b=second.method,
+        difference=mean,
+        low95=low,
+        high95=high,
+        each=tuple(differences.tolist()),
+    )
+
+
+def seed_accuracies(cell: Cell) -> torch.Tensor:
+    """The mean accuracy of each seed's networks, shape (seeds,), in [0, 1]."""
+    return cell.evaluation.accuracies.view(cell.setting.seeds, -1).mean(1)
+
+
+def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of independent values, and the ends of Student's t interval around it.
+
+    The ends are NaN where there is but one value, and the mean itself where all are equal.
+    """
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan, math.nan
+    error = stats.sem(values)
+    if error == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(level, len(values) - 1, loc=mean, scale=error)
+    return mean, float(low), float(high)
+
+
+def paired_differences(
+    cells: Sequence[Cell], *, method: str = "iadd", against: Sequence[str] = ("mtt", "ddpp")
+) -> list[PairedDifference]:
+    """`method` compared with each of `against` in every setting and network where both were measured."""
+    places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
+    found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
+    pairs = [
+        (found.get((*place, method)), found.get((*place, rival))) for place, rival in product(places, against)
+    ]
+    return [compare(one, other) for one, other in pairs if one is not None and other is not None]
+
+
+def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
+    """One row per difference, unrounded: the fields of `PairedDifference`, `seeds` for `each`."""
+    columns = [*(field.name for field in fields(PairedDifference) if field.name != "each"), "seeds"]
+    return pd.DataFrame(
+        [[getattr(each, column) for column in columns] for each in differences], columns=columns
+    )
+
+
+def measurement_frame(
+    cells: Sequence[Cell],
+    *,
+    profile: str,
+    balanced: bool = False,
+    published_data: Sequence[str] = (),
+) -> pd.DataFrame:
+    """One row per accuracy in per cent, unrounded, with `COLUMNS`.
+
+    `source` begins with "measured here" or "published"; a published row leaves `network` and `seeds` empty,
+    and the whole set's row `ipc`.
+
+    Args:
+        cells: measured.
+        profile: that they were measured on.
+        balanced: whether a row of balanced accuracy goes below each.
+        published_data: keys of `DATASETS` whose published accuracies go below, at the cells' IPC.
+    """
+    ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
+    measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
+    records = [_measured(cell, profile, measure) for cell in cells for measure in measures]
+    for entry in read_published():
+        if entry["dataset"] in published_data and entry["ipc"] in ipcs:
+            records.append(_published(entry))
+    return pd.DataFrame(records, columns=list(COLUMNS)).astype({"ipc": "Int64", "seeds": "Int64"})
+
+
+COLUMNS = ("dataset", "ipc", "network", "method", "mean", "std", "seeds", "source", "measure")
+
+
+def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
+    summary, setting = cell.evaluation.summary(), cell.setting
+    width = f", width {cell.network.width}" if cell.network.width else ""
+    return {
+        "dataset": setting.data_name,
+        "ipc": setting.ipc,
+        "network": cell.network.name,
+        "method": cell.method,
+        "mean": summary[measure],
+        "std": summary[measure.replace("accuracy", "std")],
+        "seeds": setting.seeds,
+        "source": f"measured here: {cell.origin(profile)}{width}, {summary['split']} images",
+        "measure": measure,
+    }
+
+
+def _published(entry: dict[str, str]) -> dict[str, object]:
+    return {
+        "dataset": entry["dataset"],
+        "ipc": int(entry["ipc"]) if entry["ipc"] else None,
+        "network": None,
+        "method": entry["method"],
+        "mean": float(entry["accuracy"]),
+        "std": float(entry["std"]) if entry["std"] else None,
+        "seeds": None,
+        "source": f"published: {entry['source']}",
+        "measure": "accuracy",
+    }

@@ -1,0 +1,140 @@
+"""Paired differences: the interval's arithmetic, what cancels in pairs, and the files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from iadd_lab import plots
+from iadd_lab.comparisons import (
+    compare,
+    difference_frame,
+    mean_with_interval,
+    measurement_frame,
+    paired_differences,
+    seed_accuracies,
+)
+from iadd_lab.errors import InputError
+from iadd_lab.evaluate import EvaluateConfig, Evaluation
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.settings import Setting
+from iadd_lab.study import Cell
+from iadd_lab.tables import save_frame
+
+SETTING = Setting(data_name="digits", ipc=1, width=4, seeds=3, evaluation_networks=2)
+NETWORK = NetworkConfig(width=4)
+
+
+def cell(
+    method: str, correct: list[int], setting: Setting = SETTING, network: NetworkConfig = NETWORK
+) -> Cell:
+    """Networks that got so many of 100 images of one of two classes right, seed by seed."""
+    confusion = torch.tensor([[[hits, 100 - hits], [0, 0]] for hits in correct])
+    evaluation = Evaluation(confusion, ("a", "b"), method, EvaluateConfig(network, networks=2))
+    return Cell(setting, method, network, evaluation)
+
+
+def test_differences_are_taken_seed_by_seed():
+    luck = [10, 12, 50, 52, 80, 86]  # two networks of each of three seeds
+    found = compare(cell("iadd", [hits + 2 for hits in luck]), cell("mtt", luck))
+    assert found.each == pytest.approx((2.0, 2.0, 2.0))
+    assert (found.difference, found.low95, found.high95) == pytest.approx((2.0, 2.0, 2.0))
+    assert found.is_sure
+    assert seed_accuracies(cell("mtt", luck)).tolist() == pytest.approx([0.11, 0.51, 0.83])
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    one, other = [55, 57, 61, 60, 52, 50], [50, 51, 60, 60, 50, 53]
+    found = compare(cell("iadd", one), cell("mtt", other))
+    means = [torch.tensor(values).float().view(3, 2).mean(1).numpy() for values in (one, other)]
+    interval = stats.ttest_rel(*means).confidence_interval(0.95)
+    assert (found.low95, found.high95) == pytest.approx((interval.low, interval.high), rel=1e-5)
+    assert found.is_sure == bool(stats.ttest_rel(*means).pvalue < 0.05)
+
+
+@given(values=st.lists(st.floats(-50, 50), min_size=2, max_size=8), shift=st.floats(-10, 10))
+def test_an_interval_moves_and_mirrors_with_its_values(values, shift):
+    mean, low, high = mean_with_interval(values)
+    assert low <= mean + 1e-9
+    assert mean <= high + 1e-9
+    moved = mean_with_interval([value + shift for value in values])
+    assert moved == pytest.approx((mean + shift, low + shift, high + shift), abs=1e-6)
+    mirrored = mean_with_interval([-value for value in values])
+    assert mirrored == pytest.approx((-mean, -high, -low), abs=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    setting = replace(SETTING, seeds=1)
+    found = compare(cell("iadd", [60, 62], setting), cell("mtt", [50, 52], setting))
+    assert found.difference == pytest.approx(10)
+    assert math.isnan(found.low95)
+    assert math.isnan(found.high95)
+    assert not found.is_sure
+    assert str(found) == "IADD − MTT: +10.0 points (one seed, so no interval)"
+
+
+def test_only_like_is_compared_with_like():
+    one = cell("iadd", [60] * 6)
+    with pytest.raises(InputError, match="the cells differ in their setting"):
+        compare(one, cell("mtt", [60] * 6, replace(SETTING, ipc=2)))
+    with pytest.raises(InputError, match="the cells differ in their network"):
+        compare(one, cell("mtt", [60] * 6, network=NetworkConfig("alexnet")))
+
+
+def test_pairs_are_made_where_both_were_measured(tmp_path):
+    cells = [cell("iadd", [60] * 6), cell("mtt", [50] * 6), cell("random", [20] * 6)]
+    other = replace(SETTING, ipc=10)
+    cells += [cell("mtt", [70] * 6, other), cell("ddpp", [71] * 6, other)]
+    found = paired_differences(cells)
+    assert [(each.ipc, each.method_b, each.difference) for each in found] == [(1, "mtt", pytest.approx(10))]
+    save_frame(difference_frame(found), tmp_path, "paired_differences")
+    read = pd.read_csv(tmp_path / "paired_differences.csv")
+    assert list(read) == [
+        "dataset",
+        "ipc",
+        "network",
+        "method_a",
+        "method_b",
+        "difference",
+        "low95",
+        "high95",
+        "seeds",
+    ]
+    assert read.loc[0, ["method_a", "difference", "seeds"]].tolist() == ["iadd", pytest.approx(10), 3]
+    assert save_frame(read, "", "nothing") is read
+
+
+def test_measurements_name_their_source_and_keep_kinds_apart():
+    frame = measurement_frame([cell("iadd", [60] * 6)], profile="quick", published_data=["cifar10"])
+    assert list(frame)[:8] == ["dataset", "ipc", "network", "method", "mean", "std", "seeds", "source"]
+    ours = frame.iloc[0]
+    assert (ours["method"], ours["mean"], ours["seeds"]) == ("iadd", pytest.approx(60), 3)
+    assert ours["source"] == "measured here: quick profile, 3 sets × 2 networks, width 4, test images"
+    published = frame.iloc[1:]
+    assert published["source"].str.startswith("published: ").all()
+    assert published["seeds"].isna().all()
+    assert set(published["ipc"].dropna()) == {1}
+
+
+def test_intervals_are_drawn_with_every_seed():
+    found = [compare(cell("iadd", [61, 60, 63, 62, 60, 60]), cell("mtt", [50] * 6))]
+    (ax,) = plots.paired_intervals(found, title="pairs").axes
+    dots, interval, mean = ax.lines[1:]
+    assert list(dots.get_xdata()) == list(found[0].each)
+    assert list(interval.get_xdata()) == [found[0].low95, found[0].high95]
+    assert list(mean.get_xdata()) == [found[0].difference]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["Digits, IPC 1: IADD − MTT"]
+    with pytest.raises(InputError, match="no difference to show"):
+        plots.paired_intervals([])
+
+
+def test_balanced_accuracies_go_below():
+    frame = measurement_frame([cell("iadd", [60] * 6)], profile="quick", balanced=True)
+    assert frame["measure"].tolist() == ["accuracy", "balanced accuracy"]
