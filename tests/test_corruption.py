@@ -237,7 +237,7 @@ def evaluation(runs: Path) -> Subject:
     path = runs / "evaluation.safetensors"
 
     def read() -> str:
-        found = sys.modules["iadd_lab.evaluate"]._finished(path, "evaluation")
+        found = sys.modules["iadd_lab.evaluate"]._finished(path, "evaluation", EvaluateConfig(networks=2))
         confusion = tensor_fingerprint({"confusion": found.confusion})
         return fingerprint(confusion, found.classes, found.method, found.config)
 
