@@ -12,21 +12,6 @@ from iadd_lab.errors import InputError
 from iadd_lab.evaluate import Evaluation
 from iadd_lab.store import fingerprint, read_metadata
 
-# What the sources themselves say; where that was not looked up, who to ask.
-LICENCES: dict[str, str] = {
-    "digits": "part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: see the source, "
-    "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
-    "mnist": "see the source, http://yann.lecun.com/exdb/mnist/",
-    "fashion_mnist": "MIT licence, copyright Zalando SE "
-    "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
-    "cifar10": "see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
-    "cifar100": "see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
-    "tiny_imagenet": "see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
-    "https://www.image-net.org/download",
-    "covid19": "see the source of the copy used, as in "
-    "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
-    "image_folder": "that of the pictures in the folder: see their source",
-}
 _SHOWN = ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "initial_images", "seed")
 
 
@@ -46,7 +31,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
     parts += ["## What it is", _bullets(_what(distilled))]
     parts += ["## How it was made", _bullets(_how(distilled, metadata))]
     parts += ["## Accuracy", _accuracy(path, distilled)]
-    licence = LICENCES.get(distilled.data.name, "see the source")
+    licence = DATASETS[distilled.data.name].licence
     parts += [
         "## Licence of the source data",
         f"{title}: {licence}. A distilled set is made from these images.",

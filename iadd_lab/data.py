@@ -135,6 +135,7 @@ class DatasetSpec:
         augment: the siamese augmentations that keep the meaning of its images.
         fetcher: downloads it into a data root; None if nothing can.
         describe: a few words for a listing.
+        licence: what the source itself says; where that was not looked up, who to ask.
     """
 
     title: str
@@ -146,6 +147,7 @@ class DatasetSpec:
     augment: tuple[str, ...] = ALL_OPERATIONS
     fetcher: Callable[[Path], object] | None = None
     describe: str = ""
+    licence: str = "see the source"
 
 
 def data_root() -> Path:
@@ -282,6 +284,8 @@ DATASETS: dict[str, DatasetSpec] = {
         augment=UNMIRRORED,
         fetcher=lambda root: None,
         describe="1,797 handwritten digits that come with scikit-learn",
+        licence="part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: see the source, "
+        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     ),
     "mnist": DatasetSpec(
         title="MNIST",
@@ -293,6 +297,7 @@ DATASETS: dict[str, DatasetSpec] = {
         augment=UNMIRRORED,
         fetcher=partial(download_torchvision, "MNIST"),
         describe="70,000 handwritten digits",
+        licence="see the source, http://yann.lecun.com/exdb/mnist/",
     ),
     "fashion_mnist": DatasetSpec(
         title="Fashion-MNIST",
@@ -303,6 +308,8 @@ DATASETS: dict[str, DatasetSpec] = {
         where="fetch it with `iadd-lab data fetch fashion_mnist`",
         fetcher=partial(download_torchvision, "FashionMNIST"),
         describe="70,000 pieces of clothing",
+        licence="MIT licence, copyright Zalando SE "
+        "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
     ),
     "cifar10": DatasetSpec(
         title="CIFAR-10",
@@ -313,6 +320,7 @@ DATASETS: dict[str, DatasetSpec] = {
         where="fetch it with `iadd-lab data fetch cifar10`",
         fetcher=partial(download_torchvision, "CIFAR10"),
         describe="60,000 photographs of 10 things",
+        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     "cifar100": DatasetSpec(
         title="CIFAR-100",
@@ -323,6 +331,7 @@ DATASETS: dict[str, DatasetSpec] = {
         where="fetch it with `iadd-lab data fetch cifar100`",
         fetcher=partial(download_torchvision, "CIFAR100"),
         describe="60,000 photographs of 100 things",
+        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     "tiny_imagenet": DatasetSpec(
         title="Tiny ImageNet",
@@ -332,6 +341,8 @@ DATASETS: dict[str, DatasetSpec] = {
         reader=read_tiny_imagenet,
         where="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
         describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
+        licence="see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
+        "https://www.image-net.org/download",
     ),
     "covid19": DatasetSpec(
         title="COVID-19 X-rays",
@@ -343,6 +354,8 @@ DATASETS: dict[str, DatasetSpec] = {
         "or put a folder of chest X-rays per class there",
         augment=UNMIRRORED,
         describe="chest X-rays, a folder per class",
+        licence="see the source of the copy used, as in "
+        "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     ),
     "image_folder": DatasetSpec(
         title="The image folder",
@@ -352,5 +365,6 @@ DATASETS: dict[str, DatasetSpec] = {
         reader=read_image_folder,
         where="pass a folder of your own, with train and test inside or a folder per class",
         describe="your own images, a folder per class",
+        licence="that of the pictures in the folder: see their source",
     ),
 }

@@ -55,7 +55,7 @@ class NetworkConfig:
     @property
     def title(self) -> str:
         """The name as text has it."""
-        return TITLES[self.name]
+        return TITLES.get(self.name, self.name)
 
     def options(self) -> dict[str, int]:
         """The fields beyond the name that were given, as keyword arguments of the network's builder."""

@@ -429,7 +429,9 @@ def _described(study: Study, setting: Setting, method: str, make: Callable, conf
     )
 
 
-def _parameters(method: str) -> Callable:
+def parameter_matching(method: str) -> Callable[[Study, Setting, int], list[DistilledSet]]:
+    """What makes the sets of a `Method` that matches parameters: `method` is a key of `MATCHING_OF`."""
+
     def sets(study: Study, setting: Setting, number: int) -> list[DistilledSet]:
         return [study.result(setting, method, number=number).distilled]
 
@@ -442,12 +444,12 @@ METHODS: dict[str, Method] = {
     "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
     "dsa": Method("DSA", _gradients("dsa", None)),
     "dm": Method("DM", _distributions),
-    "mtt": Method("MTT", _parameters("mtt"), needs_teachers=True),
-    "ddpp": Method("DDPP", _parameters("ddpp"), needs_teachers=True),
-    "iadd": Method("IADD", _parameters("iadd"), needs_teachers=True),
-    "iadd_literal": Method("IADD, literal loss", _parameters("iadd_literal"), needs_teachers=True),
-    "iadd_tensor": Method("IADD, per tensor", _parameters("iadd_tensor"), needs_teachers=True),
-    "iadd_frozen": Method("IADD, frozen half-way", _parameters("iadd_frozen"), needs_teachers=True),
+    "mtt": Method("MTT", parameter_matching("mtt"), needs_teachers=True),
+    "ddpp": Method("DDPP", parameter_matching("ddpp"), needs_teachers=True),
+    "iadd": Method("IADD", parameter_matching("iadd"), needs_teachers=True),
+    "iadd_literal": Method("IADD, literal loss", parameter_matching("iadd_literal"), needs_teachers=True),
+    "iadd_tensor": Method("IADD, per tensor", parameter_matching("iadd_tensor"), needs_teachers=True),
+    "iadd_frozen": Method("IADD, frozen half-way", parameter_matching("iadd_frozen"), needs_teachers=True),
     "whole": Method(
         "Whole",
         _whole,
