@@ -25,6 +25,7 @@ from iadd_lab.gradient_matching import GradientMatchingConfig, match_gradients
 from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
 from iadd_lab.networks import NETWORKS, NetworkConfig
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from iadd_lab.tensorboard import TensorBoard
 from iadd_lab.training_set import TrainingSet, load
 from iadd_lab.unroll import ENGINES
 
@@ -56,6 +57,7 @@ __all__ = [
     "Pruned",
     "TeacherConfig",
     "Teachers",
+    "TensorBoard",
     "TrainingSet",
     "Uniform",
     "distill",

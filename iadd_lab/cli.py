@@ -40,6 +40,7 @@ from iadd_lab.sampling import check_class_sizes
 from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, read_metadata, save_text
 from iadd_lab.study import runs_root
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from iadd_lab.tensorboard import watched
 
 
 class _FriendlyGroup(typer.core.TyperGroup):
@@ -219,6 +220,9 @@ def distill(
     data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
     network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
     preprocess: Annotated[str | None, typer.Option(help="Require teachers with this preprocessing.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard: the curves, images and W while it runs.")
+    ] = None,
     *,
     fields: dict[str, Any],
 ) -> None:
@@ -234,7 +238,10 @@ def distill(
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
     config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
-    with joined(place) as ranks:
+    with (
+        joined(place) as ranks,
+        watched(tensorboard if ranks.first else None, trained.preprocess, ipc=config.ipc) as watch,
+    ):
         images = load_data(trained.data, root=data_root, progress=ranks.first)
         result = run_distill(
             images,
@@ -245,7 +252,10 @@ def distill(
             compile=compile,
             cuda_graphs=cuda_graphs,
             ranks=ranks,
+            on_iteration=watch,
         )
+        if watch is not None:
+            watch(config.iterations, result.history)  # a finished run was only read
     if not ranks.first:
         return
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
 from iadd_lab import plots
 from iadd_lab.distill import DistillConfig, distill
@@ -404,23 +407,100 @@ def test_overview_has_pictures_and_bars(result, evaluations):
 # Showing and saving.
 
 
-def test_live_plot_redraws_one_output(result, toy_teachers, monkeypatch):
-    drawn = []
+class Shown:
+    """Stands for a notebook's output: what was drawn in it, at what time of its own clock."""
 
-    class Handle:
-        def update(self, figure):
-            drawn.append(("update", figure))
+    def __init__(self, monkeypatch):
+        self.now, self.calls, self.figures = 100.0, [], []
+        monkeypatch.setattr("IPython.display.display", self.display)
+        monkeypatch.setattr("iadd_lab.plots.live.time", SimpleNamespace(monotonic=lambda: self.now))
 
-    def display(figure, *, display_id):
-        drawn.append(("display", figure))
-        return Handle()
+    def display(self, figure, *, display_id):
+        assert display_id
+        self.calls.append(("display", self.now))
+        self.figures.append(figure)
+        return self
 
-    monkeypatch.setattr("IPython.display.display", display)
-    live = plots.LivePlot(toy_teachers.preprocess, every=2)
-    for iteration in range(1, 7):
-        live(iteration, result.history)
-    assert [kind for kind, _ in drawn] == ["display", "update", "update"]
-    assert all(isinstance(figure, Figure) for _, figure in drawn)
+    def update(self, figure):
+        self.calls.append(("update", self.now))
+        self.figures.append(figure)
+
+    def run(self, live, history, *, seconds, iterations):
+        """Call `live` after each of so many iterations, which take so many seconds."""
+        for iteration in range(1, iterations + 1):
+            self.now += seconds
+            live(iteration, history)
+
+
+def test_live_plot_redraws_one_output_every_few_seconds(result, toy_teachers, monkeypatch):
+    shown = Shown(monkeypatch)
+    live = plots.LivePlot(toy_teachers.preprocess, seconds=2.0, iterations=8)
+    shown.run(live, result.history, seconds=0.75, iterations=8)
+    kinds, times = zip(*shown.calls, strict=True)
+    assert kinds == ("display", "update", "update", "update")
+    assert times == (100.75, 103.0, 105.25, 106.0)  # the last one is not waited for
+    assert all(isinstance(figure, Figure) for figure in shown.figures)
+
+
+def test_live_plot_draws_so_often_at_most_and_once_in_the_end(result, toy_teachers, monkeypatch):
+    shown = Shown(monkeypatch)
+    live = plots.LivePlot(toy_teachers.preprocess, seconds=0.5, most=5, iterations=60)
+    monkeypatch.setattr(live, "draw", lambda history: Figure())
+    shown.run(live, result.history, seconds=1.0, iterations=59)
+    assert len(shown.calls) == live.drawn == 5
+    shown.run(live, result.history, seconds=1.0, iterations=60)
+    assert len(shown.calls) == 6
+
+
+def test_live_plot_waits_longer_when_half_of_its_drawings_are_used(result, toy_teachers, monkeypatch):
+    shown = Shown(monkeypatch)
+    live = plots.LivePlot(toy_teachers.preprocess, seconds=10.0, most=40)
+    monkeypatch.setattr(live, "draw", lambda history: Figure())
+    shown.run(live, result.history, seconds=1.0, iterations=600)
+    gaps = np.diff([moment for _, moment in shown.calls])
+    assert (gaps[:19] == 10).all()
+    assert (np.diff(gaps[19:]) >= 0).all()
+    assert gaps[-1] > 20
+    assert len(shown.calls) < 40
+
+
+def test_live_plot_before_the_first_iteration_shows_nothing(toy_teachers, monkeypatch):
+    shown = Shown(monkeypatch)
+    plots.LivePlot(toy_teachers.preprocess, seconds=0.0)(0, History())  # a divergence at once
+    assert not shown.calls
+
+
+def test_live_plot_refuses_what_it_can_not_keep(toy_teachers):
+    for options, sentence in (
+        ({"seconds": -1}, "seconds is -1"),
+        ({"most": 0}, "most is 0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"ipc": 0}, "ipc is 0"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            plots.LivePlot(toy_teachers.preprocess, **options)
+
+
+def test_an_executed_notebook_keeps_one_picture_of_a_live_plot():
+    source = """
+import torch
+from nbclient import NotebookClient
+from iadd_lab.history import History
+from iadd_lab.plots import LivePlot
+from iadd_lab.preprocess import Standardise
+preprocess = Standardise.fit(torch.rand(4, 1, 8, 8))
+history, live = History(), LivePlot(preprocess, seconds=0.0, most=4, iterations=9)
+history.snapshot_images.append(torch.rand(2, 1, 8, 8)), history.snapshot_iterations.append(0)
+for iteration in range(1, 10):
+    history.loss.append(1 / iteration)
+    live(iteration, history)
+print(live.drawn)
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    picture, printed = notebook.cells[0].outputs
+    assert picture.data["image/png"]
+    assert printed.text == "5\n"
 
 
 def test_saving_writes_both_formats_or_nothing(tmp_path, evaluations):

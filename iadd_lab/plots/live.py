@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from matplotlib.figure import Figure
 
 from iadd_lab.distilled import displayable
+from iadd_lab.errors import check_number, check_whole
 from iadd_lab.history import History
 from iadd_lab.plots.curves import draw_series
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
@@ -16,25 +20,55 @@ class LivePlot:
     """A callback, as in `distill(..., on_iteration=LivePlot(preprocess))`: one output, redrawn in place.
 
     It shows the matching loss so far and the latest snapshot of the first image of each class (ten at most).
+    The last picture stays in the notebook.
+
+    Args:
+        preprocess: of the teachers, to show images as pictures.
+        ipc: distilled images per class.
+        iterations: of the run: its last one is drawn in any case. None draws the last one when it is due.
+        seconds: between two drawings, at least.
+        most: drawings at most, the last one beside; from half of them on, each waits a tenth longer than the
+            one before. What executes a notebook keeps every message of a cell, and loses some of too many.
+
+    Raises:
+        InputError: a value outside its range.
     """
 
-    def __init__(self, preprocess: Preprocess, *, ipc: int = 1, every: int = 25):
-        self.preprocess = preprocess
-        self.ipc = ipc
-        self.every = every
-        self.handle = None
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        *,
+        ipc: int = 1,
+        iterations: int | None = None,
+        seconds: float = 2.0,
+        most: int = 200,
+    ):
+        check_whole("ipc", ipc, minimum=1)
+        if iterations is not None:
+            check_whole("iterations", iterations, minimum=1)
+        check_number("seconds", seconds)
+        check_whole("most", most, minimum=1, maximum=1000)
+        self.preprocess, self.ipc, self.iterations = preprocess, ipc, iterations
+        self.seconds, self.most = seconds, most
+        self.drawn = 0  # how often
+        self._handle = None
+        self._due = -math.inf  # on the monotonic clock
 
     def __call__(self, iteration: int, history: History) -> None:
-        """Redraw at every `every`-th iteration."""
-        if iteration % self.every:
+        """Redraw if it is time to, and after the last iteration."""
+        due = self.drawn < self.most and time.monotonic() >= self._due
+        if not (due or iteration == self.iterations) or not history.loss:
             return
         from IPython.display import display  # only a notebook has it, and only a notebook needs it
 
         figure = self.draw(history)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
         else:
-            self.handle.update(figure)
+            self._handle.update(figure)
+        self.drawn += 1
+        longer = 1.1 ** max(self.drawn - self.most // 2, 0)  # at 200 drawings, days fit in
+        self._due = time.monotonic() + self.seconds * longer
 
     @house_style()
     def draw(self, history: History) -> Figure:
