@@ -66,6 +66,7 @@ def compare(first: Cell, second: Cell) -> PairedDifference:
         ("setting", first.setting, second.setting),
         ("network", first.network, second.network),
         ("split", first.evaluation.config.split, second.evaluation.config.split),
+        ("number of sets", first.seeds, second.seeds),
     ):
         require(
             one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
@@ -87,7 +88,7 @@ def compare(first: Cell, second: Cell) -> PairedDifference:
 
 def seed_accuracies(cell: Cell) -> torch.Tensor:
     """The mean accuracy of each seed's networks, shape (seeds,), in [0, 1]."""
-    return cell.evaluation.accuracies.view(cell.setting.seeds, -1).mean(1)
+    return cell.evaluation.accuracies.view(cell.seeds, -1).mean(1)
 
 
 def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
@@ -165,7 +166,7 @@ def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
         "method": cell.method,
         "mean": summary[measure],
         "std": summary[measure.replace("accuracy", "std")],
-        "seeds": setting.seeds,
+        "seeds": cell.seeds,
         "source": f"measured here: {cell.origin(profile)}{width}, {summary['split']} images",
         "measure": measure,
     }

@@ -18,6 +18,7 @@ import torch
 
 from iadd_lab.errors import check_flag, check_number, check_whole, choose, require
 from iadd_lab.networks import ParameterLayout
+from iadd_lab.store import added_field
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class Learned(Matching):
         limit: before normalisation W stays within [1/limit, limit]; above 1. Not used in the literal loss.
         learn_from: first iteration that updates W.
         learn_until: W is frozen from this iteration on; None never freezes it.
+        ascend: climb the loss instead, so that what is harder to match than the average gains weight. The
+            opposite of the paper's reading, for comparison.
     """
 
     rate: float = 3e-3
@@ -144,11 +147,13 @@ class Learned(Matching):
     limit: float = 10.0
     learn_from: int = 0
     learn_until: int | None = None
+    ascend: bool = added_field(False)
     name: ClassVar[str] = "learned"
 
     def __post_init__(self):
         check_number("rate", self.rate)
         check_flag("normalised", self.normalised)
+        check_flag("ascend", self.ascend)
         choose("granularity", self.granularity, dict.fromkeys(GRANULARITIES))
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
@@ -173,11 +178,12 @@ class Learned(Matching):
         return relative / relative.square().mean().sqrt()
 
     def learn(self, raw, gradient, *, layout, iteration):
-        """One step of preconditioned gradient descent on `raw`, kept within its bounds."""
+        """One step of preconditioned gradient descent (or ascent) on `raw`, kept within its bounds."""
         if iteration < self.learn_from or (self.learn_until is not None and iteration >= self.learn_until):
             return raw
         shared = 1 if self.granularity == "parameter" else torch.tensor(layout.sizes).to(raw)
-        moved = raw - self.rate * (layout.count / shared) * gradient
+        step = self.rate * (layout.count / shared) * gradient
+        moved = raw + step if self.ascend else raw - step
         bound = 2 * math.log(self.limit)
         return moved.clamp(-bound, bound) if self.normalised else moved.clamp_min(0)
 

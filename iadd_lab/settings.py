@@ -26,6 +26,11 @@ MATCHING_OF: dict[str, Callable[[Setting], Matching]] = {
     "iadd_literal": lambda setting: Learned(rate=setting.weight_rate, normalised=False),
     "iadd_tensor": lambda setting: Learned(rate=setting.weight_rate, granularity="tensor"),
     "iadd_frozen": lambda setting: Learned(rate=setting.weight_rate, learn_until=setting.iterations // 2),
+    "iadd_late": lambda setting: Learned(rate=setting.weight_rate, learn_from=setting.iterations // 2),
+    "iadd_slow": lambda setting: Learned(rate=setting.weight_rate / 10),
+    "iadd_fast": lambda setting: Learned(rate=setting.weight_rate * 10),
+    "iadd_band": lambda setting: Learned(rate=setting.weight_rate * 10, limit=1.5),
+    "iadd_ascent": lambda setting: Learned(rate=setting.weight_rate, ascend=True),
 }
 
 

@@ -61,6 +61,7 @@ class Method:
         epochs: the field of a setting that says how long networks train on it.
         teacher_each: whether every set takes a teacher of its own.
         needs_teachers: whether its sets are made with teachers.
+        seeded: whether another seed makes another set; where it does not, one set stands for all.
     """
 
     title: str
@@ -70,6 +71,11 @@ class Method:
     epochs: str = "evaluation_epochs"
     teacher_each: bool = False
     needs_teachers: bool = False
+    seeded: bool = True
+
+    def seeds(self, setting: Setting) -> int:
+        """How many sets a cell of the setting is measured on."""
+        return setting.seeds if self.seeded else 1
 
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
@@ -99,9 +105,14 @@ class Cell:
         """Whether it may be the best of its column."""
         return METHODS[self.method].competes
 
+    @property
+    def seeds(self) -> int:
+        """How many sets were measured, one for each seed."""
+        return METHODS[self.method].seeds(self.setting)
+
     def origin(self, profile: str) -> str:
         """What stands behind the number, as a table says it."""
-        sets, networks = self.setting.seeds, self.setting.evaluation_networks
+        sets, networks = self.seeds, self.setting.evaluation_networks
         counts = {
             "sets": _several(sets, "set"),
             "networks": _several(networks, "network"),
@@ -269,7 +280,7 @@ class Study:
             split: "test", or "validation" to choose anything.
         """
         parts = []
-        for number in range(setting.seeds):
+        for number in range(METHODS[method].seeds(setting)):
             config = setting.evaluation(network=network, split=split, number=number)
             config = replace(config, epochs=getattr(setting, METHODS[method].epochs))
             parts.append(self.evaluate(self.sets(setting, method, number=number), setting, config))
@@ -450,11 +461,19 @@ METHODS: dict[str, Method] = {
     "iadd_literal": Method("IADD, literal loss", parameter_matching("iadd_literal"), needs_teachers=True),
     "iadd_tensor": Method("IADD, per tensor", parameter_matching("iadd_tensor"), needs_teachers=True),
     "iadd_frozen": Method("IADD, frozen half-way", parameter_matching("iadd_frozen"), needs_teachers=True),
+    "iadd_late": Method("IADD, learned from half-way", parameter_matching("iadd_late"), needs_teachers=True),
+    "iadd_slow": Method("IADD, a tenth of the rate", parameter_matching("iadd_slow"), needs_teachers=True),
+    "iadd_fast": Method("IADD, ten times the rate", parameter_matching("iadd_fast"), needs_teachers=True),
+    "iadd_band": Method(
+        "IADD, ten times the rate, within 1.5", parameter_matching("iadd_band"), needs_teachers=True
+    ),
+    "iadd_ascent": Method("IADD, ascent", parameter_matching("iadd_ascent"), needs_teachers=True),
     "whole": Method(
         "Whole",
         _whole,
         competes=False,
-        counted="{all} networks, own number of epochs",
+        counted="{networks}, own number of epochs",
         epochs="whole_epochs",
+        seeded=False,
     ),
 }

@@ -86,6 +86,8 @@ def test_only_like_is_compared_with_like():
         compare(one, cell("mtt", [60] * 6, replace(SETTING, ipc=2)))
     with pytest.raises(InputError, match="the cells differ in their network"):
         compare(one, cell("mtt", [60] * 6, network=NetworkConfig("alexnet")))
+    with pytest.raises(InputError, match=r"their number of sets \(3 and 1\)"):
+        compare(one, cell("whole", [90] * 2))  # there is one whole set, whatever the seeds
 
 
 def test_pairs_are_made_where_both_were_measured(tmp_path):

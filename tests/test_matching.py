@@ -304,6 +304,18 @@ def test_normalised_learning_lowers_the_loss_but_never_to_nothing():
     assert losses[-1] > least
 
 
+def test_ascent_is_descent_the_other_way():
+    """What is harder to match than the average loses weight in descent, and gains as much in ascent."""
+    start, target, end = points()
+    down, up = Learned(rate=0.1), Learned(rate=0.1, ascend=True)
+    values = down.initial(LAYOUT).double()
+    lower = descended(down, values, end, start=start, target=target, iteration=0)
+    higher = descended(up, values, end, start=start, target=target, iteration=0)
+    assert torch.equal(higher, -lower)
+    squares = (end - target).square()
+    assert torch.equal(higher > 0, squares > squares.mean())
+
+
 @pytest.mark.parametrize("limit", [1.5, 10.0])
 def test_the_limit_bounds_weights_before_normalisation(limit):
     matching = Learned(rate=1.0, limit=limit)

@@ -68,6 +68,11 @@ def test_every_method_of_the_family_follows_from_a_setting():
     assert kinds["iadd_literal"] == Learned(rate=0.5, normalised=False)
     assert kinds["iadd_tensor"] == Learned(rate=0.5, granularity="tensor")
     assert kinds["iadd_frozen"] == Learned(rate=0.5, learn_until=5)
+    assert kinds["iadd_late"] == Learned(rate=0.5, learn_from=5)
+    assert kinds["iadd_slow"] == Learned(rate=0.05)
+    assert kinds["iadd_fast"] == Learned(rate=5.0)
+    assert kinds["iadd_band"] == Learned(rate=5.0, limit=1.5)
+    assert kinds["iadd_ascent"] == Learned(rate=0.5, ascend=True)
 
 
 def test_only_what_belongs_to_a_seed_depends_on_it():

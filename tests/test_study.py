@@ -241,7 +241,7 @@ def test_origins_count_what_was_made(lab):
         "random": "quick profile, 4 draws, a network on each",
         "herding": "quick profile, 2 sets × 2 networks",
         "mtt": "quick profile, 2 sets × 2 networks",
-        "whole": "quick profile, 4 networks, own number of epochs",
+        "whole": "quick profile, 2 networks, own number of epochs",
     }
 
 
