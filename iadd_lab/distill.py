@@ -20,7 +20,15 @@ from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.distributed import ALONE, LostRankError, Ranks
-from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
+from iadd_lab.errors import (
+    DivergenceError,
+    check_kind,
+    check_number,
+    check_rate,
+    check_whole,
+    choose,
+    require,
+)
 from iadd_lab.history import ALL_RATES, History
 from iadd_lab.locks import alone_in
 from iadd_lab.matching import Learned, Matching, effective_share
@@ -96,10 +104,10 @@ class DistillConfig:
             check_whole(name, getattr(self, name), minimum=1)
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
-        check_number("image_rate", self.image_rate, above=True)
+        check_rate("image_rate", self.image_rate)
         choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
-        check_number("alpha_rate", self.alpha_rate)
-        check_number("alpha", self.alpha, above=True)
+        check_rate("alpha_rate", self.alpha_rate, above=False)
+        check_rate("alpha", self.alpha)
         check_number("momentum", self.momentum, maximum=0.999)
         choose("gradient", self.gradient, ENGINES)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)

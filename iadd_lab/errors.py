@@ -10,6 +10,7 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 _LARGEST = 2**63 - 1  # what a tensor can hold
+_LARGEST_SINGLE = 3.4e38  # and in single precision
 
 
 class InputError(ValueError):
@@ -56,6 +57,11 @@ def check_whole(name: str, value: object, *, minimum: int, maximum: int | None =
     inside = whole and value >= minimum and (maximum is None or value <= maximum)
     limit = "" if maximum is None else f" and at most {maximum}"
     require(inside, f"{name} is {value!r}; it must be a whole number of at least {minimum}{limit}.")
+
+
+def check_rate(name: str, value: object, *, above: bool = True) -> None:
+    """Require a learning rate: a number above (or of at least) 0 that single precision can hold."""
+    check_number(name, value, maximum=_LARGEST_SINGLE, above=above)
 
 
 def check_number(

@@ -22,7 +22,15 @@ from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
-from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
+from iadd_lab.errors import (
+    DivergenceError,
+    check_kind,
+    check_number,
+    check_rate,
+    check_whole,
+    choose,
+    require,
+)
 from iadd_lab.history import History
 from iadd_lab.locks import alone_in
 from iadd_lab.memory import reuse_freed_memory
@@ -54,7 +62,7 @@ class DescentConfig:
     def __post_init__(self):
         for name in ("ipc", "iterations", "real_batch"):
             check_whole(name, getattr(self, name), minimum=1)
-        check_number("image_rate", self.image_rate, above=True)
+        check_rate("image_rate", self.image_rate)
         check_number("momentum", self.momentum, maximum=0.999)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
         check_whole("back_offs", self.back_offs, minimum=0)

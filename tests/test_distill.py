@@ -352,6 +352,7 @@ def test_a_checkpoint_of_another_run_is_refused(toy_data, toy_teachers, tmp_path
         ("iterations", 1.5, "iterations is 1.5"),
         ("student_steps", -1, "student_steps is -1"),
         ("batch", 0, "batch is 0"),
+        ("image_rate", 1e39, r"image_rate is 1e\+39; .* above 0 and at most 3.4e\+38"),
         ("image_rate", -1.0, "image_rate is -1.0; it must be a finite number above 0"),
         ("alpha", 0.0, "alpha is 0.0; it must be a finite number above 0"),
         ("alpha", float("nan"), "alpha is nan"),

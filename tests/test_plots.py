@@ -190,6 +190,15 @@ def test_history_shows_every_iteration(result):
     assert np.array_equal(share.lines[0].get_ydata(), history.importance_share)
 
 
+def test_a_history_marks_each_place_of_a_back_off_once(result):
+    history = replace(result.history, back_off_iterations=[2, 2, 4], back_off_rates=["image_rate"] * 3)
+    assert not any(line.get_linestyle() == ":" for line in plots.history_plot(result.history).axes[0].lines)
+    for ax in plots.history_plot(history).axes:
+        marks = [line for line in ax.lines if line.get_linestyle() == ":"]
+        assert [mark.get_xdata()[0] for mark in marks] == [2, 4]
+        assert [text.get_text() for text in ax.get_legend().get_texts()].count("rate halved") == 1
+
+
 def test_a_long_history_gets_its_running_mean():
     loss = [float(n) for n in range(100)]
     history = History(loss=loss, unweighted_loss=loss, alpha=[0.1] * 100, importance_share=[1.0] * 100)
