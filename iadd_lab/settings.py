@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,13 +215,18 @@ class Setting:
         )
 
 
-def columns(**values: Any) -> tuple[Setting, ...]:
+def columns(*, only: Sequence[int] | None = None, **values: Any) -> tuple[Setting, ...]:
     """One setting for each column: a list holds one value for each, anything else is shared by all.
 
     `columns(data_name="cifar10", ipc=[1, 10], student_steps=[50, 30])` is two settings.
 
+    Args:
+        only: positions, from 0, of the columns to give; None gives all.
+        values: fields of `Setting`.
+
     Raises:
-        InputError: a name is not a field of `Setting`, lists differ in length, or a value is out of range.
+        InputError: a name is not a field of `Setting`, lists differ in length, a value is out of range, or
+            `only` has something else than positions of columns.
     """
     fields = {field.name: field for field in dataclasses.fields(Setting)}
     for name in values:
@@ -234,7 +239,12 @@ def columns(**values: Any) -> tuple[Setting, ...]:
         + ".",
     )
     count = max(lengths.values(), default=1)
+    chosen = range(count) if only is None else only
+    require(
+        isinstance(chosen, (range, list, tuple)) and len(chosen) > 0 and set(chosen) <= set(range(count)),
+        f"only is {only!r}; it must be a list of positions from 0 to {count - 1}.",
+    )
     return tuple(
         Setting(**{name: value[index] if name in lengths else value for name, value in values.items()})
-        for index in range(count)
+        for index in chosen
     )

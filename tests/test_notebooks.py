@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
@@ -98,6 +99,20 @@ def test_only_stable_outputs_are_kept(notebook):
             assert not cell.outputs
         for output in cell.outputs:
             assert output.output_type == "stream"
+
+
+@pytest.mark.parametrize("table", [path for path in NOTEBOOKS if path.stem.startswith("table")])
+def test_a_table_names_the_command_for_one_of_its_cells(table):
+    prose = "\n".join(cell.source for cell in nbformat.read(table, as_version=4).cells)
+    (command,) = re.findall(r"One cell alone, computed anew: `([^`]+)`", prose)
+    words = shlex.split(command)
+    assert words[:2] == ["iadd-lab", "reproduce"]
+    assert words[words.index("--only") + 1] == table.stem
+    given = {words[n + 1]: yaml.safe_load(words[n + 2]) for n, word in enumerate(words) if word == "-p"}
+    assert "methods" in given
+    for name, value in given.items():
+        default = defaults(table)[name]
+        assert name == "only_columns" or set(value) <= set(default), name
 
 
 def test_something_is_compared(notebook):

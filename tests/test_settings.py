@@ -59,6 +59,14 @@ def test_bad_values_are_named(values, sentence):
         columns(**values)
 
 
+def test_some_columns_alone():
+    values = {"data_name": "digits", "ipc": [1, 5, 10]}
+    assert columns(**values, only=[2, 0]) == (columns(**values)[2], columns(**values)[0])
+    for wrong in ([3], [-1], [], 1, "0", [None]):
+        with pytest.raises(InputError, match=r"only is .*; it must be a list of positions from 0 to 2"):
+            columns(**values, only=wrong)
+
+
 def test_every_method_of_the_family_follows_from_a_setting():
     setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
     kinds = {name: setting.distillation(name).matching for name in MATCHING_OF}
