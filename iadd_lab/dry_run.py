@@ -302,6 +302,9 @@ class _PlannedSet(DistilledSet):
     def pictures(self, images: torch.Tensor | None = None) -> Any:
         return Nothing()
 
+    def save(self, path: Path, **_: Any) -> Path:
+        return path
+
 
 class _Recorder:
     """Notes what is asked for, everything once."""

@@ -36,7 +36,7 @@ from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
-from iadd_lab.settings import Setting
+from iadd_lab.settings import MATCHING_OF, Setting
 from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, run_folder
 from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
 
@@ -324,6 +324,19 @@ class Study:
                 else:
                     self._diverged[setting, method] = str(outcome.error)
         return [cells[task] for task in wanted if task in cells]
+
+    def save_sets(self, cells: Iterable[Cell], folder: Path | str, name: str) -> list[Path]:
+        """Write the first set of each cell that matches parameters, for `iadd_lab.load`; return the files.
+
+        Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing.
+        """
+        paths = []
+        for cell in cells:
+            if folder and cell.method in MATCHING_OF:
+                setting = cell.setting
+                file = f"{name}_{setting.data_name}_ipc{setting.ipc}_{cell.method}.safetensors"
+                paths.append(self.distilled(setting, cell.method).save(Path(folder) / file))
+        return paths
 
     def _teach(self, settings: Sequence[Setting], methods: Sequence[str]) -> None:
         """Train teachers before the cells that share them, or workers would wait for one another."""

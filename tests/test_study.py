@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import iadd_lab
 from iadd_lab.errors import InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.settings import Setting
@@ -243,6 +244,17 @@ def test_origins_count_what_was_made(lab):
         "mtt": "quick profile, 2 sets × 2 networks",
         "whole": "quick profile, 2 networks, own number of epochs",
     }
+
+
+def test_sets_are_kept_beside_a_table(lab, tmp_path):
+    cells = lab.cells([TINY], ["random", "mtt", "iadd"])
+    assert lab.save_sets(cells, "", "table") == []
+    paths = lab.save_sets(cells, tmp_path, "table")
+    assert [path.name for path in paths] == [
+        f"table_digits_ipc1_{name}.safetensors" for name in ("mtt", "iadd")
+    ]
+    for path, method in zip(paths, ("mtt", "iadd"), strict=True):
+        assert torch.equal(iadd_lab.load(path).images, lab.distilled(TINY, method).images)
 
 
 def test_a_run_that_diverges_is_left_out_and_said(lab):

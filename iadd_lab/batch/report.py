@@ -70,6 +70,9 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
         if path.suffix == ".md":
             lines += _table(path, names)
     lines += [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
+    sets = [f"[{path.name}]({path.name})" for path in files if path.suffix == ".safetensors"]
+    if sets:
+        lines.append(f"Distilled sets, for `iadd_lab.load`: {', '.join(sets)}.")
     return lines
 
 
