@@ -38,6 +38,7 @@ from iadd_lab.history import History
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.paths import hardness, one_iteration, replay
 from iadd_lab.preprocess import Preprocess, Standardise, Zca, preprocess_fingerprint
+from iadd_lab.repeats import luck_shares, repeat_segments, unmatched_shares
 from iadd_lab.segments import draw_segment
 from iadd_lab.splits import Split
 from iadd_lab.store import describe, fingerprint, save_text
@@ -339,6 +340,9 @@ class _Recorder:
             replay: Nothing(),
             hardness: Nothing(),
             one_iteration: Nothing(),
+            repeat_segments: self.repeat_segments,
+            luck_shares: Nothing(),
+            unmatched_shares: Nothing(),
             draw_segment: Nothing(),
             save_text: Nothing(),
             load: lambda folder, **_: _Pairs(),
@@ -393,6 +397,24 @@ class _Recorder:
             trajectories=(count, snapshots, parameters),
         )
         return teachers
+
+    def repeat_segments(
+        self, teachers: Teachers, data: ImageData, *, start_epochs: int, epochs: int, count: int, **_: Any
+    ) -> Nothing:
+        config, images, segments = teachers.config, len(data.train), count * start_epochs
+        network = _build(config.network, data)
+        epoch = 3.0 * images * _flops(network, data)
+        probe = self.probe("training", data, config.network, config, images, epoch, epoch * epochs)
+        self.note(
+            fingerprint("repeats", teachers.identity, epochs),
+            "teachers",
+            f"{_title(data)}, {epochs} epochs again",
+            segments,
+            work=((probe, segments * epochs),),
+            disk=segments * (teachers.layout.count * 4.0 + _HEADER),
+            memory=5.0 * data.train.images.numel() + _activations(network, data, config.batch),
+        )
+        return Nothing()
 
     def distill(
         self, data: ImageData, teachers: Teachers, config: DistillConfig, *, folder: Any = None, **_: Any

@@ -36,6 +36,7 @@ from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.repeats import Repeat, repeat_segments
 from iadd_lab.settings import MATCHING_OF, Setting
 from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, run_folder
 from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
@@ -324,6 +325,22 @@ class Study:
                 else:
                     self._diverged[setting, method] = str(outcome.error)
         return [cells[task] for task in wanted if task in cells]
+
+    def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:
+        """The segments of the setting's first `count` teachers, trained again in another order."""
+        teachers, epochs = self.teachers(setting), setting.teacher_epochs
+        return repeat_segments(
+            teachers,
+            self.data(setting),
+            start_epochs=setting.max_start_epoch,
+            epochs=epochs,
+            count=count,
+            seed=seed,
+            folder=run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed),
+            device=self.device,
+            compile=self.compile,
+            progress=self.progress,
+        )
 
     def save_sets(self, cells: Iterable[Cell], folder: Path | str, name: str) -> list[Path]:
         """Write the first set of each cell that matches parameters, for `iadd_lab.load`; return the files.

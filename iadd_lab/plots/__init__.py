@@ -7,10 +7,12 @@ from iadd_lab.plots.curves import Curve, convergence, history_plot
 from iadd_lab.plots.diagram import iteration_diagram
 from iadd_lab.plots.differences import parameter_difference
 from iadd_lab.plots.engines import engine_costs, training_costs
+from iadd_lab.plots.exploration import exploration
 from iadd_lab.plots.images import before_after, image_grid, real_and_distilled
 from iadd_lab.plots.importance import importance_by_layer, learned_weights
 from iadd_lab.plots.live import LivePlot
 from iadd_lab.plots.overview import overview
+from iadd_lab.plots.shares import movement_shares
 from iadd_lab.plots.style import save_figure
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "confusion_matrix",
     "convergence",
     "engine_costs",
+    "exploration",
     "history_plot",
     "image_grid",
     "importance_by_layer",
     "iteration_diagram",
     "learned_weights",
+    "movement_shares",
     "overview",
     "paired_intervals",
     "parameter_difference",
