@@ -3,10 +3,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PROFILE ?= quick
-# Two notebooks at once where each takes one core; the other profiles take all cores, or the one GPU.
-JOBS ?= $(if $(filter quick,$(PROFILE)),2,1)
+# Two notebooks at once where each takes one core; the paper's profile takes all cores, or the one GPU.
+JOBS ?= $(if $(filter paper,$(PROFILE)),1,2)
 
-.PHONY: reproduce lab test lint notebooks clean
+.PHONY: reproduce lab test test-browser lint docs notebooks clean
 
 reproduce: .venv/.installed
 	$(BIN)/iadd-lab reproduce --profile $(PROFILE) --jobs $(JOBS)
@@ -26,9 +26,18 @@ test: .venv/.installed-dev lint
 	TQDM_MININTERVAL=10 IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile -p no:cacheprovider \
 	    --nbval --nbval-current-env --nbval-cell-timeout=900 build/nbval/notebooks
 
+# JupyterLab in a headless Chromium, which must be installed (Debian: apt-get install chromium; elsewhere $$CHROMIUM
+# names it): the notebooks are run and a slider is moved there. What they compute stays in build/browser.
+test-browser: .venv/.installed-browser
+	IADD_BROWSER=1 IADD_RUNS=$(CURDIR)/build/browser/runs $(BIN)/python -m pytest tests/browser
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The API reference, of the docstrings: build/docs/index.html.
+docs: .venv/.installed-dev
+	$(BIN)/python docs/render.py build/docs
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
@@ -39,6 +48,10 @@ lint: .venv/.installed-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch .venv/.installed $@
+
+.venv/.installed-browser: .venv/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	touch $@
 
 # Executes the notebooks in place and keeps only the outputs that nbval compares; run it after changing one.
 notebooks: .venv/.installed-dev

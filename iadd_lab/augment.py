@@ -26,15 +26,17 @@ Parameters = dict[str, Tensor]
 class AugmentConfig:
     """Which operations, and how strong they are.
 
-    operations: keys of `OPERATIONS`, each at most once; none means no augmentation.
-    flip: probability of a horizontal flip, in [0, 1].
-    scale: largest ratio by which an axis is shrunk or stretched, at least 1.
-    rotate: largest angle in degrees, in [0, 180].
-    crop: largest shift as a share of the side, in [0, 1].
-    cutout: side of the square that is blanked as a share of the image's, in [0, 1].
-    brightness, saturation, contrast: DSA's strengths of the three steps of "color", at least 0.
+    Args:
+        operations: keys of `OPERATIONS`, each at most once; none means no augmentation.
+        flip: probability of a horizontal flip, in [0, 1].
+        scale: largest ratio by which an axis is shrunk or stretched, at least 1.
+        rotate: largest angle in degrees, in [0, 180].
+        crop: largest shift as a share of the side, in [0, 1].
+        cutout: side of the square that is blanked as a share of the image's, in [0, 1].
+        brightness, saturation, contrast: DSA's strengths of the three steps of "color", at least 0.
 
-    Raises `InputError` for anything else.
+    Raises:
+        InputError: anything else.
     """
 
     operations: tuple[str, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")

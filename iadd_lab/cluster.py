@@ -348,7 +348,7 @@ def open_engine(
     require(bool(local or remote), f"cluster is {cluster!r}: expected {_WRITTEN}.")
     require(
         importlib.util.find_spec("distributed") is not None,
-        f"--cluster {cluster} needs Dask, which is not installed: pip install 'iadd-lab[cluster]'.",
+        f"--cluster {cluster} needs Dask, which is not installed: pip install distributed bokeh.",
     )
     for name in ("distributed", "distributed.nanny", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised

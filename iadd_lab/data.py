@@ -129,7 +129,7 @@ class DatasetSpec:
     Attributes:
         title: its name in text.
         size, channels: defaults; channels None means those of the files.
-        folders: where it may lie under the data root, best first.
+        folders: where it may lie under the data root, best first; "." for what has no place of its own.
         reader: decodes it.
         where: one clause that says how to get it.
         augment: the siamese augmentations that keep the meaning of its images.
@@ -148,6 +148,11 @@ class DatasetSpec:
     fetcher: Callable[[Path], object] | None = None
     describe: str = ""
     licence: str = "see the source"
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether it lies wherever the user says, not in a folder of its own under the data root."""
+        return self.folders == (".",)
 
 
 def data_root() -> Path:
@@ -175,7 +180,7 @@ def locate(name: str, *, root: Path | None = None) -> Path | None:
     `root` None is `data_root()`; for "image_folder", which has no fixed place, it is None again.
     """
     spec = choose("data set", name, DATASETS)
-    if root is None and spec.reader is read_image_folder:
+    if root is None and spec.needs_root:
         return None
     base = _base(root)
     return next((base / folder for folder in spec.folders if (base / folder).is_dir()), None)
@@ -212,7 +217,7 @@ def require_data(name: str, *, root: Path | None = None) -> Path:
 
 def _find(name: str, root: Path | None) -> Path:
     spec = DATASETS[name]
-    if root is None and spec.reader is read_image_folder:
+    if root is None and spec.needs_root:
         raise InputError(f"{name} needs a folder: pass the one that holds your images as root.")
     folder = locate(name, root=root)
     if folder is None:

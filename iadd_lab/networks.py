@@ -31,12 +31,13 @@ _PLACE = {"device": "cpu", "dtype": torch.float32}
 class NetworkConfig:
     """Which network, and for ConvNet how large.
 
-    name: a key of `NETWORKS`.
-    width: filters per ConvNet block, at least 1; None means 128.
-    depth: ConvNet blocks, at least 1; None means `default_depth(size)`.
+    Args:
+        name: a key of `NETWORKS`.
+        width: filters per ConvNet block, at least 1; None means 128.
+        depth: ConvNet blocks, at least 1; None means `default_depth(size)`.
 
-    Raises `InputError` for an unknown name, for values out of range, and for a width or depth given to a
-    network other than ConvNet.
+    Raises:
+        InputError: an unknown name, a value out of range, or a width or depth for another network.
     """
 
     name: str = "convnet"

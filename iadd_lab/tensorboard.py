@@ -191,6 +191,6 @@ def _summary_writer() -> type:
     except ImportError as error:
         raise InputError(
             "watching a run in TensorBoard needs the package tensorboard, which is not installed: "
-            "pip install 'iadd-lab[tensorboard]'."
+            "pip install tensorboard."
         ) from error
     return SummaryWriter

@@ -224,5 +224,5 @@ def test_another_name_is_refused(name):
 
 def test_without_dask_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'iadd-lab\[cluster\]'"), open_engine("local:2"):
+    with pytest.raises(InputError, match="pip install distributed bokeh"), open_engine("local:2"):
         pass

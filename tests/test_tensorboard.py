@@ -124,7 +124,7 @@ def test_without_tensorboard_one_sentence_says_what_to_install(toy_teachers, tmp
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(InputError, match=r"pip install 'iadd-lab\[tensorboard\]'"):
+    with pytest.raises(InputError, match="pip install tensorboard"):
         TensorBoard(tmp_path / "watch", toy_teachers.preprocess)
     assert not (tmp_path / "watch").exists()
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,8 +14,6 @@ from iadd_lab.baselines import random_real
 from iadd_lab.errors import InputError
 from iadd_lab.preprocess import Standardise, Zca
 from tests.samples import noise, save
-
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module", params=[Standardise, Zca], ids=["standardise", "zca"])
@@ -117,13 +112,3 @@ def test_fitting_is_repeatable(stored):
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
         results.append(training.fit(network, epochs=3, rate=0.1)[1].weight.detach())
     assert torch.equal(*results)
-
-
-def test_the_readmes_three_lines_train_a_torchvision_network(stored):
-    (block,) = re.findall(r"```python\n([^`]*iadd_lab\.load\([^`]*)```", README.read_text(encoding="utf-8"))
-    lines = [line for line in block.splitlines() if line and not line.startswith("import")]
-    assert len(lines) == 3
-    own = block.replace("runs/ipc1", str(stored)).replace("epochs=300", "epochs=1")
-    names = {}
-    exec(own, names)
-    assert isinstance(names["network"], torchvision.models.ResNet)

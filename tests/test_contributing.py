@@ -1,0 +1,210 @@
+"""The recipes of CONTRIBUTING.md, taken from it as they stand, executed, and their results used for real."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from iadd_lab.batch.notebooks import read_notebooks
+from iadd_lab.batch.parameters import merge, read_profile
+from iadd_lab.cli import app
+from iadd_lab.data import DATASETS, locate
+from iadd_lab.distill import DistillConfig, DistillResult, distill
+from iadd_lab.dry_run import follow
+from iadd_lab.evaluate import EvaluateConfig, evaluate
+from iadd_lab.matching import MATCHINGS
+from iadd_lab.networks import NETWORKS, TITLES, NetworkConfig, build_network
+from iadd_lab.readers import read_image_folder
+from iadd_lab.settings import MATCHING_OF
+from iadd_lab.study import METHODS, Study
+from iadd_lab.teachers import train_teachers
+from tests import test_notebooks as rules
+from tests.markdown import code_blocks
+from tests.samples import load, make_tree, noise
+from tests.test_study import TINY
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = code_blocks(ROOT / "CONTRIBUTING.md")
+REGISTRIES = (MATCHINGS, MATCHING_OF, METHODS, DATASETS, NETWORKS, TITLES)
+RUN = DistillConfig(
+    ipc=1,
+    iterations=2,
+    student_steps=2,
+    teacher_epochs=1,
+    max_start_epoch=2,
+    alpha=0.02,
+    alpha_rate=1e-6,
+)
+
+
+def recipe(heading: str) -> str:
+    """The Python of the recipe under `heading`."""
+    (code,) = [block.text for block in BLOCKS if (block.language, block.heading) == ("python", heading)]
+    return code
+
+
+def follow_recipe(heading: str) -> dict[str, object]:
+    """What the recipe's code leaves, executed as a reader's own module would."""
+    names: dict[str, object] = {"__name__": __name__}
+    exec(compile(recipe(heading), f"CONTRIBUTING.md, {heading}", "exec", dont_inherit=True), names)
+    return names
+
+
+def command(words: str) -> str:
+    """What a command says that must succeed."""
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """What a recipe enters is gone after its test."""
+    before = [(registry, dict(registry)) for registry in REGISTRIES]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+def test_the_recipes_are_there_and_short():
+    headings = ["A matching method", "A data set", "A network", "A notebook"]
+    assert [block.heading for block in BLOCKS if block.language == "python"] == headings
+    for heading in headings:
+        assert len([line for line in recipe(heading).splitlines() if line.strip()]) < 20, heading
+
+
+def test_a_new_matching_distils_and_is_a_row_of_tables(toy_data, toy_teachers, tmp_path):
+    magnitude = follow_recipe("A matching method")["Magnitude"]()
+    options = {"folder": tmp_path / "run", "progress": False}
+    result = distill(toy_data, toy_teachers, replace(RUN, matching=magnitude), **options)
+    assert DistillResult.load(tmp_path / "run" / "distilled.safetensors").config.matching == magnitude
+    assert 0 < result.importance.min() < result.importance.max()
+    assert result.importance.square().mean() == pytest.approx(1)
+    plain = distill(toy_data, toy_teachers, replace(RUN, matching=MATCHINGS["uniform"]()), progress=False)
+    assert not torch.equal(result.distilled.images, plain.distilled.images)
+    study = Study(tmp_path / "runs", device="cpu", threads=1, progress=False)
+    cells = study.cells([TINY], ["mtt", "magnitude"])
+    assert [cell.title for cell in cells] == ["MTT", "Magnitude"]
+    assert study.result(TINY, "magnitude").config.matching == magnitude
+
+
+def test_a_new_matching_is_on_the_command_line(toy_config, tmp_path):
+    follow_recipe("A matching method")
+    data = load("digits")
+    train_teachers(data, toy_config, tmp_path / "teachers", count=1, progress=False)
+    command(
+        f"distill --teachers {tmp_path / 'teachers'} --matching magnitude --iterations 2 --student-steps 2 "
+        f"--teacher-epochs 1 --max-start-epoch 2 --alpha 0.02 --alpha-rate 1e-6 --out {tmp_path / 'run'}"
+    )
+    assert DistillResult.load(tmp_path / "run" / "distilled.safetensors").config.matching.name == "magnitude"
+
+
+def test_a_new_data_set_loads_and_trains_a_teacher(tmp_path):
+    follow_recipe("A data set")
+    arrays = {}
+    for part, count in (("train", 40), ("test", 10)):
+        arrays[f"{part}_images"] = noise((count, 28, 28), seed=count)
+        arrays[f"{part}_labels"] = (np.arange(count, dtype=np.uint8) % 2)[:, None]
+    (tmp_path / "medmnist").mkdir()
+    np.savez(tmp_path / "medmnist" / "pneumoniamnist.npz", **arrays)
+    data = load("pneumonia", tmp_path)
+    assert (data.classes, data.channels, data.size) == (("normal", "pneumonia"), 1, 28)
+    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 10)
+    assert np.array_equal(data.test.images[:, 0].numpy(), arrays["test_images"])
+    assert load("pneumonia", tmp_path, size=16, channels=3).train.images.shape == (36, 3, 16, 16)
+    root = f"--data-root {tmp_path}"
+    trained = command(
+        f"teach --data pneumonia {root} --width 4 --teachers 1 --epochs 1 --out {tmp_path / 'out'}"
+    )
+    assert trained.startswith("1 teachers of 1 epochs")
+    assert "PneumoniaMNIST" in command(f"data list --root {tmp_path}")
+
+
+def test_a_folder_per_class_needs_an_entry_only(tmp_path, monkeypatch):
+    follow_recipe("A data set")
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
+    leaves = replace(DATASETS["pneumonia"], reader=read_image_folder, folders=("leaves",), channels=3)
+    monkeypatch.setitem(DATASETS, "leaves", leaves)
+    assert locate("leaves") is None
+    make_tree(tmp_path / "leaves", classes=("ash", "oak"), count=10)
+    assert load("leaves").classes == ("ash", "oak")
+    assert locate("leaves") == tmp_path / "leaves"
+
+
+def test_a_new_network_trains_distils_and_evaluates(toy_data, toy_config, tmp_path):
+    follow_recipe("A network")
+    config = NetworkConfig(name="lenet")
+    assert config.title == "LeNet"
+    taught = replace(toy_config, network=config)
+    teachers = train_teachers(toy_data, taught, tmp_path / "teachers", count=1, progress=False)
+    result = distill(toy_data, teachers, RUN, progress=False)
+    settings = EvaluateConfig(network=config, networks=2, epochs=60, split="validation")
+    evaluation = evaluate(result.distilled, toy_data, settings, progress=False)
+    assert evaluation.accuracies.mean() > 0.7  # of zeros and ones
+    study = Study(tmp_path / "runs", device="cpu", threads=1, progress=False)
+    (cell,) = study.cells([TINY], ["random"], networks=[config])
+    assert cell.network.title == "LeNet"
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
+def test_it_takes_the_field_s_sizes(channels, size):
+    follow_recipe("A network")
+    network = build_network(NetworkConfig("lenet"), channels=channels, size=size, classes=10, seed=0)
+    assert network(torch.rand(2, channels, size, size)).shape == (2, 10)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A folder of notebooks with the recipe's one, and the profiles with its entry."""
+    shutil.copytree(ROOT / "notebooks" / "profiles", tmp_path / "notebooks" / "profiles")
+    (entry,) = [block.text for block in BLOCKS if block.language == "yaml"]
+    for profile in ("cpu", "paper"):
+        with (tmp_path / "notebooks" / "profiles" / f"{profile}.yaml").open("a") as stored:
+            stored.write(f"\n{entry}")
+    monkeypatch.chdir(tmp_path)
+    follow_recipe("A notebook")
+    return tmp_path / "notebooks" / "which_images.ipynb"
+
+
+def test_a_new_notebook_executes_and_keeps_the_rules(written, tmp_path, monkeypatch):
+    command("reproduce --only which_images")
+    made = tmp_path / "figures" / "quick"
+    assert {path.name for path in made.glob("which_images.*")} == {
+        f"which_images{suffix}" for suffix in (".ipynb", ".pdf", ".png")
+    }
+    keep_outputs(written, made / "which_images.ipynb")
+    monkeypatch.setattr(rules, "FOLDER", written.parent)
+    for name, rule in vars(rules).items():
+        if name.startswith("test_") and list(signature(rule).parameters) == ["notebook"]:
+            rule(written)
+    for profile in ("quick", "cpu", "paper"):
+        rules.test_every_profile_gives_valid_settings(written, profile)
+    monkeypatch.setattr(rules, "NOTEBOOKS", [*rules.NOTEBOOKS, written])
+    for profile in ("cpu", "paper"):
+        rules.test_teachers_are_trained_no_longer_than_any_notebook_uses(profile)
+
+
+def keep_outputs(path: Path, executed: Path) -> None:
+    """Give a notebook the outputs of its executed copy that are compared, as `make notebooks` does."""
+    outputs = {cell.id: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
+    content = nbformat.read(path, 4)
+    for cell in content.cells:
+        if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", []):
+            cell.outputs = outputs[cell.id]
+    nbformat.write(content, path)
+
+
+def test_all_that_a_new_notebook_computes_can_be_planned(written, monkeypatch):
+    (notebook,) = read_notebooks(written.parent).values()
+    run = follow([(notebook, merge(notebook, read_profile("quick", written.parent), {}, {}))])
+    assert run.unclear == ()
+    assert {needed.kind for needed in run.needed} == {"teachers"}
