@@ -60,7 +60,7 @@ ELSEWHERE = {
         "test_cli.py::test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one"
     ),
     "iadd-lab reproduce -p seeds 5 --jobs 2": "test_reproduce.py::test_several_at_once",
-    "IADD_DATA=~/data iadd-lab reproduce --profile cpu": (
+    "IADD_DATA=~/data iadd-lab reproduce --profile cpu --jobs 2": (
         "test_reproduce.py::test_who_wins_among_default_common_profile_and_command_line"
     ),
     "iadd-lab reproduce --cluster local:2": "test_cluster.py::test_cells_have_the_same_bits",
