@@ -16,7 +16,9 @@ MODULES = (
     "iadd_lab.comparisons",
     "iadd_lab.data",
     "iadd_lab.errors",
+    "iadd_lab.explore",
     "iadd_lab.matching",
+    "iadd_lab.neighbours",
     "iadd_lab.networks",
     "iadd_lab.paths",
     "iadd_lab.plots",
@@ -29,6 +31,7 @@ MODULES = (
     "iadd_lab.store",
     "iadd_lab.study",
     "iadd_lab.tables",
+    "iadd_lab.views",
 )
 # Shown as it is written, without a link: a dataclass hands the annotations that it inherits to a module that
 # may not have their names.

@@ -1,9 +1,11 @@
 """Importance-aware adaptive dataset distillation: the method, its family, and what a study of it needs.
 
-    data = load_data("digits")
-    teachers = train_teachers(data, TeacherConfig(), "runs/teachers", count=5)
-    result = distill(data, teachers, DistillConfig(ipc=1), folder="runs/ipc1")
-    print(evaluate(result.distilled, data, EvaluateConfig()))
+```python
+data = load_data("digits")
+teachers = train_teachers(data, TeacherConfig(), "runs/teachers", count=5)
+result = distill(data, teachers, DistillConfig(ipc=1), folder="runs/ipc1")
+print(evaluate(result.distilled, data, EvaluateConfig()))
+```
 """
 
 from importlib.metadata import version

@@ -31,6 +31,7 @@ NAMES = {
     "figure8_convergence",
     "speed_and_memory",
     "your_data",
+    "explore",
 }
 SET_BY_THE_BATCH = {"profile", "runs_dir", "figures_dir"}
 

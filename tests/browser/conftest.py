@@ -1,0 +1,141 @@
+"""A JupyterLab on this machine, with copies of the notebooks, and a Chromium that looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+OPTIONS = (
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# What would otherwise stand in the way of the notebook, or leave cells out of the page that are not in sight.
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/themes": {"theme": "JupyterLab Light", "adaptive-theme": False},
+}
+SECONDS_TO_START = 90
+
+
+def pytest_collection_modifyitems(items):
+    """Skip all of this folder where it was not asked for, or can't be done."""
+    reason = _why_not()
+    if reason:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not() -> str:
+    if not os.environ.get("IADD_BROWSER"):
+        return "it takes minutes and a browser: run `make test-browser`"
+    if not _chromium():
+        return "there is no Chromium: apt-get install chromium, or name one in CHROMIUM"
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        return "playwright is not installed: pip install -e '.[browser]'"
+    return ""
+
+
+def _chromium() -> str | None:
+    named = os.environ.get("CHROMIUM")
+    return named or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that opens one notebook alone: a format with {} for its name."""
+    place = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", place / "notebooks")
+    for name, values in SETTINGS.items():
+        path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    token, port = secrets.token_hex(16), _free_port()
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
+        f"--ServerApp.root_dir={place / 'notebooks'}",
+        f"--LabApp.user_settings_dir={place / 'settings'}",
+        f"--LabApp.workspaces_dir={place / 'workspaces'}",
+    ]
+    with (place / "log.txt").open("w") as log:
+        server = subprocess.Popen(command, cwd=place, env=_surroundings(place), stdout=log, stderr=log)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, place / "log.txt")
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}.ipynb?token={token}&reset"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _surroundings(place: Path) -> dict[str, str]:
+    """Of the server and its kernels: nothing of the user's own configuration."""
+    own = {"JUPYTER_CONFIG_DIR": place / "config", "JUPYTER_RUNTIME_DIR": place / "runtime"}
+    runs = os.environ.get("IADD_RUNS") or place / "runs"
+    return os.environ | {name: str(path) for name, path in {**own, "IADD_RUNS": runs}.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < until:
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"JupyterLab did not answer in {SECONDS_TO_START} s:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; as root, without the sandbox that it refuses to start in."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        options = [*OPTIONS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        found = driver.chromium.launch(executable_path=_chromium(), args=options)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser):
+    """An empty page, large enough for all of the explorer."""
+    context = browser.new_context(viewport={"width": 1340, "height": 1200})
+    found = context.new_page()
+    found.set_default_timeout(60_000)
+    yield found
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where pictures of the page go: `$IADD_SCREENSHOTS`, else build/browser."""
+    folder = Path(os.environ.get("IADD_SCREENSHOTS") or ROOT / "build" / "browser")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,261 @@
+"""Opening stored runs, and the widgets over them: moving a value in Python moves the picture."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from iadd_lab import plots
+from iadd_lab.data import DataConfig, load_data
+from iadd_lab.distill import DistillConfig, DistillResult, distill
+from iadd_lab.distilled import DistilledSet
+from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.errors import InputError
+from iadd_lab.explore import Explorer, explore
+from iadd_lab.history import History
+from iadd_lab.matching import Uniform
+from iadd_lab.networks import NetworkConfig
+from iadd_lab.preprocess import Standardise
+from iadd_lab.teachers import TeacherConfig, train_teachers
+from iadd_lab.views import View, open_run, stored_runs
+
+SHORT = DistillConfig(
+    ipc=2,
+    iterations=4,
+    student_steps=2,
+    teacher_epochs=1,
+    max_start_epoch=1,
+    image_rate=1000.0,
+    alpha=0.02,
+    alpha_rate=1e-6,
+    snapshots=3,
+)
+NETWORK = NetworkConfig(width=4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(DataConfig("digits", train_limit=200), progress=False)
+
+
+@pytest.fixture(scope="module")
+def runs(digits, tmp_path_factory):
+    """A folder with teachers and runs of three kinds: learned W, W always 1, and none at all."""
+    root = tmp_path_factory.mktemp("runs")
+    config = TeacherConfig(network=NETWORK, epochs=1, batch=100)
+    teachers = train_teachers(digits, config, root / "teachers-0", count=1, progress=False)
+    options = {"progress": False, "compile": "never"}
+    distill(digits, teachers, SHORT, folder=root / "digits-iadd-1", **options)
+    uniform = replace(SHORT, matching=Uniform(), ipc=1, iterations=2, snapshots=2)
+    distill(digits, teachers, uniform, folder=root / "digits-mtt-2", **options)
+    plain = DistributionMatchingConfig(ipc=1, iterations=2, real_batch=8)
+    match_distributions(
+        digits, teachers.preprocess, NETWORK, plain, folder=root / "digits-dm-3", progress=False
+    )
+    return root
+
+
+@pytest.fixture
+def view(runs):
+    return open_run(runs / "digits-iadd-1", runs=runs)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_a_stored_run_is_named_by_what_sets_it_apart(runs):
+    names = {name: path.name for name, path in stored_runs(runs).items()}
+    assert names == {
+        "digits-iadd, iterations 4, seed 0": "digits-iadd-1",
+        "digits-mtt, iterations 2, seed 0": "digits-mtt-2",
+        "digits-dm, iterations 2, seed 0": "digits-dm-3",
+    }
+
+
+def test_runs_that_only_a_checksum_tells_apart_keep_it(runs, tmp_path):
+    for mark in ("aaaa", "bbbb"):
+        shutil.copytree(runs / "digits-mtt-2", tmp_path / f"mtt-{mark}1234")
+    assert list(stored_runs(tmp_path)) == ["mtt, iterations 2, seed 0", "mtt, iterations 2, seed 0 (bbbb)"]
+
+
+def test_an_opened_run_has_all_that_belongs_to_it(view, runs, digits):
+    result = DistillResult.load(runs / "digits-iadd-1" / "distilled.safetensors")
+    assert view.iterations == [0, 2, 4]
+    assert view.remark == ""
+    assert view.data.fingerprint == digits.fingerprint
+    assert view.spaces == ("pixels", "features")
+    assert view.layout.count == len(result.importance)
+    assert torch.equal(view.images(2), result.images)
+    assert torch.equal(view.importance(2), result.importance)
+    assert torch.count_nonzero(view.change(0)) == 0
+    assert view.change(2).abs().max() > 0
+
+
+def test_a_moment_is_the_latest_snapshot_until_then(view):
+    assert [view.place(iteration) for iteration in (0, 1, 2, 3, 4, 99)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_images_are_found_by_class_and_number(view):
+    assert [view.number(image) for image in (0, 1, 2, 19)] == [(0, 0), (0, 1), (1, 0), (9, 1)]
+    assert [view.row(*view.number(image)) for image in range(20)] == list(range(20))
+    assert view.row(3, 99) == 7  # the last one that the class has
+
+
+def test_neighbours_are_those_of_the_moment(view):
+    start = view.nearest(0, 5, by="pixels", count=3)
+    assert start.distances[0, 0] < 1e-5  # it began as a real image
+    assert view.nearest(2, 5, by="pixels", count=3).distances[0, 0] > 0.01
+
+
+def test_what_is_not_at_hand_is_remarked(runs, tmp_path):
+    shutil.copytree(runs / "digits-iadd-1", tmp_path / "alone")
+    alone = open_run(tmp_path / "alone", runs=tmp_path)
+    assert alone.spaces == ("pixels",)
+    assert alone.remark == "no stored teacher gives features for them"
+    other = replace(alone.distilled, data=DataConfig("image_folder"))
+    other.save(tmp_path / "other" / "distilled.safetensors")
+    folder = open_run(tmp_path / "other", runs=tmp_path)
+    assert folder.spaces == ()
+    assert folder.remark == "the real images that it was made of are not at hand"
+    assert pixels(plots.exploration([folder])._repr_png_()).min() == 0
+    with pytest.raises(InputError, match="open it with data"):
+        folder.nearest(0, 0, by="pixels", count=1)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("digits-mtt-2", ["W is always 1 in uniform matching."]),
+    ("digits-dm-3", [
+        "No snapshots were stored: only the last images can be shown.",
+        "No learning rate α was stored.",
+        "distribution matching has no W.",
+    ]),
+])  # fmt: skip
+def test_what_a_run_does_not_have_is_said_in_its_place(runs, name, says):
+    figure = plots.exploration([open_run(runs / name, runs=runs)])
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert set(says) <= set(texts)
+    assert any(text.startswith("real images nearest to “0”") for text in texts)
+
+
+def test_moving_the_slider_in_python_changes_the_picture(view, monkeypatch):
+    explorer = Explorer([view])
+    shown = {4: pixels(explorer.draw())}
+    for iteration in (2, 0):
+        explorer.iteration.value = iteration
+        shown[iteration] = pixels(explorer.picture.value)
+    assert shown[0].shape == shown[4].shape  # nothing jumps
+    assert (shown[4] != shown[0]).any()
+    assert (shown[2] != shown[0]).any()
+    monkeypatch.setattr(plots, "exploration", None)  # what was drawn once is not drawn again
+    explorer.iteration.value = 4
+    assert (pixels(explorer.picture.value) == shown[4]).all()
+    assert explorer.message.value == ""
+
+
+def test_the_start_shows_no_change_and_no_point_on_the_curves(view):
+    loss = plots.exploration([view], iteration=0).axes[1]
+    assert loss.lines[-1].get_xdata() == [0, 0]
+    loss = plots.exploration([view], iteration=2).axes[1]
+    assert loss.lines[-1].get_ydata() == [view.history.loss[1]]
+
+
+def test_picking_another_image_changes_the_picture(view):
+    explorer = Explorer([view], image=3)
+    assert (explorer.label.value, explorer.number.value) == (1, 1)
+    before = explorer.draw()
+    explorer.number.value = 0
+    other = explorer.picture.value
+    explorer.label.value = 4
+    assert len({before, other, explorer.picture.value}) == 3
+
+
+def test_choosing_another_run_offers_what_that_one_has(view, runs):
+    explorer = Explorer([view], runs=runs, image=11)
+    explorer.draw()
+    assert list(explorer.run.options) == [
+        "digits-iadd-1",  # not once more among those stored
+        "digits-dm, iterations 2, seed 0",
+        "digits-mtt, iterations 2, seed 0",
+    ]
+    narrow = pixels(explorer.picture.value).shape[1]
+    explorer.beside.value = "digits-mtt, iterations 2, seed 0"
+    assert pixels(explorer.picture.value).shape[1] > narrow
+    explorer.run.value = "digits-mtt, iterations 2, seed 0"
+    assert list(explorer.iteration.options) == [0, 2]
+    assert (explorer.iteration.value, explorer.label.value, explorer.number.value) == (2, 5, 0)
+    assert len(explorer.views) == 1  # not the same run twice
+    explorer.run.value = "digits-dm, iterations 2, seed 0"
+    assert list(explorer.iteration.options) == [2]
+    assert explorer.message.value == ""
+
+
+def test_a_damaged_run_is_told_and_the_picture_stays(view, runs, tmp_path):
+    shutil.copytree(runs / "digits-mtt-2", tmp_path / "mtt-4")
+    explorer = Explorer([view], runs=tmp_path)
+    before = explorer.draw()
+    path = tmp_path / "mtt-4" / "distilled.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    explorer.run.value = "mtt, iterations 2, seed 0"
+    assert explorer.message.value.startswith("This can&#x27;t be shown: ")
+    assert explorer.picture.value == before
+    explorer.run.value = view.title
+    assert explorer.message.value == ""
+
+
+def test_pages_without_widgets_get_the_figure(view, monkeypatch):
+    bundle = explore([view], interactive=True)._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "application/vnd.jupyter.widget-view+json", "image/png"}
+    for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    assert isinstance(explore([view]), Figure)
+    monkeypatch.setenv("JPY_SESSION_NAME", "explore.ipynb")
+    assert isinstance(explore([view]), Explorer)
+
+
+def test_what_can_not_be_shown_is_refused_in_one_sentence(view, tmp_path):
+    for views in ([], [view] * 3):
+        with pytest.raises(InputError, match="give one, or two"):
+            plots.exploration(views)
+        with pytest.raises(InputError, match="give one, or two"):
+            Explorer(views)
+    for make in (plots.exploration, Explorer):
+        with pytest.raises(InputError, match="image is 20"):
+            make([view], image=20)
+        with pytest.raises(InputError, match="count is 0"):
+            make([view], count=0)
+    with pytest.raises(InputError, match="both views are called 'digits-iadd-1'"):
+        Explorer([view, view])
+    with pytest.raises(InputError, match="is no folder"):
+        Explorer([view], runs=tmp_path / "none")
+
+
+def test_more_classes_than_columns_are_shown_ten_at_a_time():
+    """The page is the one of the picked class, in either run; colours and W over many layers are drawn."""
+    count, draw = 12, torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, 32, 32, generator=draw)
+    made = DistilledSet(
+        images=images,
+        labels=torch.arange(count),
+        alpha=0.01,
+        preprocess=Standardise(torch.zeros(3), torch.ones(3)),
+        classes=tuple(f"class {number}" for number in range(count)),
+        data=DataConfig("cifar10"),
+        data_fingerprint="",
+        method="learned",
+    )
+    view = View("large", made, History(), network=NetworkConfig("vgg11"))
+    weights = torch.rand(view.layout.count, generator=draw)
+    history = History(snapshot_iterations=[0], snapshot_images=[images], snapshot_importance=[weights])
+    figure = plots.exploration([replace(view, history=history)], image=11)
+    names = [text.get_text() for text in figure.axes[0].texts]
+    assert "class 10" in names
+    assert "class 9" not in names
+    assert len(figure.axes[3].get_yticklabels()) <= 7
