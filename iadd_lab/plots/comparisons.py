@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from iadd_lab.comparisons import PairedDifference
 from iadd_lab.data import DATASETS
 from iadd_lab.errors import require
-from iadd_lab.plots.style import SINGLE, new_figure
+from iadd_lab.plots.style import DOUBLE, house_style, new_figure
 from iadd_lab.study import METHODS
 
 
+@house_style()
 def paired_intervals(differences: Sequence[PairedDifference], *, title: str = "") -> Figure:
     """Each mean difference with its 95 % interval, over a dot for every seed; zero is no difference.
 
@@ -21,7 +22,7 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
         InputError: there is no difference at all.
     """
     require(bool(differences), "there is no difference to show: give those of `paired_differences`.")
-    figure = new_figure(1.35 * SINGLE, 0.6 + 0.3 * len(differences), title=title)
+    figure = new_figure(DOUBLE, 0.9 + 0.24 * len(differences), title=title)
     ax = figure.subplots()
     ax.axvline(0, color="0.4", linewidth=0.8)
     for height, found in enumerate(differences):
