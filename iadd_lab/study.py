@@ -35,12 +35,13 @@ from iadd_lab.errors import DivergenceError, check_whole, choose, require
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
-from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.preprocess import Preprocess, preprocess_fingerprint, preprocess_tensors
 from iadd_lab.repeats import Repeat, repeat_segments
 from iadd_lab.settings import MATCHING_OF, Setting
 from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, run_folder
 from iadd_lab.teachers import Teachers, prepare_teachers, train_teachers
 
+_SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 _THREADS = torch.get_num_threads()  # PyTorch's own choice, before any study changed it
 
 
@@ -345,14 +346,18 @@ class Study:
     def save_sets(self, cells: Iterable[Cell], folder: Path | str, name: str) -> list[Path]:
         """Write the first set of each cell that matches parameters, for `iadd_lab.load`; return the files.
 
-        Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing.
+        Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing. A set with a
+        large whitening matrix (38 MB at 32 × 32 pixels in colour) stays in the folder of runs.
         """
         paths = []
         for cell in cells:
             if folder and cell.method in MATCHING_OF:
                 setting = cell.setting
-                file = f"{name}_{setting.data_name}_ipc{setting.ipc}_{cell.method}.safetensors"
-                paths.append(self.distilled(setting, cell.method).save(Path(folder) / file))
+                made = self.distilled(setting, cell.method)
+                whitening = sum(tensor.nbytes for tensor in preprocess_tensors(made.preprocess).values())
+                if whitening <= _SMALL:
+                    file = f"{name}_{setting.data_name}_ipc{setting.ipc}_{cell.method}.safetensors"
+                    paths.append(made.save(Path(folder) / file))
         return paths
 
     def _teach(self, settings: Sequence[Setting], methods: Sequence[str]) -> None:

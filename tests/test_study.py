@@ -246,7 +246,7 @@ def test_origins_count_what_was_made(lab):
     }
 
 
-def test_sets_are_kept_beside_a_table(lab, tmp_path):
+def test_small_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
     cells = lab.cells([TINY], ["random", "mtt", "iadd"])
     assert lab.save_sets(cells, "", "table") == []
     paths = lab.save_sets(cells, tmp_path, "table")
@@ -255,6 +255,8 @@ def test_sets_are_kept_beside_a_table(lab, tmp_path):
     ]
     for path, method in zip(paths, ("mtt", "iadd"), strict=True):
         assert torch.equal(iadd_lab.load(path).images, lab.distilled(TINY, method).images)
+    monkeypatch.setattr("iadd_lab.study._SMALL", 0)
+    assert lab.save_sets(cells, tmp_path, "other") == []
 
 
 def test_a_run_that_diverges_is_left_out_and_said(lab):
