@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from iadd_lab.errors import require
+from iadd_lab.networks import NetworkConfig
 from iadd_lab.published import read_published
 from iadd_lab.study import METHODS, Cell
 
@@ -25,7 +26,8 @@ from iadd_lab.study import METHODS, Cell
 class PairedDifference:
     """The accuracy of `method_a` less that of `method_b`, in percentage points."""
 
-    dataset: str  # a key of `DATASETS`
+    title: str  # of the setting
+    dataset: str  # its `data_key`
     ipc: int
     network: str  # that was trained on the distilled sets
     method_a: str  # keys of `METHODS`
@@ -45,12 +47,18 @@ class PairedDifference:
         """Whether the interval leaves zero out."""
         return self.low95 > 0 or self.high95 < 0
 
+    @property
+    def heading(self) -> str:
+        """What is compared where: "CIFAR-10, IPC 1, ResNet18: IADD − MTT"; the usual network goes unsaid."""
+        network = NetworkConfig(self.network)
+        place = self.title if network == NetworkConfig() else f"{self.title}, {network.title}"
+        return f"{place}: {METHODS[self.method_a].title} − {METHODS[self.method_b].title}"
+
     def __str__(self) -> str:
-        pair = f"{METHODS[self.method_a].title} − {METHODS[self.method_b].title}"
         if math.isnan(self.low95):
-            return f"{pair}: {self.difference:+.1f} points (one seed, so no interval)"
+            return f"{self.heading}: {self.difference:+.1f} points (one seed, so no interval)"
         interval = f"{self.low95:+.1f} to {self.high95:+.1f}"
-        return f"{pair}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
+        return f"{self.heading}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
 
 
 def compare(first: Cell, second: Cell) -> PairedDifference:
@@ -74,7 +82,8 @@ def compare(first: Cell, second: Cell) -> PairedDifference:
     differences = 100 * (seed_accuracies(first) - seed_accuracies(second))  # (seeds,)
     mean, low, high = mean_with_interval(differences.tolist())
     return PairedDifference(
-        dataset=first.setting.data_name,
+        title=first.setting.title,
+        dataset=first.setting.data_key,
         ipc=first.setting.ipc,
         network=first.network.name,
         method_a=first.method,
@@ -119,8 +128,9 @@ def paired_differences(
 
 
 def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
-    """One row per difference, unrounded: the fields of `PairedDifference`, `seeds` for `each`."""
-    columns = [*(field.name for field in fields(PairedDifference) if field.name != "each"), "seeds"]
+    """One row per difference, unrounded: the fields of `PairedDifference` but `title`, `seeds` for `each`."""
+    left_out = {"title", "each"}
+    columns = [*(field.name for field in fields(PairedDifference) if field.name not in left_out), "seeds"]
     return pd.DataFrame(
         [[getattr(each, column) for column in columns] for each in differences], columns=columns
     )
@@ -160,7 +170,7 @@ def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
     summary, setting = cell.evaluation.summary(), cell.setting
     width = f", width {cell.network.width}" if cell.network.width else ""
     return {
-        "dataset": setting.data_name,
+        "dataset": setting.data_key,
         "ipc": setting.ipc,
         "network": cell.network.name,
         "method": cell.method,

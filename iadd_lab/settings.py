@@ -144,6 +144,12 @@ class Setting:
         spec = DATASETS[self.data_name]
         return spec.title if self.size in (None, spec.size) else f"{spec.title} ({self.size} px)"
 
+    @property
+    def data_key(self) -> str:
+        """The same for files and columns of data: "cifar10", or "cifar10_16px"."""
+        usual = self.size in (None, DATASETS[self.data_name].size)
+        return self.data_name if usual else f"{self.data_name}_{self.size}px"
+
     def data(self) -> DataConfig:
         """What is loaded. It does not depend on `seed`: all seeds share one validation split."""
         return DataConfig(self.data_name, size=self.size, train_limit=self.train_limit)

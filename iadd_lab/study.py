@@ -356,7 +356,7 @@ class Study:
                 made = self.distilled(setting, cell.method)
                 whitening = sum(tensor.nbytes for tensor in preprocess_tensors(made.preprocess).values())
                 if whitening <= _SMALL:
-                    file = f"{name}_{setting.data_name}_ipc{setting.ipc}_{cell.method}.safetensors"
+                    file = f"{name}_{setting.data_key}_ipc{setting.ipc}_{cell.method}.safetensors"
                     paths.append(made.save(Path(folder) / file))
         return paths
 

@@ -70,6 +70,17 @@ def test_an_interval_moves_and_mirrors_with_its_values(values, shift):
     assert mirrored == pytest.approx((-mean, -high, -low), abs=1e-6)
 
 
+def test_a_difference_says_where_it_was_measured():
+    small = replace(SETTING, size=4)
+    alexnet = NetworkConfig("alexnet")
+    found = compare(
+        cell("iadd", [60] * 6, small, network=alexnet), cell("mtt", [50] * 6, small, network=alexnet)
+    )
+    assert found.heading == "Digits (4 px), IPC 1, AlexNet: IADD − MTT"
+    assert str(found).startswith(f"{found.heading}: +10.0 points")
+    assert found.dataset == "digits_4px"
+
+
 def test_one_seed_has_no_interval():
     setting = replace(SETTING, seeds=1)
     found = compare(cell("iadd", [60, 62], setting), cell("mtt", [50, 52], setting))
@@ -77,7 +88,7 @@ def test_one_seed_has_no_interval():
     assert math.isnan(found.low95)
     assert math.isnan(found.high95)
     assert not found.is_sure
-    assert str(found) == "IADD − MTT: +10.0 points (one seed, so no interval)"
+    assert str(found) == "Digits, IPC 1: IADD − MTT: +10.0 points (one seed, so no interval)"
 
 
 def test_only_like_is_compared_with_like():

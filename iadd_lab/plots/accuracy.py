@@ -14,6 +14,9 @@ from iadd_lab.evaluate import Evaluation, spread
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, house_style, new_figure
 from iadd_lab.plots.tiles import shorten
 
+_HATCHES = (None, "///", "...")  # after ten methods, colours come again
+_LETTER, _HANDLE = 0.05, 0.55  # inches in a legend: of a letter, and of the coloured mark with its gaps
+
 
 @house_style()
 def accuracy_bars(evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
@@ -54,13 +57,17 @@ def accuracy_groups(
     groups = list(dict.fromkeys(name for values in rows.values() for name in values))
     require(bool(groups), "there is no accuracy to show: give {method: {group: (mean, standard deviation)}}.")
     bars = len(rows) * len(groups)
-    figure = new_figure(max(DOUBLE, 0.12 * bars) if bars > 6 else SINGLE, 2.6, title=title)
+    across = max(DOUBLE, 0.12 * bars) if bars > 6 else SINGLE
+    entry = max(map(len, rows)) * _LETTER + _HANDLE  # inches in the legend, as wide as the widest
+    beside = min(len(rows), max(int(across / entry), 1), 5)
+    figure = new_figure(across, 2.3 + 0.15 * -(-len(rows) // beside), title=title)
     ax = figure.subplots()
     width = 0.84 / len(rows)
     for number, (method, values) in enumerate(rows.items()):
         places = [groups.index(name) + (number - (len(rows) - 1) / 2) * width for name in values]
         means, spreads = zip(*values.values(), strict=True) if values else ((), ())
         ax.bar(places, means, width * 0.92, color=f"C{number % 10}", label=method, yerr=spreads,
+               hatch=_HATCHES[number // 10 % len(_HATCHES)],
                error_kw={"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8})  # fmt: skip
         _write_values(ax, places, means, spreads, upright=len(rows) * len(groups) <= 10)
     # Four headings and more would run into each other on one line.
@@ -68,8 +75,7 @@ def accuracy_groups(
     ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
     ax.set_ylim(0, 1.16 * max(mean + std for values in rows.values() for mean, std in values.values()))
     ax.grid(axis="x", visible=False)
-    beside = 5 if figure.get_figwidth() >= DOUBLE else 3
-    figure.legend(loc="outside lower center", ncols=min(len(rows), beside), frameon=False)
+    figure.legend(loc="outside lower center", ncols=beside, frameon=False)
     return figure
 
 

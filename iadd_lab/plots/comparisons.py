@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from iadd_lab.comparisons import PairedDifference
-from iadd_lab.data import DATASETS
 from iadd_lab.errors import require
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
-from iadd_lab.study import METHODS
 
 
 @house_style()
@@ -31,14 +29,8 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
             ax.plot([found.low95, found.high95], [height, height], color="C0", linewidth=1.6)
         ax.plot(found.difference, height, "D", color="C0" if found.is_sure else "white", markersize=5,
                 markeredgecolor="C0")  # fmt: skip
-    ax.set_yticks(range(len(differences)), [_name(each) for each in differences])
+    ax.set_yticks(range(len(differences)), [each.heading for each in differences])
     ax.set_ylim(len(differences) - 0.5, -0.5)
     ax.set_xlabel("difference of accuracies (percentage points)")
     ax.grid(axis="y", visible=False)
     return figure
-
-
-def _name(found: PairedDifference) -> str:
-    pair = f"{METHODS[found.method_a].title} − {METHODS[found.method_b].title}"
-    network = "" if found.network == "convnet" else f", {found.network}"
-    return f"{DATASETS[found.dataset].title}, IPC {found.ipc}{network}: {pair}"
