@@ -20,7 +20,7 @@ from iadd_lab.compiling import choose_kernels
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
-from iadd_lab.locks import alone, alone_in
+from iadd_lab.locks import alone, alone_in, sweep
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.seeds import derive_seed, generator
@@ -226,8 +226,7 @@ def evaluate_each(
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
     path = Path(save_to) if save_to is not None else None
     if path is not None and path.exists():
-        for left in _checkpoints(path):
-            left.unlink()  # by a kill between writing the result and removing it
+        _tidy(path)  # after a kill between writing the result and removing them
         return _finished(path, identity, config)
     job = _Job(tuple(sets), config, identity, str(device), compile, path, checkpoint_seconds)
     shared, title = share_data(engine, data), f"evaluate {sets[0].method}"
@@ -241,8 +240,7 @@ def evaluate_each(
     evaluation = job.evaluation(torch.cat([found[number] for number in range(len(pieces))]))
     if path is not None and len(pieces) > 1:
         evaluation.save(path)
-        for left in _checkpoints(path):
-            left.unlink()
+        _tidy(path)
     return evaluation
 
 
@@ -287,9 +285,18 @@ class _Job:
         return self.save_to.with_name(f"{self.save_to.stem}{piece}.checkpoint")
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """What interrupted processes left beside the evaluation at `path`."""
-    return [*path.parent.glob(f"{path.stem}.checkpoint"), *path.parent.glob(f"{path.stem}.*.checkpoint")]
+def _lock(checkpoint: Path) -> Path:
+    """What is locked while a piece of an evaluation is computed."""
+    return checkpoint.with_name(f".{checkpoint.name}.lock")
+
+
+def _tidy(path: Path) -> None:
+    """Remove what interrupted processes left beside the evaluation at `path`."""
+    folder, stem = path.parent, path.stem
+    for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
+        left.unlink()
+    for lock in folder.glob(f".{stem}.*.checkpoint.lock"):
+        sweep(lock)
 
 
 def _together(job: _Job, data: ImageData) -> int:
@@ -300,7 +307,7 @@ def _together(job: _Job, data: ImageData) -> int:
 def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> torch.Tensor:
     """Train and test the networks of `job`: [network, true, predicted] counts."""
     path = job.checkpoint
-    lock = alone(path.with_name(f".{path.name}.lock"), str(path)) if job.count and path else nullcontext()
+    lock = alone(_lock(path), str(path)) if job.count and path else nullcontext()
     # A worker that the scheduler gave up may still be at it.
     with lock:
         run = _Run(job, data)

@@ -115,6 +115,13 @@ def if_free(lock: Path) -> Iterator[bool]:
         holder.release()
 
 
+def sweep(lock: Path) -> None:
+    """Remove the file of a lock whose owner was killed and whom nobody follows; one that is held stays."""
+    if lock.exists():
+        with if_free(lock):
+            pass  # it goes with its holder
+
+
 def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
     # Whoever shares the folder must be able to open the file; a soft lock would outlive a killed owner.
     return FileLock(lock.absolute(), mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)

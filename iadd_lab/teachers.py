@@ -19,7 +19,7 @@ from iadd_lab.cluster import IN_PROCESS, Engine, Report, share_data
 from iadd_lab.compiling import Kernels, choose_kernels
 from iadd_lab.data import DataConfig, ImageData
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
-from iadd_lab.locks import PREPROCESSING, alone, alone_in
+from iadd_lab.locks import PREPROCESSING, alone, alone_in, sweep
 from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
 from iadd_lab.preprocess import (
     PREPROCESSES,
@@ -159,6 +159,10 @@ class Teachers:
         """Where the state of `teacher` is while it is trained."""
         return self.folder / f"checkpoint_{teacher:03d}.safetensors"
 
+    def lock(self, teacher: int) -> Path:
+        """What is locked while `teacher` is trained: a worker that was given up may still be at it."""
+        return self.folder / f".teacher_{teacher:03d}.lock"
+
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
@@ -223,8 +227,9 @@ def train_teachers(
     _ = teachers.paths  # a damaged file is named now, not after hours of training
     missing = [index for index in range(count) if not teachers.path(index).exists()]
     for index in set(range(count)) - set(missing):
-        # Left by a kill between writing the trajectory and removing it.
+        # Left by a kill between writing the trajectory and removing them.
         teachers.checkpoint(index).unlink(missing_ok=True)
+        sweep(teachers.lock(index))
     if missing:
         # By one teacher's work: which of them are missing must not matter.
         work = training_flops(teachers.network(0), data, images=len(data.train), epochs=config.epochs)
@@ -270,9 +275,7 @@ def _ready_in(folder: Path, device: str, data: ImageData) -> _Ready:
 def _train_alone(job: _Job, index: int, ready: _Ready, *, report: Report) -> None:
     """Train the teacher of that number, unless another process did so while this one waited for it."""
     teachers = ready.teachers
-    # A worker that the scheduler gave up may still be at it.
-    folder = teachers.folder
-    with alone(folder / f".teacher_{index:03d}.lock", f"teacher {index} in {folder}"):
+    with alone(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
         if not teachers.path(index).exists():
             _train_one(job, index, ready, report)
 
