@@ -10,13 +10,14 @@ differentiated any number of times.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iadd_lab.device import to_device
 from iadd_lab.errors import check_number, check_whole, choose, require
 
 Parameters = dict[str, Tensor]
@@ -85,8 +86,16 @@ class Augmentation:
         self._check(images)
         if self.operation == "identity":
             return images
-        here = {name: value.to(images.device) for name, value in self.parameters.items()}
+        here = {name: to_device(value, images.device) for name, value in self.parameters.items()}
         return OPERATIONS[self.operation].apply(images, here)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters without their names, for `with_tensors`."""
+        return tuple(self.parameters.values())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Augmentation:
+        """The same augmentation with parameters that lie elsewhere, in the order of `tensors`."""
+        return replace(self, parameters=dict(zip(self.parameters, tensors, strict=True)))
 
     def _check(self, images: Tensor) -> None:
         fits = images.ndim == 4 and images.shape[2:] == (self.height, self.width)

@@ -24,11 +24,14 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.compiling import PLAIN, Kernels, compiled_kernels, flops
+from iadd_lab.cuda_graphs import captured
+from iadd_lab.device import pick_device
 from iadd_lab.distill import ADJOINT_PASSES
 from iadd_lab.errors import check_flag, check_whole, choose, require
 from iadd_lab.matching import Uniform
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.segments import there
 from iadd_lab.student import StudentLoss, student_loss
 from iadd_lab.training import train_together
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Step, Variables
@@ -45,6 +48,7 @@ class Variant:
     passes: int  # forward passes that its convolutions amount to, per image and step
     compiled: bool = False
     plain: bool = False  # with the default allocator, as a script of PyTorch has it
+    graphs: bool = False  # replayed as CUDA graphs
 
 
 VARIANTS = {
@@ -53,6 +57,10 @@ VARIANTS = {
     "adjoint": Variant("adjoint, not compiled", "adjoint", ADJOINT_PASSES),
     "compiled": Variant("adjoint, compiled", "adjoint", ADJOINT_PASSES, compiled=True),
     "frozen": Variant("frozen, not compiled", "frozen", 9),
+    "graphs": Variant("adjoint, CUDA graphs", "adjoint", ADJOINT_PASSES, graphs=True),
+    "compiled_graphs": Variant(
+        "adjoint, compiled, CUDA graphs", "adjoint", ADJOINT_PASSES, compiled=True, graphs=True
+    ),
 }
 
 
@@ -69,6 +77,7 @@ class BenchConfig:
         iterations: measured after one that warms up; their median counts.
         engines: keys of `VARIANTS`.
         training: whether to measure teachers and evaluation as well.
+        device: "auto", "cpu", "cuda" or "cuda:N". Peak memory is then the GPU's.
     """
 
     width: int = 128
@@ -79,8 +88,10 @@ class BenchConfig:
     iterations: int = 3
     engines: tuple[str, ...] = ("full", "adjoint", "compiled", "frozen")
     training: bool = True
+    device: str = "cpu"
 
     def __post_init__(self):
+        device = pick_device(self.device)
         for name in ("images", "steps", "engines"):
             listed = getattr(self, name)
             require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
@@ -91,7 +102,11 @@ class BenchConfig:
                 check_whole(name, value, minimum=1)
         check_whole("iterations", self.iterations, minimum=1)
         for engine in self.engines:
-            choose("engine", engine, VARIANTS)
+            variant = choose("engine", engine, VARIANTS)
+            require(
+                device.type == "cuda" or not variant.graphs,
+                f"engine {engine!r} needs a CUDA device, and this is {device.type}: leave it out.",
+            )
         check_whole("width", self.width, minimum=1)
         check_flag("training", self.training)
         self.network(0)
@@ -111,7 +126,7 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
         second of its convolutions, counted as direct ones), "warm_up_seconds" and "iterations"; and
         "training": records with "task", "way" and "seconds".
     """
-    jobs = list(_jobs(config))
+    jobs, device = list(_jobs(config)), pick_device(config.device)
     records: dict[str, list[dict[str, Any]]] = {"engines": [], "training": []}
     with tqdm(total=len(jobs), desc="bench", leave=None, disable=not progress) as bar:
         for kind, job in jobs:
@@ -122,17 +137,17 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "device": "cpu",
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         },
         "config": asdict(config),
-        "matmul_gflops": matmul_gflops(),
+        "matmul_gflops": matmul_gflops(device),
         **records,
     }
 
 
-def matmul_gflops(*, size: int = 2048, repeats: int = 7) -> float:
+def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
     """The best rate of a float32 product of two (size, size) matrices, in 10⁹ operations per second."""
-    first, second = torch.rand(size, size), torch.rand(size, size)
+    first, second = torch.rand(2, size, size, device=device)
     times = [_timed(lambda: first @ second) for _ in range(repeats)]
     return 2 * size**3 / min(times) / 1e9
 
@@ -151,9 +166,13 @@ def _jobs(config: BenchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _fits(config: BenchConfig, images: int, steps: int) -> bool:
     """Whether the full unroll fits into two thirds of the machine's memory; if not, it is left out."""
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
         return True
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # Measured: seven times the first feature map for every image and step.
     return 7 * images * steps * config.width * config.size**2 * 4 < available * 2 / 3
 
@@ -181,12 +200,14 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
     variant = VARIANTS[engine]
     if not variant.plain:
         reuse_freed_memory()
-    network = config.network(0)
-    kernels = compiled_kernels() or PLAIN if variant.compiled else PLAIN
+    network, device = config.network(0), pick_device(config.device)
+    kernels = compiled_kernels(device.type) or PLAIN if variant.compiled else PLAIN
     loss = student_loss(network, kernels)
+    loss = captured(loss, device) if variant.graphs else loss
     random = torch.Generator().manual_seed(0)
     iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)
-    warm_up = _timed(iterate)
+    # Graphs are captured when an operation of the augmentation is first drawn.
+    warm_up = sum(_timed(iterate) for _ in range(5 if variant.graphs else 1))
     seconds = statistics.median(_timed(iterate) for _ in range(config.iterations))
     work = variant.passes * images * steps * flops(network, channels=3, size=config.size)
     return {
@@ -195,7 +216,7 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
         "images": images,
         "steps": steps,
         "seconds": seconds,
-        "peak_mb": peak_memory() / 1e6,
+        "peak_mb": peak_memory(device) / 1e6,
         "conv_gflops": work / seconds / 1e9,
         "warm_up_seconds": warm_up,
         "iterations": config.iterations,
@@ -211,21 +232,25 @@ def _iteration(
     random: torch.Generator,
 ) -> Callable[[], Gradients]:
     """A function that takes the gradients of one iteration, each time with other augmentation."""
+    device, size = pick_device(config.device), config.size
     start = loss.layout.flatten(config.network(0).parameters()).detach()
     target = start + 0.01 * torch.randn(start.shape, generator=random)
-    size = config.size
+    start, target = start.to(device), target.to(device)
     variables = Variables(
-        images=torch.randn(images, 3, size, size, generator=random),
-        labels=torch.arange(images) % CLASSES,
-        alpha=torch.tensor(0.01),
-        raw=torch.zeros(0),
+        images=torch.randn(images, 3, size, size, generator=random).to(device),
+        labels=torch.arange(images, device=device) % CLASSES,
+        alpha=torch.tensor(0.01, device=device),
+        raw=torch.zeros(0, device=device),
     )
     matching, rows = Uniform(), torch.arange(images)
 
     def iterate() -> Gradients:
-        drawn = tuple(
-            Step(rows, draw(AugmentConfig(), batch=images, height=size, width=size, generator=random))
-            for _ in range(steps)
+        drawn = there(
+            (
+                Step(rows, draw(AugmentConfig(), batch=images, height=size, width=size, generator=random))
+                for _ in range(steps)
+            ),
+            device,
         )
         return engine(
             loss,
@@ -237,8 +262,10 @@ def _iteration(
     return iterate
 
 
-def peak_memory() -> int:
-    """The most memory that this process has had, in bytes."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """The most memory that this process has had, in bytes: its own, or that which PyTorch took of a GPU's."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose getrusage counts what the parent had as well
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -269,10 +296,11 @@ TASKS = {
 def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, Any]:
     """Seconds per epoch of all networks of a task, trained in one way or the other, in this process."""
     work = TASKS[task]
-    kernels = PLAIN if way == "plain loop" else compiled_kernels() or PLAIN
+    device = pick_device(config.device)
+    kernels = PLAIN if way == "plain loop" else compiled_kernels(device.type) or PLAIN
     random = torch.Generator().manual_seed(0)
-    images = torch.randn(work.images, 3, config.size, config.size, generator=random)
-    labels = torch.arange(work.images) % CLASSES
+    images = torch.randn(work.images, 3, config.size, config.size, generator=random).to(device)
+    labels = torch.arange(work.images, device=device) % CLASSES
     train = _train_plainly if way == "plain loop" else _train
     seconds = train(config, work, images, labels, kernels)
     return {"task": task, "way": way, "seconds": seconds}
@@ -284,7 +312,8 @@ def _train(
     together = student_loss(config.network(0), kernels).together(images, batch=min(work.batch, work.images))
     seconds = 0.0
     for first in range(0, work.networks, together):
-        networks = [config.network(seed) for seed in range(first, min(first + together, work.networks))]
+        seeds = range(first, min(first + together, work.networks))
+        networks = [config.network(seed).to(images.device) for seed in seeds]
         epochs = train_together(
             networks,
             [images] * len(networks),
@@ -321,7 +350,7 @@ def _train_plainly(
 
     seconds = 0.0
     for seed in range(work.networks):
-        network = config.network(seed)
+        network = config.network(seed).to(images.device)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         epoch(network, optimizer)
         seconds += statistics.median(
@@ -334,6 +363,8 @@ def _train_plainly(
 def _timed(function: Callable[[], Any]) -> float:
     started = time.perf_counter()
     function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 

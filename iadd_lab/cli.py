@@ -442,6 +442,7 @@ def bench(
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = BenchConfig.size,
     iterations: Annotated[int, typer.Option(help="Measured after one of warm-up.")] = BenchConfig.iterations,
     training: Annotated[bool, typer.Option(help="Measure teachers and evaluation as well.")] = True,
+    device: Device = BenchConfig.device,
 ) -> None:
     """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores."""
     config = BenchConfig(
@@ -452,6 +453,7 @@ def bench(
         engines=engine or BenchConfig.engines,
         images=images or BenchConfig.images,
         steps=steps or BenchConfig.steps,
+        device=device,
     )
     if json is not None:
         check_folder(json.parent)

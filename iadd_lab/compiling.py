@@ -24,8 +24,9 @@ from iadd_lab.errors import choose
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "always", "never")
-# Floating-point operations of a run from which on compiling pays: some three minutes on two cores.
-WORTH_COMPILING = 2e13
+# Floating-point operations of a run from which on compiling pays: some minutes on two cores, or on
+# a large GPU.
+WORTH_COMPILING = {"cpu": 2e13, "cuda": 5e14}
 _SHAPES = 64  # how many kinds of layer a process may compile each kernel for
 
 
@@ -43,26 +44,29 @@ class Kernels:
     output_tiles: Callable[..., Tensor] = winograd.output_tiles
     add_patches: Callable[..., Tensor] = patches.add_patches
     compiled: bool = False
+    transforms: bool = (
+        False  # whether convolutions go by `winograd` and `patches`: a GPU's libraries do better
+    )
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How feature maps are best laid out: with the channels last, compiled loops have stride 1 inside."""
-        return torch.channels_last if self.compiled else torch.contiguous_format
+        """How feature maps are best laid out: with the channels last, a CPU's loops have stride 1 inside."""
+        return torch.channels_last if self.transforms else torch.contiguous_format
 
 
 PLAIN = Kernels()
 
 
 @functools.cache
-def compiled_kernels() -> Kernels | None:
-    """The compiled kernels, or None, with one line in the log, where compiling does not work."""
-    sample, parameter = torch.ones(1, 1, 2, 2), torch.ones(1, 1)
+def compiled_kernels(kind: str = "cpu") -> Kernels | None:
+    """The compiled kernels for that kind of device; None, with a line in the log, where there can be none."""
+    sample, parameter = torch.ones(1, 1, 2, 2, device=kind), torch.ones(1, 1, device=kind)
     try:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
         functions = {
             field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
             for field in dataclasses.fields(Kernels)
-            if field.name != "compiled"
+            if field.type != "bool"
         }
         with torch.no_grad():
             functions["norm"](sample, parameter, parameter, 1e-5, True, True)
@@ -70,22 +74,24 @@ def compiled_kernels() -> Kernels | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("not compiling, so runs take longer: torch.compile does not work here (%s)", reason)
         return None
-    return Kernels(**functions, compiled=True)
+    return Kernels(**functions, compiled=True, transforms=kind == "cpu")
 
 
-def choose_kernels(compile: str, *, work: float) -> Kernels:
+def choose_kernels(compile: str, *, work: float, device: torch.device | str = "cpu") -> Kernels:
     """The kernels for a run of `work` floating-point operations.
 
     Args:
         compile: "always", "never", or "auto": where `work` is at least `WORTH_COMPILING`.
         work: see `flops`.
+        device: where it runs.
 
     Raises:
         InputError: `compile` is something else.
     """
     choose("compile", compile, dict.fromkeys(MODES))
-    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING)
-    return (compiled_kernels() if wanted else None) or PLAIN
+    kind = torch.device(device).type
+    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING[kind])
+    return (compiled_kernels(kind) if wanted else None) or PLAIN
 
 
 def flops(network: nn.Module, *, channels: int, size: int) -> int:

@@ -1,9 +1,7 @@
 """The student's derivatives replayed as CUDA graphs: one launch where a step has hundreds.
 
 Small batches on a GPU are bound by launching kernels, not by arithmetic. A step's shapes never change, so its
-kernels are captured once, for each shape, and replayed with other contents.
-
-Written after PyTorch's documentation of `torch.cuda.graph`; it has not been run on a GPU yet.
+kernels are captured once, for each operation of the augmentation, and replayed with other contents.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from iadd_lab.augment import Augmentation
 from iadd_lab.errors import require
 from iadd_lab.student import StudentLoss
 
@@ -25,32 +24,48 @@ class CapturedStudentLoss(StudentLoss):
     def __init__(self, loss: StudentLoss):
         self.loss, self.network, self.layout = loss, loss.network, loss.layout
         self._captured: dict[tuple[object, ...], _Captured] = {}
+        # All graphs share their memory: what one leaves there is copied before the next is replayed.
+        self._pool = torch.cuda.graph_pool_handle()
 
-    def slope(self, flat, images, labels):
-        return self._replay("slope", self.loss.slope, flat, images, labels)[0]
+    def slope(self, flat, images, labels, augmentation=None):
+        return self._replay("slope", self.loss.slope, (flat, images, labels), augmentation)[0]
 
-    def along(self, flat, direction, images, labels, *, curvature=True):
-        def along(*arguments: Tensor) -> tuple[Tensor, ...]:
-            found = self.loss.along(*arguments, curvature=curvature)
+    def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
+        def along(*given: object) -> tuple[Tensor, ...]:
+            found = self.loss.along(*given, curvature=curvature)
             return tuple(part for part in found if part is not None)
 
-        scalar, image_gradient, *rest = self._replay(
-            f"along, {curvature}", along, flat, direction, images, labels
-        )
+        name, arguments = f"along, {curvature}", (flat, direction, images, labels)
+        scalar, image_gradient, *rest = self._replay(name, along, arguments, augmentation)
         return scalar, image_gradient, rest[0] if rest else None
 
-    def _replay(self, name: str, function: Callable[..., object], *arguments: Tensor) -> list[Tensor]:
-        arguments = tuple(argument.detach() for argument in arguments)
-        key = (name, *((tuple(argument.shape), argument.dtype) for argument in arguments))
+    def _replay(
+        self,
+        name: str,
+        function: Callable[..., object],
+        arguments: tuple[Tensor, ...],
+        augmentation: Augmentation | None,
+    ) -> list[Tensor]:
+        count = len(arguments)
+        drawn = augmentation.tensors() if augmentation is not None else ()
+        inputs = tuple(tensor.detach() for tensor in (*arguments, *drawn))
+
+        def augmented(*given: Tensor) -> object:
+            if augmentation is None:
+                return function(*given)
+            return function(*given[:count], augmentation.with_tensors(given[count:]))
+
+        operation = augmentation and (augmentation.operation, augmentation.batch)
+        key = (name, operation, *((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
         if key not in self._captured:
-            self._captured[key] = _Captured(function, arguments)
-        return self._captured[key](arguments)
+            self._captured[key] = _Captured(augmented, inputs, self._pool)
+        return self._captured[key](inputs)
 
 
 class _Captured:
     """One function at one shape: its inputs and outputs stay where they are."""
 
-    def __init__(self, function: Callable[..., object], arguments: tuple[Tensor, ...]):
+    def __init__(self, function: Callable[..., object], arguments: tuple[Tensor, ...], pool: object):
         self.inputs = [argument.clone() for argument in arguments]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -59,7 +74,7 @@ class _Captured:
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=pool):
             outputs = function(*self.inputs)
         self.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
 

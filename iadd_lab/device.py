@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from iadd_lab.errors import InputError, choose, require
@@ -44,6 +46,19 @@ def set_precision(name: str = "float32") -> None:
     torch.set_float32_matmul_precision(choose("precision", name, PRECISIONS))
     # Convolutions have a switch of their own, which PyTorch leaves on.
     torch.backends.cudnn.allow_tf32 = name != "float32"
+
+
+def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """The tensors on `device`. Many small ones go as one of each dtype: a GPU waits for each journey."""
+    if device.type == "cpu":
+        return [to_device(tensor, device) for tensor in tensors]
+    moved: dict[int, torch.Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        joined = to_device(torch.cat([tensors[place].flatten() for place in places]), device)
+        pieces = joined.split([tensors[place].numel() for place in places])
+        moved |= {place: piece.view_as(tensors[place]) for place, piece in zip(places, pieces, strict=True)}
+    return [moved[place] for place in range(len(tensors))]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

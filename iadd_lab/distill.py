@@ -373,9 +373,8 @@ class _Run:
         self.data, self.teachers, self.config, self.device = data, teachers, config, device
         self.ranks = ranks
         network = teachers.network(0)
-        self.loss = student_loss(
-            network, choose_kernels(compile, work=distillation_flops(network, data, config))
-        )
+        work = distillation_flops(network, data, config)
+        self.loss = student_loss(network, choose_kernels(compile, work=work, device=device))
         self.layout = self.loss.layout
         self.engine = ENGINES[config.gradient]
         start = generator(config.seed, "initial images")

@@ -635,7 +635,7 @@ class _Recorder:
         every: float,
     ) -> Probe:
         shape = Shape(data.channels, data.size, len(data.classes), len(data.train), len(data.test))
-        compiled = every >= WORTH_COMPILING
+        compiled = every >= WORTH_COMPILING["cpu"]  # the assumed gains were measured there
         return Probe(kind, shape, network, config, images, torch.get_num_threads(), one, compiled)
 
 

@@ -353,7 +353,7 @@ class _Run:
         network, images = _fresh(data, config, 0), len(job.sets[0].images)
         # By the work of the whole evaluation, however it is cut.
         work = job.networks * training_flops(network, data, images=images, epochs=config.epochs)
-        self.kernels = choose_kernels(job.compile, work=work)
+        self.kernels = choose_kernels(job.compile, work=work, device=job.device)
         loss = student_loss(network, self.kernels)
         self.together = loss.together(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)

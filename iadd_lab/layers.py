@@ -194,7 +194,7 @@ class Plain:
         return torch.baddbmm(bias[:, None], shares, weight.mT).flatten(0, 1)
 
     def convolve(self, maps, weight, bias, stride, padding):
-        if self.kernels.compiled and winograd.suits(maps, weight, stride, padding):
+        if self.kernels.transforms and winograd.suits(maps, weight, stride, padding):
             return _Winograd.apply(maps, weight, bias, self.kernels)
         biases = [None] * self.networks if bias is None else bias
         shares = zip(maps.chunk(self.networks), weight, biases, strict=True)
@@ -242,7 +242,7 @@ class Dualised:
     def convolve(self, maps, weight, bias, stride, padding):
         bias = bias or Dual(None, None)
         if (
-            self.kernels.compiled
+            self.kernels.transforms
             and maps.tangent is not None
             and winograd.suits(maps.value, weight.value, stride, padding)
         ):
@@ -318,7 +318,7 @@ class _DualConvolution(torch.autograd.Function):
         stride, padding, has_bias, kernels = ctx.options
         back = partial(_convolution_backward, stride=stride, padding=padding)
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        by_patches = wants_x and kernels.compiled and patches.suits(weight, stride, padding)
+        by_patches = wants_x and kernels.transforms and patches.suits(weight, stride, padding)
         x_bar, weight_bar = back(above, x, weight, wanted=(wants_x and not by_patches, wants_weight))
         dx_bar = None
         if dx is not None:

@@ -140,6 +140,7 @@ def _train_again(
     """Where `epochs` epochs in an order of their own end, (P,)."""
     config = teachers.config
     network = teachers.network(0).to(device)
+    work = training_flops(network, data, images=len(data.train), epochs=epochs)
     vector_to_parameters(teachers.snapshot(*place).to(device), network.parameters())
     training = Training(
         [network],
@@ -150,9 +151,7 @@ def _train_again(
         weight_decay=config.weight_decay,
         augment=config.augment,
         generators=[generator(config.seed, "again", seed, *place)],
-        kernels=choose_kernels(
-            compile, work=training_flops(network, data, images=len(data.train), epochs=epochs)
-        ),
+        kernels=choose_kernels(compile, work=work, device=device),
     )
     for _ in range(epochs):
         training.advance()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 import torch
 
 from iadd_lab.augment import draw
-from iadd_lab.device import to_device
+from iadd_lab.device import all_to_device, to_device
 from iadd_lab.teachers import Teachers
 from iadd_lab.unroll import Segment, Step
 
@@ -78,12 +78,21 @@ def _draw_steps(config: DistillConfig, images: torch.Tensor, generator: torch.Ge
     batches: list[torch.Tensor] = []
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
-    return tuple(
-        Step(
-            to_device(rows, images.device),
-            draw(config.augment, batch=len(rows), height=height, width=width, generator=generator),
-        )
+    steps = [
+        Step(rows, draw(config.augment, batch=len(rows), height=height, width=width, generator=generator))
         for rows in batches[: config.student_steps]
+    ]
+    return there(steps, images.device)
+
+
+def there(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:
+    """The steps with all that they drew on `device`, where it goes at once: a GPU waits for each journey."""
+    steps = tuple(steps)
+    drawn = [tensor for step in steps for tensor in (step.rows, *step.augmentation.tensors())]
+    moved = iter(all_to_device(drawn, device))
+    return tuple(
+        Step(next(moved), step.augmentation.with_tensors([next(moved) for _ in step.augmentation.tensors()]))
+        for step in steps
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from iadd_lab.augment import Augmentation
 from iadd_lab.compiling import Kernels
 from iadd_lab.layers import Dual, Dualised, Plain, has_rules, run
 from iadd_lab.networks import ParameterLayout
@@ -39,9 +40,12 @@ class StudentLoss:
         """What the network says of the images, (batch, classes)."""
         return functional_call(self.network, self.layout.split(flat), (images,))
 
-    def slope(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """∇_θ ℓ, shape (P,)."""
-        return self.slopes(flat[None], images[None], labels[None])[1][0]
+    def slope(
+        self, flat: Tensor, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None
+    ) -> Tensor:
+        """∇_θ ℓ, shape (P,), on the images as `augmentation`, if any, leaves them."""
+        batch = images if augmentation is None else augmentation(images).detach()
+        return self.slopes(flat[None], batch[None], labels[None])[1][0]
 
     def slopes(self, flats: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The losses of several networks, each on images of its own, and their gradients.
@@ -72,20 +76,43 @@ class StudentLoss:
         return torch.cat([self.logits(flat, chunk).argmax(1) for chunk in images.split(batch)]).cpu()
 
     def along(
-        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool = True
+        self,
+        flat: Tensor,
+        direction: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation | None = None,
+        *,
+        curvature: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """s = ⟨∇_θ ℓ, λ⟩ and its gradients.
 
         Args:
             flat: θ, (P,).
             direction: λ, (P,), taken as constant.
-            images: (batch, channels, height, width).
+            images: (batch, channels, height, width), before augmentation.
             labels: (batch,) int64.
+            augmentation: through which the network sees the images, if any.
             curvature: False leaves ∇_θ s out.
 
         Returns:
             s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
         """
+        if augmentation is None:
+            return self.along_seen(flat, direction, images, labels, curvature=curvature)
+        source = leaf(images)
+        batch = augmentation(source)  # (batch, channels, height, width)
+        scalar, batch_gradient, flat_gradient = self.along_seen(
+            flat, direction, batch.detach(), labels, curvature=curvature
+        )
+        # The augmentation's own backward once, outside.
+        (image_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
+        return scalar, image_gradient, flat_gradient
+
+    def along_seen(
+        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`along` for images as the network sees them."""
         flat, images = leaf(flat), leaf(images)
         (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
         scalar = slope @ direction
@@ -136,7 +163,7 @@ class FusedStudentLoss(StudentLoss):
             parts.append(self._joint_logits(flat[None], filled[None])[0, : len(part)].argmax(1))
         return torch.cat(parts).cpu()
 
-    def along(self, flat, direction, images, labels, *, curvature=True):
+    def along_seen(self, flat, direction, images, labels, *, curvature):
         total, total_flat = torch.zeros_like(flat[0]), torch.zeros_like(flat) if curvature else None
         gradients = []
         for parts, targets, shares in self._chunks(images[None], labels[None]):
@@ -168,7 +195,9 @@ class FusedStudentLoss(StudentLoss):
         parameters = {name: Dual(values[name], tangents[name]) for name in values}
         pair = run(self.network, parameters, Dual(self._laid_out(images), None), Dualised(self.kernels))
         # The derivative of cross-entropy: ⟨softmax(z) − one-hot, ż⟩.
-        errors = pair.value.softmax(1) - F.one_hot(labels, pair.value.shape[1])  # (batch, classes)
+        classes = torch.arange(pair.value.shape[1], device=labels.device)
+        one_hot = (labels[:, None] == classes).to(pair.value.dtype)  # unlike F.one_hot, no GPU waits for it
+        errors = pair.value.softmax(1) - one_hot  # (batch, classes)
         return (errors * pair.tangent).sum(1) @ shares
 
     def _laid_out(self, tensor: Tensor) -> Tensor:

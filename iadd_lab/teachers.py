@@ -283,7 +283,7 @@ def _train_alone(job: _Job, index: int, ready: _Ready, *, report: Report) -> Non
 def _train_one(job: _Job, index: int, ready: _Ready, report: Report) -> None:
     teachers, images = ready.teachers, ready.images
     config, device = teachers.config, images.device
-    kernels = choose_kernels(job.compile, work=job.work)
+    kernels = choose_kernels(job.compile, work=job.work, device=device)
     network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
     training = Training(
         [network],

@@ -102,16 +102,13 @@ def adjoint(
     images_gradient = torch.zeros_like(variables.images)
     alpha_gradient = torch.zeros_like(variables.alpha)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
-        source = leaf(variables.images[step.rows])
-        batch = step.augmentation(source)  # (batch, channels, height, width)
+        batch = variables.images[step.rows]  # (batch, channels, height, width)
         scalar, batch_gradient, flat_gradient = loss.along(
-            flat, costate, batch, variables.labels[step.rows], curvature=curvature
+            flat, costate, batch, variables.labels[step.rows], step.augmentation, curvature=curvature
         )
-        # The augmentation's own backward once, outside.
-        (source_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
         alpha_gradient -= scalar
         # α as a tensor: reading it would make a GPU wait in every step.
-        images_gradient.index_add_(0, step.rows, -variables.alpha * source_gradient)
+        images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
         if curvature:
             costate = costate - variables.alpha * flat_gradient
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
@@ -121,8 +118,8 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torc
     """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
     path = [segment.start.detach()]
     for step in segment.steps:
-        batch = step.augmentation(variables.images[step.rows]).detach()
-        slope = loss.slope(path[-1], batch, variables.labels[step.rows])
+        batch, labels = variables.images[step.rows], variables.labels[step.rows]
+        slope = loss.slope(path[-1], batch, labels, step.augmentation)
         path.append(path[-1] - variables.alpha * slope)
     return path
 

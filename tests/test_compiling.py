@@ -18,8 +18,9 @@ from iadd_lab.networks import ImageClassifier, NetworkConfig, build_network
 from iadd_lab.student import FusedStudentLoss
 from tests.test_kernels import assert_near
 
-BELOW = math.nextafter(WORTH_COMPILING, 0)
-FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled"}
+ENOUGH = WORTH_COMPILING["cpu"]
+BELOW = math.nextafter(ENOUGH, 0)
+FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled", "transforms"}
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +50,11 @@ def test_short_runs_are_not_compiled(mode, work, compiled):
     assert not compiled
 
 
-@pytest.mark.parametrize(("mode", "work"), [("always", 0), ("auto", WORTH_COMPILING), ("auto", 1e30)])
+@pytest.mark.parametrize(("mode", "work"), [("always", 0), ("auto", ENOUGH), ("auto", 1e30)])
 def test_long_runs_are_compiled(mode, work, compiled):
     kernels = choose_kernels(mode, work=work)
     assert kernels.compiled
+    assert kernels.transforms
     assert compiled == [getattr(PLAIN, name) for name in sorted(FUNCTIONS, key=list(vars(PLAIN)).index)]
     # Once for the whole process.
     assert choose_kernels("always", work=0) is kernels
@@ -93,7 +95,7 @@ def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(failing, 
     monkeypatch.setattr(torch, "compile", failing)
     with caplog.at_level(logging.INFO, logger="iadd_lab"):
         assert choose_kernels("always", work=0) is PLAIN
-        assert choose_kernels("auto", work=WORTH_COMPILING) is PLAIN
+        assert choose_kernels("auto", work=ENOUGH) is PLAIN
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"({reason})" in record.getMessage()
@@ -102,7 +104,15 @@ def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(failing, 
 
 def test_layout_follows_the_kernels():
     assert PLAIN.memory_format == torch.contiguous_format
-    assert Kernels(compiled=True).memory_format == torch.channels_last
+    assert Kernels(compiled=True).memory_format == torch.contiguous_format
+    assert Kernels(compiled=True, transforms=True).memory_format == torch.channels_last
+
+
+def test_a_gpu_pays_later_and_convolves_with_its_own_libraries(compiled, monkeypatch):
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape) + 1)  # there may be no GPU
+    assert choose_kernels("auto", work=ENOUGH, device="cuda") is PLAIN
+    kernels = choose_kernels("auto", work=WORTH_COMPILING["cuda"], device="cuda:1")
+    assert (kernels.compiled, kernels.transforms) == (True, False)
 
 
 def make_network():

@@ -181,7 +181,7 @@ def test_fused_layers_tell_the_same_story(toy_data, toy_teachers, monkeypatch, g
     config = replace(CONFIG, gradient=gradient)
     expected = distill(toy_data, toy_teachers, config, progress=False)
     module = sys.modules["iadd_lab.distill"]
-    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True))
+    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True, transforms=True))
     found = distill(toy_data, toy_teachers, config, progress=False)
     assert found.history.loss == pytest.approx(expected.history.loss, rel=1e-3)
     assert not torch.equal(found.images, expected.images)  # other rounding: it was another way
@@ -383,7 +383,19 @@ def test_cuda_graphs_need_a_gpu(toy_data, toy_teachers):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_change_nothing(toy_data, toy_teachers):
+    config = replace(CONFIG, iterations=4, student_steps=12)  # every operation of the augmentation is drawn
     options = {"device": "cuda", "progress": False}
-    expected = distill(toy_data, toy_teachers, CONFIG, **options)
-    found = distill(toy_data, toy_teachers, CONFIG, cuda_graphs=True, **options)
+    expected = distill(toy_data, toy_teachers, config, **options)
+    found = distill(toy_data, toy_teachers, config, cuda_graphs=True, **options)
     torch.testing.assert_close(found.images, expected.images, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compile", ["never", "always"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_gpu_tells_the_same_story(toy_data, toy_teachers, compile, cuda_graphs):
+    expected = distill(toy_data, toy_teachers, CONFIG, progress=False)
+    options = {"compile": compile, "cuda_graphs": cuda_graphs}
+    found = distill(toy_data, toy_teachers, CONFIG, device="cuda", progress=False, **options)
+    assert found.history.loss == pytest.approx(expected.history.loss, rel=1e-3)
+    assert found.alpha == pytest.approx(expected.alpha, rel=1e-3)

@@ -153,7 +153,7 @@ def test_more_random_images_than_a_class_has_is_refused(toy_data, toy_teachers):
 def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluation, monkeypatch):
     """With the fused layers as they are compiled, but for the compiling."""
     module = sys.modules["iadd_lab.evaluate"]
-    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True))
+    monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True, transforms=True))
     monkeypatch.setattr("iadd_lab.student.CHUNK_BYTES", 4 * 64 * 4 * 2 * 6)  # two networks at once
     joint = evaluate(random_set, toy_data, CONFIG, progress=False)
     assert joint.confusion.shape == evaluation.confusion.shape
@@ -169,7 +169,9 @@ class Killed(Exception):
     """Stands for a kill in the middle of training."""
 
 
-@pytest.mark.parametrize("kernels", [None, Kernels(compiled=True)], ids=["one by one", "side by side"])
+@pytest.mark.parametrize(
+    "kernels", [None, Kernels(compiled=True, transforms=True)], ids=["one by one", "side by side"]
+)
 @pytest.mark.parametrize("stop", [1, 5, 7])
 def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path, monkeypatch, kernels, stop):
     module = sys.modules["iadd_lab.evaluate"]

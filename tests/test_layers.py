@@ -19,7 +19,7 @@ from tests.test_kernels import assert_near
 CLASSES = 3
 TOLERANCE = 1e-10
 # What runs when compiling works, with the functions as they are: the Winograd path without torch.compile.
-KERNELS = {"plain": PLAIN, "winograd": Kernels(compiled=True)}
+KERNELS = {"plain": PLAIN, "winograd": Kernels(compiled=True, transforms=True)}
 
 each_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 

@@ -209,11 +209,12 @@ def test_networks_side_by_side_end_as_each_alone():
 def test_fused_and_joint_training_is_the_same_training():
     expected, losses = side_by_side(PLAIN_KERNELS, dtype=torch.float64)
     # The fused layers as they are compiled, but for the compiling.
-    found, same = side_by_side(Kernels(compiled=True), dtype=torch.float64)
+    found, same = side_by_side(Kernels(compiled=True, transforms=True), dtype=torch.float64)
     assert torch.tensor(same) == pytest.approx(torch.tensor(losses), rel=1e-9)
     for one, other in zip(found, expected, strict=True):
         assert 0 < distance(one, other) < 1e-9
     images = toy_set()[0].double()
     assert torch.equal(
-        predict(found[0], images, kernels=Kernels(compiled=True)), predict(expected[0], images)
+        predict(found[0], images, kernels=Kernels(compiled=True, transforms=True)),
+        predict(expected[0], images),
     )

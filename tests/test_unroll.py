@@ -12,8 +12,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.compiling import PLAIN, compiled_kernels
+from iadd_lab.cuda_graphs import captured
 from iadd_lab.matching import Learned, Pruned, Uniform
 from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.segments import there
+from iadd_lab.student import FusedStudentLoss
 from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
 
 CLASSES, IPC, SIZE = 3, 2, 8
@@ -113,6 +117,32 @@ def replaced(variables, part, value):
     return Variables(**{**vars(variables), part: value})
 
 
+ON_A_GPU = {
+    "plain": lambda loss: loss,
+    "fused": lambda loss: FusedStudentLoss(loss.network, PLAIN),
+    "compiled": lambda loss: FusedStudentLoss(loss.network, compiled_kernels("cuda")),
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("way", ON_A_GPU)
+@pytest.mark.parametrize("graphs", [False, True], ids=["launched", "graphs"])
+def test_a_gpu_has_the_same_gradients(way, graphs):
+    """In float64, against the full unroll on the CPU; twice, as a graph is captured first, then replayed."""
+    device = torch.device("cuda")
+    loss, segment, variables, objective = make_problem()
+    exact = ENGINES["full"](loss, segment, variables, objective)
+    fast = ON_A_GPU[way](loss)
+    fast = captured(fast, device) if graphs else fast
+    moved = Segment(segment.start.to(device), segment.target.to(device), there(segment.steps, device))
+    variables = Variables(**{name: value.to(device) for name, value in vars(variables).items()})
+    objective = make_objective(MATCHINGS["learned"], moved, loss.layout)
+    for _ in range(2):
+        found = ENGINES["adjoint"](fast, moved, variables, objective)
+        for part in ("loss", "end", "images", "alpha", "raw"):
+            assert relative(getattr(found, part).cpu(), getattr(exact, part)) < 1e-10, part
+
+
 def plain_mtt(network, segment, variables):
     """MTT's loss and gradients as its paper states them, with nothing of this package but the network."""
     images, alpha = variables.images.clone().requires_grad_(), variables.alpha.clone().requires_grad_()
@@ -198,8 +228,12 @@ def test_images_outside_every_batch_get_no_gradient():
 MEMORY = """
 import re, sys, torch
 from iadd_lab.augment import AugmentConfig, draw
+from iadd_lab.compiling import PLAIN, compiled_kernels
+from iadd_lab.cuda_graphs import captured
 from iadd_lab.matching import Learned
 from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.segments import there
+from iadd_lab.student import FusedStudentLoss
 from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
 
 torch.set_num_threads(1)
