@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.compiling import PLAIN, Kernels, compiled_kernels, flops
-from iadd_lab.cuda_graphs import captured
 from iadd_lab.device import pick_device
 from iadd_lab.distill import ADJOINT_PASSES
 from iadd_lab.errors import check_flag, check_whole, choose, require
@@ -32,7 +31,7 @@ from iadd_lab.matching import Uniform
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.segments import there
-from iadd_lab.student import StudentLoss, student_loss
+from iadd_lab.student import FusedStudentLoss, StudentLoss, captured, student_loss
 from iadd_lab.training import train_together
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Step, Variables
 
@@ -202,7 +201,7 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
         reuse_freed_memory()
     network, device = config.network(0), pick_device(config.device)
     kernels = compiled_kernels(device.type) or PLAIN if variant.compiled else PLAIN
-    loss = student_loss(network, kernels)
+    loss = FusedStudentLoss(network, kernels) if kernels.compiled else StudentLoss(network)
     loss = captured(loss, device) if variant.graphs else loss
     random = torch.Generator().manual_seed(0)
     iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)

@@ -214,8 +214,9 @@ def distill(
     compile: Compile = "auto",
     precision: Precision = "float32",
     cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="On a GPU: replay the student's steps as CUDA graphs.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Replay the student's steps as CUDA graphs; on every GPU if not given."),
+    ] = None,
     data_root: DataRoot = None,
     data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
     network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,

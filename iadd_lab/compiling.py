@@ -44,9 +44,8 @@ class Kernels:
     output_tiles: Callable[..., Tensor] = winograd.output_tiles
     add_patches: Callable[..., Tensor] = patches.add_patches
     compiled: bool = False
-    transforms: bool = (
-        False  # whether convolutions go by `winograd` and `patches`: a GPU's libraries do better
-    )
+    transforms: bool = False  # whether convolutions go by `winograd` and `patches`, as is fast on a CPU
+    graphs: bool = False  # whether steps are replayed as CUDA graphs
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -74,7 +73,7 @@ def compiled_kernels(kind: str = "cpu") -> Kernels | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("not compiling, so runs take longer: torch.compile does not work here (%s)", reason)
         return None
-    return Kernels(**functions, compiled=True, transforms=kind == "cpu")
+    return Kernels(**functions, compiled=True, transforms=kind == "cpu", graphs=kind == "cuda")
 
 
 def choose_kernels(compile: str, *, work: float, device: torch.device | str = "cpu") -> Kernels:

@@ -1,72 +1,52 @@
-"""The student's derivatives replayed as CUDA graphs: one launch where a step has hundreds.
+"""Functions of tensors replayed as CUDA graphs: one launch where a student's step has hundreds.
 
 Small batches on a GPU are bound by launching kernels, not by arithmetic. A step's shapes never change, so its
-kernels are captured once, for each operation of the augmentation, and replayed with other contents.
+kernels are captured once and replayed with other contents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from iadd_lab.augment import Augmentation
-from iadd_lab.errors import require
-from iadd_lab.student import StudentLoss
-
 _WARM_UPS = 3  # before a capture: libraries allocate and choose algorithms in their first calls
 
 
-class CapturedStudentLoss(StudentLoss):
-    """Another loss's `slope` and `along`, captured and replayed."""
+class Graphs:
+    """Captured functions, one graph for each key and shape of their tensors; all share their memory."""
 
-    def __init__(self, loss: StudentLoss):
-        self.loss, self.network, self.layout = loss, loss.network, loss.layout
-        self._captured: dict[tuple[object, ...], _Captured] = {}
-        # All graphs share their memory: what one leaves there is copied before the next is replayed.
+    def __init__(self):
+        self._captured: dict[Hashable, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def slope(self, flat, images, labels, augmentation=None):
-        return self._replay("slope", self.loss.slope, (flat, images, labels), augmentation)[0]
+    def replay(
+        self, key: Hashable, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What `function` returns for the tensors.
 
-    def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        def along(*given: object) -> tuple[Tensor, ...]:
-            found = self.loss.along(*given, curvature=curvature)
-            return tuple(part for part in found if part is not None)
+        Args:
+            key: says which function it is: all that its kernels depend on besides the tensors' shapes.
+            function: makes the same kernels in each call, without waiting for the device.
+            tensors: all on one GPU.
 
-        name, arguments = f"along, {curvature}", (flat, direction, images, labels)
-        scalar, image_gradient, *rest = self._replay(name, along, arguments, augmentation)
-        return scalar, image_gradient, rest[0] if rest else None
-
-    def _replay(
-        self,
-        name: str,
-        function: Callable[..., object],
-        arguments: tuple[Tensor, ...],
-        augmentation: Augmentation | None,
-    ) -> list[Tensor]:
-        count = len(arguments)
-        drawn = augmentation.tensors() if augmentation is not None else ()
-        inputs = tuple(tensor.detach() for tensor in (*arguments, *drawn))
-
-        def augmented(*given: Tensor) -> object:
-            if augmentation is None:
-                return function(*given)
-            return function(*given[:count], augmentation.with_tensors(given[count:]))
-
-        operation = augmentation and (augmentation.operation, augmentation.batch)
-        key = (name, operation, *((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
+        Returns:
+            Tensors that the next replay of any function overwrites.
+        """
+        key = (key, *((tensor.shape, tensor.dtype) for tensor in tensors))
         if key not in self._captured:
-            self._captured[key] = _Captured(augmented, inputs, self._pool)
-        return self._captured[key](inputs)
+            self._captured[key] = _Captured(function, tensors, self._pool)
+        return self._captured[key](tensors)
 
 
 class _Captured:
     """One function at one shape: its inputs and outputs stay where they are."""
 
-    def __init__(self, function: Callable[..., object], arguments: tuple[Tensor, ...], pool: object):
-        self.inputs = [argument.clone() for argument in arguments]
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...], pool: object
+    ):
+        self.inputs = [tensor.clone() for tensor in tensors]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -75,24 +55,9 @@ class _Captured:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            outputs = function(*self.inputs)
-        self.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            self.outputs = function(*self.inputs)
 
-    def __call__(self, arguments: tuple[Tensor, ...]) -> list[Tensor]:
-        for place, argument in zip(self.inputs, arguments, strict=True):
-            place.copy_(argument)
+    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        torch._foreach_copy_(self.inputs, list(tensors))
         self.graph.replay()
-        # Copies: the next replay writes to the same memory.
-        return [output.clone() for output in self.outputs]
-
-
-def captured(loss: StudentLoss, device: torch.device) -> StudentLoss:
-    """`loss`, captured.
-
-    Raises:
-        InputError: `device` is no CUDA GPU.
-    """
-    require(
-        device.type == "cuda", f"cuda_graphs needs a CUDA device, and this is {device.type}: leave it out."
-    )
-    return CapturedStudentLoss(loss)
+        return self.outputs

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from iadd_lab.augment import AugmentConfig
 from iadd_lab.checkpoints import Checkpoint, State
 from iadd_lab.compiling import choose_kernels, flops
-from iadd_lab.cuda_graphs import captured
 from iadd_lab.data import ImageData
 from iadd_lab.distilled import KIND, DistilledSet
 from iadd_lab.distributed import ALONE, LostRankError, Ranks
@@ -37,7 +36,7 @@ from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
 from iadd_lab.segments import draw_segments
 from iadd_lab.store import Artefact, added_field, describe, fingerprint, load_artefact, restore, taken_apart
-from iadd_lab.student import student_loss
+from iadd_lab.student import captured, student_loss
 from iadd_lab.teachers import TeacherConfig, Teachers
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Variables, mean_gradients
 
@@ -192,7 +191,7 @@ def distill(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     compile: str = "auto",
-    cuda_graphs: bool = False,
+    cuda_graphs: bool | None = None,
     progress: bool = True,
     on_iteration: Callable[[int, History], None] | None = None,
     checkpoint_seconds: float = 60.0,
@@ -209,7 +208,8 @@ def distill(
         device: where the student runs.
         compile: "auto" (where the run is long enough to pay for it), "always" or "never"; see
             `iadd_lab.compiling`.
-        cuda_graphs: replay the student's steps as CUDA graphs; see `iadd_lab.cuda_graphs`.
+        cuda_graphs: replay the student's steps as CUDA graphs (see `iadd_lab.cuda_graphs`), which changes
+            nothing but the time; None does so on every GPU.
         progress: whether to show a progress bar.
         on_iteration: called with (iteration, history) after every update, for live plots.
         checkpoint_seconds: at most so many seconds of work are lost to a kill.
@@ -238,7 +238,7 @@ def distill(
         return finished
     reuse_freed_memory()
     run = _Run(data, teachers, config, torch.device(device), compile, ranks)
-    if cuda_graphs:
+    if run.device.type == "cuda" if cuda_graphs is None else cuda_graphs:
         run.loss = captured(run.loss, run.device)
     seconds, shown = ranks.checkpoint_seconds(checkpoint_seconds), progress and ranks.first
     with (

@@ -1,14 +1,15 @@
 """The student's loss ℓ(x; θ) and the derivatives of it that the gradient engines need.
 
 `StudentLoss` has them from autograd, for any network. `FusedStudentLoss` has the same from `iadd_lab.layers`,
-several times as fast, for networks whose layers have rules there.
+several times as fast, for networks whose layers have rules there. `CapturedStudentLoss` replays either one on
+a GPU.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,20 @@ from torch.nn import functional as F
 
 from iadd_lab.augment import Augmentation
 from iadd_lab.compiling import Kernels
+from iadd_lab.cuda_graphs import Graphs
+from iadd_lab.errors import require
 from iadd_lab.layers import Dual, Dualised, Plain, has_rules, run
 from iadd_lab.networks import ParameterLayout
 
 # The largest feature map of a chunk of images, in bytes: larger ones cost memory and are not faster.
 CHUNK_BYTES = 26 * 2**20
+_GPU_CHUNK_BYTES = 2**30
 
 
 class StudentLoss:
     """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
+
+    joint = False  # whether several networks at once cost less than one after another
 
     def __init__(self, network: nn.Module):
         # Only the architecture is used; on the meta device its own weights cost nothing.
@@ -133,6 +139,8 @@ class FusedStudentLoss(StudentLoss):
             CPU, and all of them elsewhere.
     """
 
+    joint = True
+
     def __init__(self, network: nn.Module, kernels: Kernels, *, chunk: int | None = None):
         super().__init__(network)
         self.kernels, self.chunk = kernels, chunk
@@ -221,9 +229,8 @@ class FusedStudentLoss(StudentLoss):
         """How many images make a chunk."""
         if self.chunk is not None:
             return self.chunk
-        if images.device.type != "cpu":
-            return images.shape[:-3].numel()
-        return max(CHUNK_BYTES // (self._largest(images.shape[-1]) * images.element_size()), 1)
+        most = CHUNK_BYTES if images.device.type == "cpu" else _GPU_CHUNK_BYTES
+        return max(most // (self._largest(images.shape[-1]) * images.element_size()), 1)
 
     def _largest(self, size: int) -> int:
         """Floats of the largest feature map of an image: that of the first convolution."""
@@ -232,10 +239,77 @@ class FusedStudentLoss(StudentLoss):
         return first.out_channels * side**2
 
 
+class CapturedStudentLoss(StudentLoss):
+    """Another loss on a GPU, its derivatives captured once for each augmentation and replayed from then on.
+
+    What `slope`, `slopes` and `along` return is overwritten by the next call of any of them.
+    """
+
+    def __init__(self, loss: StudentLoss):
+        self.loss, self.network, self.layout, self.joint = loss, loss.network, loss.layout, loss.joint
+        self.graphs = Graphs()
+
+    def slope(self, flat, images, labels, augmentation=None):
+        def slope(*given: object) -> tuple[Tensor, ...]:
+            return (self.loss.slope(*given),)
+
+        return self._replay("slope", slope, (flat, images, labels), augmentation)[0]
+
+    def slopes(self, flats, images, labels):
+        return self._replay("slopes", self.loss.slopes, (flats, images, labels))
+
+    def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
+        def along(*given: object) -> tuple[Tensor, ...]:
+            found = self.loss.along(*given, curvature=curvature)
+            return found if curvature else found[:2]
+
+        name, given = f"along, {curvature}", (flat, direction, images, labels)
+        found = self._replay(name, along, given, augmentation)
+        return found if curvature else (*found, None)
+
+    def together(self, images, *, batch):
+        return self.loss.together(images, batch=batch)
+
+    def predict(self, flat, images, *, batch=1024):
+        return self.loss.predict(flat, images, batch=batch)
+
+    def _replay(
+        self,
+        name: str,
+        function: Callable[..., tuple[Tensor, ...]],
+        given: tuple[Tensor, ...],
+        augmentation: Augmentation | None = None,
+    ) -> tuple[Tensor, ...]:
+        given = tuple(tensor.detach() for tensor in given)
+        if augmentation is None:
+            return self.graphs.replay(name, function, *given)
+
+        def augmented(*tensors: Tensor) -> tuple[Tensor, ...]:
+            drawn = augmentation.with_tensors(tensors[len(given) :])
+            return function(*tensors[: len(given)], drawn)
+
+        key = (name, augmentation.operation, augmentation.batch)
+        return self.graphs.replay(key, augmented, *given, *augmentation.tensors())
+
+
 def student_loss(network: nn.Module, kernels: Kernels) -> StudentLoss:
     """The fastest loss there is for `network`: fused where kernels are compiled and know its layers."""
-    fused = kernels.compiled and has_rules(network)
-    return FusedStudentLoss(network, kernels) if fused else StudentLoss(network)
+    if not (kernels.compiled and has_rules(network)):
+        return StudentLoss(network)
+    loss = FusedStudentLoss(network, kernels)
+    return CapturedStudentLoss(loss) if kernels.graphs else loss
+
+
+def captured(loss: StudentLoss, device: torch.device) -> StudentLoss:
+    """`loss` as CUDA graphs, which it may be already.
+
+    Raises:
+        InputError: `device` is no CUDA GPU.
+    """
+    require(
+        device.type == "cuda", f"cuda_graphs needs a CUDA device, and this is {device.type}: leave it out."
+    )
+    return loss if isinstance(loss, CapturedStudentLoss) else CapturedStudentLoss(loss)
 
 
 def leaf(tensor: Tensor) -> Tensor:

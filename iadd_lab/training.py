@@ -14,7 +14,7 @@ from iadd_lab.data import ImageData
 from iadd_lab.device import to_device
 from iadd_lab.errors import DivergenceError
 from iadd_lab.memory import reuse_freed_memory
-from iadd_lab.student import FusedStudentLoss, StudentLoss, student_loss
+from iadd_lab.student import StudentLoss, student_loss
 
 
 def train(
@@ -106,7 +106,7 @@ class Training:
         self.batch, self.rates, self.augment = batch, rates, augment
         self.generators, self.decay_at, self.epoch = generators, decay_at, 0
         loss = student_loss(networks[0], kernels)
-        self.trained = (_Jointly if isinstance(loss, FusedStudentLoss) else _OneByOne)(networks, loss)
+        self.trained = (_Jointly if loss.joint else _OneByOne)(networks, loss)
         self.optimizer = torch.optim.SGD(
             [{"params": part, "lr": rate} for part, rate in zip(self.trained.parameters, rates, strict=True)],
             lr=0.0,

@@ -20,7 +20,7 @@ from tests.test_kernels import assert_near
 
 ENOUGH = WORTH_COMPILING["cpu"]
 BELOW = math.nextafter(ENOUGH, 0)
-FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled", "transforms"}
+FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled", "transforms", "graphs"}
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_a_gpu_pays_later_and_convolves_with_its_own_libraries(compiled, monkeyp
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape) + 1)  # there may be no GPU
     assert choose_kernels("auto", work=ENOUGH, device="cuda") is PLAIN
     kernels = choose_kernels("auto", work=WORTH_COMPILING["cuda"], device="cuda:1")
-    assert (kernels.compiled, kernels.transforms) == (True, False)
+    assert (kernels.compiled, kernels.transforms, kernels.graphs) == (True, False, True)
 
 
 def make_network():

@@ -160,6 +160,13 @@ def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluat
     assert joint.accuracies.tolist() == pytest.approx(evaluation.accuracies.tolist(), abs=0.05)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compile", ["never", "always"])
+def test_networks_are_as_good_on_a_gpu(toy_data, random_set, evaluation, compile):
+    found = evaluate(random_set, toy_data, CONFIG, device="cuda", compile=compile, progress=False)
+    assert found.accuracies.tolist() == pytest.approx(evaluation.accuracies.tolist(), abs=0.05)
+
+
 def test_an_unknown_way_of_compiling_is_named(toy_data, random_set):
     with pytest.raises(InputError, match="sometimes"):
         evaluate(random_set, toy_data, CONFIG, compile="sometimes", progress=False)

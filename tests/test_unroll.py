@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.compiling import PLAIN, compiled_kernels
-from iadd_lab.cuda_graphs import captured
 from iadd_lab.matching import Learned, Pruned, Uniform
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.segments import there
-from iadd_lab.student import FusedStudentLoss
+from iadd_lab.student import FusedStudentLoss, captured
 from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
 
 CLASSES, IPC, SIZE = 3, 2, 8
@@ -228,12 +227,8 @@ def test_images_outside_every_batch_get_no_gradient():
 MEMORY = """
 import re, sys, torch
 from iadd_lab.augment import AugmentConfig, draw
-from iadd_lab.compiling import PLAIN, compiled_kernels
-from iadd_lab.cuda_graphs import captured
 from iadd_lab.matching import Learned
 from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.segments import there
-from iadd_lab.student import FusedStudentLoss
 from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
 
 torch.set_num_threads(1)
