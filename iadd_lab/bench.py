@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from iadd_lab.augment import AugmentConfig, draw
 from iadd_lab.compiling import PLAIN, Kernels, compiled_kernels, flops
-from iadd_lab.device import pick_device
+from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distill import ADJOINT_PASSES
 from iadd_lab.errors import check_flag, check_whole, choose, require
 from iadd_lab.matching import Uniform
@@ -77,6 +77,7 @@ class BenchConfig:
         engines: keys of `VARIANTS`.
         training: whether to measure teachers and evaluation as well.
         device: "auto", "cpu", "cuda" or "cuda:N". Peak memory is then the GPU's.
+        precision: inside products; see `iadd_lab.device.set_precision`.
     """
 
     width: int = 128
@@ -88,9 +89,11 @@ class BenchConfig:
     engines: tuple[str, ...] = ("full", "adjoint", "compiled", "frozen")
     training: bool = True
     device: str = "cpu"
+    precision: str = "float32"
 
     def __post_init__(self):
         device = pick_device(self.device)
+        choose("precision", self.precision, PRECISIONS)
         for name in ("images", "steps", "engines"):
             listed = getattr(self, name)
             require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
@@ -373,7 +376,9 @@ MEASURES = {"engines": measure_engine, "training": measure_training}
 def main() -> None:
     """One measurement for `_in_process`: what to measure comes on standard input."""
     message = json.load(sys.stdin)
-    record = MEASURES[message["kind"]](BenchConfig(**message["config"]), **message["job"])
+    config = BenchConfig(**message["config"])
+    set_precision(config.precision)
+    record = MEASURES[message["kind"]](config, **message["job"])
     print(json.dumps(record))
 
 

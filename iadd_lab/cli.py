@@ -444,6 +444,7 @@ def bench(
     iterations: Annotated[int, typer.Option(help="Measured after one of warm-up.")] = BenchConfig.iterations,
     training: Annotated[bool, typer.Option(help="Measure teachers and evaluation as well.")] = True,
     device: Device = BenchConfig.device,
+    precision: Precision = BenchConfig.precision,
 ) -> None:
     """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores."""
     config = BenchConfig(
@@ -455,6 +456,7 @@ def bench(
         images=images or BenchConfig.images,
         steps=steps or BenchConfig.steps,
         device=device,
+        precision=precision,
     )
     if json is not None:
         check_folder(json.parent)

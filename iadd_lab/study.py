@@ -27,7 +27,7 @@ from iadd_lab.baselines import herding, random_draws, whole_set
 from iadd_lab.cluster import IN_PROCESS, Engine, Report, named_engine
 from iadd_lab.compiling import MODES
 from iadd_lab.data import ImageData, load_data
-from iadd_lab.device import pick_device
+from iadd_lab.device import pick_device, set_precision
 from iadd_lab.distill import DistillResult, distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.distribution_matching import match_distributions
@@ -133,6 +133,8 @@ class Study:
     Args:
         runs_dir: the folder of runs; empty for `runs_root()`.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: inside products, for this process: "float32", "tf32" or "bf16"; what is made with less than
+            float32 is kept apart. See `iadd_lab.device.set_precision`.
         compile: "auto", "always" or "never"; see `iadd_lab.compiling`.
         threads: of PyTorch on the CPU; 0 leaves its own choice. The smallest networks run fastest on one.
         data_root: where data sets lie; None for the usual place.
@@ -149,6 +151,7 @@ class Study:
         runs_dir: Path | str = "",
         *,
         device: str = "auto",
+        precision: str = "float32",
         compile: str = "auto",
         threads: int = 0,
         data_root: Path | None = None,
@@ -158,6 +161,10 @@ class Study:
         check_whole("threads", threads, minimum=0)
         self.runs = check_folder(runs_root(runs_dir))
         self.device = pick_device(device)
+        set_precision(precision)
+        self.precision = precision
+        # Part of the name of whatever is computed with less than full precision.
+        self._less = () if precision == "float32" else (precision,)
         self.compile = choose("compile", compile, {mode: mode for mode in MODES})
         self.data_root = data_root
         self.progress = progress
@@ -217,7 +224,8 @@ class Study:
 
     def _teacher_folder(self, setting: Setting) -> Path:
         # Not the number of teachers: a cell that wants more of them adds to those that are there.
-        return run_folder(self.runs, "teachers", self.data(setting).fingerprint, setting.teachers())
+        images = self.data(setting).fingerprint
+        return run_folder(self.runs, "teachers", images, setting.teachers(), *self._less)
 
     def result(self, setting: Setting, method: str, *, number: int = 0) -> DistillResult:
         """The distilled set `number` by a method of parameter matching (a key of `MATCHING_OF`), with W."""
@@ -237,7 +245,7 @@ class Study:
     def folder(self, setting: Setting, method: str, *parts: object) -> Path:
         """Where a distilled set lies that depends on `parts` and the real images."""
         name = f"{setting.data_name}-ipc{setting.ipc}-{method}"
-        return run_folder(self.runs, name, self.data(setting).fingerprint, *parts)
+        return run_folder(self.runs, name, self.data(setting).fingerprint, *parts, *self._less)
 
     def sets(self, setting: Setting, method: str, *, number: int = 0) -> list[DistilledSet]:
         """What each of the setting's evaluation networks is trained on, for the distilled set `number`."""
@@ -252,7 +260,7 @@ class Study:
         """The accuracy of one network for each of `sets`, computed once for this content and protocol."""
         data = self.data(setting)
         config = replace(config, augment=data.augmentation(config.augment))
-        key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config)
+        key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config, *self._less)
         path = self.runs / "evaluations" / f"{key}.safetensors"
         return evaluate_each(
             sets,
@@ -368,7 +376,8 @@ class Study:
 
     def _options(self) -> Options:
         root = str(Path(self.data_root).absolute()) if self.data_root is not None else None
-        return Options(str(self.runs.absolute()), str(self.device), self.compile, self.threads, root)
+        runs = str(self.runs.absolute())
+        return Options(runs, str(self.device), self.precision, self.compile, self.threads, root)
 
     def snapshots(
         self, setting: Setting, method: str, *, split: str = "test", number: int = 0
@@ -396,6 +405,7 @@ class Options:
 
     runs: str
     device: str
+    precision: str
     compile: str
     threads: int
     data_root: str | None
@@ -406,6 +416,7 @@ def _study_of(options: Options) -> Study:
     return Study(
         options.runs,
         device=options.device,
+        precision=options.precision,
         compile=options.compile,
         threads=options.threads or torch.get_num_threads(),
         data_root=Path(options.data_root) if options.data_root else None,
