@@ -238,7 +238,8 @@ def distill(
         return finished
     reuse_freed_memory()
     run = _Run(data, teachers, config, torch.device(device), compile, ranks)
-    if run.device.type == "cuda" if cuda_graphs is None else cuda_graphs:
+    wants_graphs = run.device.type == "cuda" if cuda_graphs is None else cuda_graphs
+    if wants_graphs:
         run.loss = captured(run.loss, run.device)
     seconds, shown = ranks.checkpoint_seconds(checkpoint_seconds), progress and ranks.first
     with (
