@@ -66,7 +66,7 @@ class Augmentation:
     """One drawn operation, to be called on images.
 
     operation: a key of `OPERATIONS`, or "identity".
-    parameters: what was drawn, on the CPU: one tensor of shape (batch,) per parameter of the operation.
+    parameters: what was drawn: one tensor of shape (batch,) per parameter of the operation, on any device.
     batch, height, width: the images it was drawn for.
 
     Calling it on images of shape (batch, channels, height, width), of any floating dtype and on any device,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from iadd_lab.errors import check_flag, check_whole, choose, require
 from iadd_lab.matching import Uniform
 from iadd_lab.memory import reuse_freed_memory
 from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.segments import there
-from iadd_lab.student import FusedStudentLoss, StudentLoss, captured, student_loss
+from iadd_lab.segments import on_device
+from iadd_lab.student import StudentLoss, student_loss
 from iadd_lab.training import train_together
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Step, Variables
 
@@ -63,6 +63,12 @@ VARIANTS = {
 }
 
 
+ENGINES_OF = {  # by kind of device
+    "cpu": ("full", "adjoint", "compiled", "frozen"),
+    "cuda": ("full", "adjoint", "graphs", "compiled_graphs"),
+}
+
+
 @dataclass(frozen=True)
 class BenchConfig:
     """What to measure; the defaults are the full measure, some ten minutes on two cores.
@@ -73,8 +79,8 @@ class BenchConfig:
         size: side of the images in pixels, in colour.
         images: distilled images per student step.
         steps: J, the student's steps.
-        iterations: measured after one that warms up; their median counts.
-        engines: keys of `VARIANTS`.
+        iterations: measured after a warm-up; their median counts.
+        engines: keys of `VARIANTS`; None takes those that the device is for.
         training: whether to measure teachers and evaluation as well.
         device: "auto", "cpu", "cuda" or "cuda:N". Peak memory is then the GPU's.
         precision: inside products; see `iadd_lab.device.set_precision`.
@@ -86,7 +92,7 @@ class BenchConfig:
     images: tuple[int, ...] = (10, 100)
     steps: tuple[int, ...] = (5, 20, 50)
     iterations: int = 3
-    engines: tuple[str, ...] = ("full", "adjoint", "compiled", "frozen")
+    engines: tuple[str, ...] | None = None
     training: bool = True
     device: str = "cpu"
     precision: str = "float32"
@@ -94,6 +100,8 @@ class BenchConfig:
     def __post_init__(self):
         device = pick_device(self.device)
         choose("precision", self.precision, PRECISIONS)
+        if self.engines is None:
+            object.__setattr__(self, "engines", ENGINES_OF[device.type])
         for name in ("images", "steps", "engines"):
             listed = getattr(self, name)
             require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
@@ -150,7 +158,7 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
 def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
     """The best rate of a float32 product of two (size, size) matrices, in 10⁹ operations per second."""
     first, second = torch.rand(2, size, size, device=device)
-    times = [_timed(lambda: first @ second) for _ in range(repeats)]
+    times = [_timed(lambda: first @ second, device) for _ in range(repeats)]
     return 2 * size**3 / min(times) / 1e9
 
 
@@ -204,13 +212,12 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
         reuse_freed_memory()
     network, device = config.network(0), pick_device(config.device)
     kernels = compiled_kernels(device.type) or PLAIN if variant.compiled else PLAIN
-    loss = FusedStudentLoss(network, kernels) if kernels.compiled else StudentLoss(network)
-    loss = captured(loss, device) if variant.graphs else loss
+    loss = student_loss(network, replace(kernels, graphs=variant.graphs))
     random = torch.Generator().manual_seed(0)
     iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)
     # Graphs are captured when an operation of the augmentation is first drawn.
-    warm_up = sum(_timed(iterate) for _ in range(5 if variant.graphs else 1))
-    seconds = statistics.median(_timed(iterate) for _ in range(config.iterations))
+    warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
+    seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))
     work = variant.passes * images * steps * flops(network, channels=3, size=config.size)
     return {
         "engine": engine,
@@ -247,7 +254,7 @@ def _iteration(
     matching, rows = Uniform(), torch.arange(images)
 
     def iterate() -> Gradients:
-        drawn = there(
+        drawn = on_device(
             (
                 Step(rows, draw(AugmentConfig(), batch=images, height=size, width=size, generator=random))
                 for _ in range(steps)
@@ -330,7 +337,9 @@ def _train(
             kernels=kernels,
         )
         next(epochs)
-        seconds += statistics.median(_timed(lambda epochs=epochs: next(epochs)) for _ in range(work.epochs))
+        seconds += statistics.median(
+            _timed(lambda epochs=epochs: next(epochs), images.device) for _ in range(work.epochs)
+        )
     return seconds
 
 
@@ -356,17 +365,17 @@ def _train_plainly(
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         epoch(network, optimizer)
         seconds += statistics.median(
-            _timed(lambda network=network, optimizer=optimizer: epoch(network, optimizer))
+            _timed(lambda network=network, optimizer=optimizer: epoch(network, optimizer), images.device)
             for _ in range(work.epochs)
         )
     return seconds
 
 
-def _timed(function: Callable[[], Any]) -> float:
+def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
     started = time.perf_counter()
     function()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 

@@ -441,7 +441,7 @@ def bench(
     steps: Annotated[list[int] | None, typer.Option(help="J, student steps; may be repeated.")] = None,
     width: Annotated[int, typer.Option(help="Filters per block of the ConvNet.")] = BenchConfig.width,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = BenchConfig.size,
-    iterations: Annotated[int, typer.Option(help="Measured after one of warm-up.")] = BenchConfig.iterations,
+    iterations: Annotated[int, typer.Option(help="Measured after a warm-up.")] = BenchConfig.iterations,
     training: Annotated[bool, typer.Option(help="Measure teachers and evaluation as well.")] = True,
     device: Device = BenchConfig.device,
     precision: Precision = BenchConfig.precision,
@@ -467,7 +467,7 @@ def bench(
     for record in measured["engines"]:
         typer.echo(
             f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3} "
-            f"{record['seconds']:8.2f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
+            f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
         )
     for record in measured["training"]:
         typer.echo(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,15 +58,15 @@ PLAIN = Kernels()
 
 
 @functools.cache
-def compiled_kernels(kind: str = "cpu") -> Kernels | None:
+def compiled_kernels(kind: str) -> Kernels | None:
     """The compiled kernels for that kind of device; None, with a line in the log, where there can be none."""
-    sample, parameter = torch.ones(1, 1, 2, 2, device=kind), torch.ones(1, 1, device=kind)
     try:
+        sample, parameter = torch.ones(1, 1, 2, 2, device=kind), torch.ones(1, 1, device=kind)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
         functions = {
             field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
             for field in dataclasses.fields(Kernels)
-            if field.type != "bool"
+            if callable(field.default)
         }
         with torch.no_grad():
             functions["norm"](sample, parameter, parameter, 1e-5, True, True)
@@ -89,7 +90,7 @@ def choose_kernels(compile: str, *, work: float, device: torch.device | str = "c
     """
     choose("compile", compile, dict.fromkeys(MODES))
     kind = torch.device(device).type
-    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING[kind])
+    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING.get(kind, math.inf))
     return (compiled_kernels(kind) if wanted else None) or PLAIN
 
 

@@ -42,6 +42,7 @@ from iadd_lab.teachers import Teachers
 from iadd_lab.training import Training, predict
 
 _SECONDS = 0.1  # that each piece is timed for, at least twice
+_GPU_WARM_UPS = 5
 _LARGEST = 1e10  # operations of a piece that is timed as it is; larger ones are timed in part
 # What compiling leaves of the time: measured on two cores, see the README's tables of `iadd-lab bench`.
 COMPILED_SHARE = {"training": 0.45, "prediction": 0.6, "distillation": 0.6}
@@ -187,9 +188,13 @@ def _timed(step: Callable[[], Any], device: torch.device, *, warm_up: bool = Tru
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    first = once() if warm_up else 0.0
-    if first > 2.0:
-        return first
+    if device.type == "cuda":  # each operation of the augmentation is captured when it is first drawn
+        for _ in range(_GPU_WARM_UPS if warm_up else 0):
+            once()
+    else:
+        first = once() if warm_up else 0.0
+        if first > 2.0:
+            return first
     times = [once()]
     while sum(times) < _SECONDS or len(times) < 2:
         times.append(once())

@@ -19,7 +19,7 @@ class Graphs:
 
     def __init__(self):
         self._captured: dict[Hashable, _Captured] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: object = None  # made with the first graph
 
     def replay(
         self, key: Hashable, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
@@ -35,9 +35,11 @@ class Graphs:
             Tensors that the next replay of any function overwrites.
         """
         key = (key, *((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key not in self._captured:
-            self._captured[key] = _Captured(function, tensors, self._pool)
-        return self._captured[key](tensors)
+        with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
+            if key not in self._captured:
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._captured[key] = _Captured(function, tensors, self._pool)
+            return self._captured[key](tensors)
 
 
 class _Captured:

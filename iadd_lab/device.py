@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -49,14 +49,21 @@ def set_precision(name: str = "float32") -> None:
 
 
 def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """The tensors on `device`. Many small ones go as one of each dtype: a GPU waits for each journey."""
+    """The tensors on `device`. To a GPU they go as one of each dtype: every transfer costs a launch."""
     if device.type == "cpu":
         return [to_device(tensor, device) for tensor in tensors]
+    return joined(tensors, lambda tensor: to_device(tensor, device))
+
+
+def joined(
+    tensors: Sequence[torch.Tensor], move: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:
+    """What `move` makes of the tensors, called once for all those of a dtype; it must keep their elements."""
     moved: dict[int, torch.Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        joined = to_device(torch.cat([tensors[place].flatten() for place in places]), device)
-        pieces = joined.split([tensors[place].numel() for place in places])
+        joint = move(torch.cat([tensors[place].flatten() for place in places]))
+        pieces = joint.split([tensors[place].numel() for place in places])
         moved |= {place: piece.view_as(tensors[place]) for place, piece in zip(places, pieces, strict=True)}
     return [moved[place] for place in range(len(tensors))]
 

@@ -36,7 +36,7 @@ from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.seeds import generator
 from iadd_lab.segments import draw_segments
 from iadd_lab.store import Artefact, added_field, describe, fingerprint, load_artefact, restore, taken_apart
-from iadd_lab.student import captured, student_loss
+from iadd_lab.student import student_loss
 from iadd_lab.teachers import TeacherConfig, Teachers
 from iadd_lab.unroll import ENGINES, Gradients, Segment, Variables, mean_gradients
 
@@ -237,10 +237,7 @@ def distill(
             path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
         return finished
     reuse_freed_memory()
-    run = _Run(data, teachers, config, torch.device(device), compile, ranks)
-    wants_graphs = run.device.type == "cuda" if cuda_graphs is None else cuda_graphs
-    if wants_graphs:
-        run.loss = captured(run.loss, run.device)
+    run = _Run(data, teachers, config, torch.device(device), compile, cuda_graphs, ranks)
     seconds, shown = ranks.checkpoint_seconds(checkpoint_seconds), progress and ranks.first
     with (
         Checkpoint(path, run=run.identity(), unit="iteration", seconds=seconds, ranks=ranks) as checkpoint,
@@ -359,6 +356,12 @@ def _finished(folder: Path | None, teachers: Teachers, config: DistillConfig) ->
     return result
 
 
+def _wants_graphs(asked: bool | None, device: torch.device) -> bool:
+    there = device.type == "cuda"
+    require(there or not asked, f"cuda_graphs needs a CUDA device, and this is {device.type}: leave it out.")
+    return there if asked is None else asked
+
+
 class _Run:
     """The mutable state of one distillation: all that a checkpoint holds."""
 
@@ -369,13 +372,15 @@ class _Run:
         config: DistillConfig,
         device: torch.device,
         compile: str,
+        cuda_graphs: bool | None = None,
         ranks: Ranks = ALONE,
     ):
         self.data, self.teachers, self.config, self.device = data, teachers, config, device
         self.ranks = ranks
         network = teachers.network(0)
         work = distillation_flops(network, data, config)
-        self.loss = student_loss(network, choose_kernels(compile, work=work, device=device))
+        kernels = choose_kernels(compile, work=work, device=device)
+        self.loss = student_loss(network, replace(kernels, graphs=_wants_graphs(cuda_graphs, device)))
         self.layout = self.loss.layout
         self.engine = ENGINES[config.gradient]
         start = generator(config.seed, "initial images")

@@ -82,10 +82,10 @@ def _draw_steps(config: DistillConfig, images: torch.Tensor, generator: torch.Ge
         Step(rows, draw(config.augment, batch=len(rows), height=height, width=width, generator=generator))
         for rows in batches[: config.student_steps]
     ]
-    return there(steps, images.device)
+    return on_device(steps, images.device)
 
 
-def there(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:
+def on_device(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:
     """The steps with all that they drew on `device`, where it goes at once: a GPU waits for each journey."""
     steps = tuple(steps)
     drawn = [tensor for step in steps for tensor in (step.rows, *step.augmentation.tensors())]

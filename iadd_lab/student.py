@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from iadd_lab.augment import Augmentation
 from iadd_lab.compiling import Kernels
 from iadd_lab.cuda_graphs import Graphs
-from iadd_lab.errors import require
 from iadd_lab.layers import Dual, Dualised, Plain, has_rules, run
 from iadd_lab.networks import ParameterLayout
 
@@ -105,17 +104,17 @@ class StudentLoss:
             s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
         """
         if augmentation is None:
-            return self.along_seen(flat, direction, images, labels, curvature=curvature)
+            return self._along_seen(flat, direction, images, labels, curvature=curvature)
         source = leaf(images)
         batch = augmentation(source)  # (batch, channels, height, width)
-        scalar, batch_gradient, flat_gradient = self.along_seen(
+        scalar, batch_gradient, flat_gradient = self._along_seen(
             flat, direction, batch.detach(), labels, curvature=curvature
         )
         # The augmentation's own backward once, outside.
         (image_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
         return scalar, image_gradient, flat_gradient
 
-    def along_seen(
+    def _along_seen(
         self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`along` for images as the network sees them."""
@@ -135,8 +134,8 @@ class FusedStudentLoss(StudentLoss):
     Args:
         network: one for which `has_rules` is true.
         kernels: plain or compiled ones.
-        chunk: images per chunk; None takes as many as `CHUNK_BYTES` holds of the largest feature map on a
-            CPU, and all of them elsewhere.
+        chunk: images per chunk; None takes as many as `CHUNK_BYTES`, on a GPU more, hold of the largest
+            feature map.
     """
 
     joint = True
@@ -171,7 +170,7 @@ class FusedStudentLoss(StudentLoss):
             parts.append(self._joint_logits(flat[None], filled[None])[0, : len(part)].argmax(1))
         return torch.cat(parts).cpu()
 
-    def along_seen(self, flat, direction, images, labels, *, curvature):
+    def _along_seen(self, flat, direction, images, labels, *, curvature):
         total, total_flat = torch.zeros_like(flat[0]), torch.zeros_like(flat) if curvature else None
         gradients = []
         for parts, targets, shares in self._chunks(images[None], labels[None]):
@@ -293,23 +292,10 @@ class CapturedStudentLoss(StudentLoss):
 
 
 def student_loss(network: nn.Module, kernels: Kernels) -> StudentLoss:
-    """The fastest loss there is for `network`: fused where kernels are compiled and know its layers."""
-    if not (kernels.compiled and has_rules(network)):
-        return StudentLoss(network)
-    loss = FusedStudentLoss(network, kernels)
+    """The loss of `network` as `kernels` have it: fused where they are compiled and know its layers."""
+    fused = kernels.compiled and has_rules(network)
+    loss = FusedStudentLoss(network, kernels) if fused else StudentLoss(network)
     return CapturedStudentLoss(loss) if kernels.graphs else loss
-
-
-def captured(loss: StudentLoss, device: torch.device) -> StudentLoss:
-    """`loss` as CUDA graphs, which it may be already.
-
-    Raises:
-        InputError: `device` is no CUDA GPU.
-    """
-    require(
-        device.type == "cuda", f"cuda_graphs needs a CUDA device, and this is {device.type}: leave it out."
-    )
-    return loss if isinstance(loss, CapturedStudentLoss) else CapturedStudentLoss(loss)
 
 
 def leaf(tensor: Tensor) -> Tensor:

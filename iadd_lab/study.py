@@ -27,7 +27,7 @@ from iadd_lab.baselines import herding, random_draws, whole_set
 from iadd_lab.cluster import IN_PROCESS, Engine, Report, named_engine
 from iadd_lab.compiling import MODES
 from iadd_lab.data import ImageData, load_data
-from iadd_lab.device import pick_device, set_precision
+from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distill import DistillResult, distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.distribution_matching import match_distributions
@@ -133,8 +133,8 @@ class Study:
     Args:
         runs_dir: the folder of runs; empty for `runs_root()`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: inside products, for this process: "float32", "tf32" or "bf16"; what is made with less than
-            float32 is kept apart. See `iadd_lab.device.set_precision`.
+        precision: inside products: "float32", "tf32" or "bf16"; what is made with less than float32 is kept
+            apart. See `iadd_lab.device.set_precision`.
         compile: "auto", "always" or "never"; see `iadd_lab.compiling`.
         threads: of PyTorch on the CPU; 0 leaves its own choice. The smallest networks run fastest on one.
         data_root: where data sets lie; None for the usual place.
@@ -161,7 +161,7 @@ class Study:
         check_whole("threads", threads, minimum=0)
         self.runs = check_folder(runs_root(runs_dir))
         self.device = pick_device(device)
-        set_precision(precision)
+        choose("precision", precision, PRECISIONS)
         self.precision = precision
         # Part of the name of whatever is computed with less than full precision.
         self._less = () if precision == "float32" else (precision,)
@@ -210,6 +210,7 @@ class Study:
         data, folder = self.data(setting), self._teacher_folder(setting)
         key = folder, setting.teacher_count
         if key not in self._teachers:
+            set_precision(self.precision)  # of the whole process, which may have other studies
             self._teachers[key] = train_teachers(
                 data,
                 setting.teachers(),
@@ -232,6 +233,7 @@ class Study:
         config = setting.distillation(method, number=number)
         data, teachers = self.data(setting), self.teachers(setting)
         folder = self.folder(setting, method, config, teachers.fingerprint)
+        set_precision(self.precision)
         return distill(
             data,
             teachers,
@@ -249,6 +251,7 @@ class Study:
 
     def sets(self, setting: Setting, method: str, *, number: int = 0) -> list[DistilledSet]:
         """What each of the setting's evaluation networks is trained on, for the distilled set `number`."""
+        set_precision(self.precision)
         made = list(choose("method", method, METHODS).sets(self, setting, number))
         return made if len(made) > 1 else made * setting.evaluation_networks
 
@@ -262,6 +265,7 @@ class Study:
         config = replace(config, augment=data.augmentation(config.augment))
         key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config, *self._less)
         path = self.runs / "evaluations" / f"{key}.safetensors"
+        set_precision(self.precision)
         return evaluate_each(
             sets,
             data,
@@ -338,6 +342,7 @@ class Study:
     def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:
         """The segments of the setting's first `count` teachers, trained again in another order."""
         teachers, epochs = self.teachers(setting), setting.teacher_epochs
+        set_precision(self.precision)
         return repeat_segments(
             teachers,
             self.data(setting),
@@ -345,7 +350,7 @@ class Study:
             epochs=epochs,
             count=count,
             seed=seed,
-            folder=run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed),
+            folder=run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed, *self._less),
             device=self.device,
             compile=self.compile,
             progress=self.progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iadd_lab.device import PRECISIONS, all_to_device, pick_device, set_precision, to_device
+from iadd_lab.device import PRECISIONS, all_to_device, joined, pick_device, set_precision, to_device
 from iadd_lab.errors import InputError
 
 
@@ -43,24 +43,34 @@ def test_tensors_go_to_a_gpu():
     assert to_device(torch.arange(3), torch.device("cuda")).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-        ),
-    ],
-)
-def test_many_tensors_travel_together_and_arrive_as_they_were(kind):
-    tensors = [
+@pytest.fixture
+def drawn():
+    """Tensors of several dtypes and shapes, in no order."""
+    return [
         torch.arange(6).view(2, 3),
         torch.tensor([0.5], dtype=torch.float64),
         torch.tensor([True, False]),
         torch.arange(2),
         torch.zeros(0, dtype=torch.float64),
     ]
-    found = all_to_device(tensors, torch.device(kind))
-    assert [tensor.device.type for tensor in found] == [kind] * 5
-    for tensor, expected in zip(found, tensors, strict=True):
+
+
+def test_many_tensors_travel_as_one_of_each_dtype_and_arrive_as_they_were(drawn):
+    journeys = []
+
+    def move(tensor):
+        journeys.append((tensor.dtype, len(tensor)))
+        return tensor.clone()
+
+    found = joined(drawn, move)
+    assert sorted(journeys, key=str) == [(torch.bool, 2), (torch.float64, 1), (torch.int64, 8)]
+    for tensor, expected in zip(found, drawn, strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+        assert tensor.data_ptr() != expected.data_ptr() or not tensor.numel()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_many_tensors_go_to_a_gpu(drawn):
+    for tensor, expected in zip(all_to_device(drawn, torch.device("cuda")), drawn, strict=True):
+        assert tensor.device.type == "cuda"
         torch.testing.assert_close(tensor.cpu(), expected, rtol=0, atol=0)

@@ -11,13 +11,13 @@ import torch
 
 from iadd_lab.compiling import Kernels, flops
 from iadd_lab.data import load_data
-from iadd_lab.distill import DistillConfig, DistillResult, distill, distillation_flops
+from iadd_lab.distill import DistillConfig, DistillResult, _wants_graphs, distill, distillation_flops
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.matching import Learned, Pruned, Uniform
 from iadd_lab.seeds import generator
 from iadd_lab.segments import draw_place, draw_segment
-from iadd_lab.student import StudentLoss
+from iadd_lab.student import CapturedStudentLoss, StudentLoss, student_loss
 from iadd_lab.teachers import open_teachers
 from iadd_lab.unroll import ENGINES, Variables
 from tests.conftest import AUGMENT
@@ -374,6 +374,18 @@ def test_teachers_opened_again_are_the_same(toy_teachers):
     again = open_teachers(toy_teachers.folder)
     assert again.identity == toy_teachers.identity
     assert torch.equal(again.snapshot(1, 3), toy_teachers.snapshot(1, 3))
+
+
+def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
+    """On every GPU unless refused; a refusal holds for compiled kernels as well."""
+    make = sys.modules["iadd_lab.distill"]._Run
+    assert type(make(toy_data, toy_teachers, CONFIG, torch.device("cpu"), "never").loss) is StudentLoss
+    for asked, wanted in ((None, True), (True, True), (False, False)):
+        assert _wants_graphs(asked, torch.device("cuda")) is wanted
+    kernels = Kernels(compiled=True, graphs=True)
+    network = toy_teachers.network(0)
+    assert isinstance(student_loss(network, kernels), CapturedStudentLoss)
+    assert not isinstance(student_loss(network, replace(kernels, graphs=False)), CapturedStudentLoss)
 
 
 def test_cuda_graphs_need_a_gpu(toy_data, toy_teachers):

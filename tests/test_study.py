@@ -14,7 +14,7 @@ from iadd_lab.errors import InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.settings import Setting
 from iadd_lab.store import RESULT_VERSION
-from iadd_lab.study import METHODS, Study, runs_root
+from iadd_lab.study import METHODS, Study, _study_of, runs_root
 
 TINY = Setting(
     data_name="digits",
@@ -133,6 +133,24 @@ def test_a_changed_field_is_a_new_run(lab, change):
     lab.result(replace(TINY, **change), "iadd")
     after = {path.name for path in lab.runs.glob("digits-ipc1-iadd-*")}
     assert len(after - mine) == 1
+
+
+def test_what_is_made_with_less_precision_is_kept_apart(lab, tmp_path):
+    less = Study(lab.runs, device="cpu", precision="bf16", threads=1, progress=False)
+    names = [study._teacher_folder(TINY) for study in (lab, less)]
+    names += [study.folder(TINY, "dm", 1) for study in (lab, less)]
+    assert len(set(names)) == 4
+    assert _study_of(less._options()).precision == "bf16"
+    sets = lab.sets(TINY, "random")
+    config = TINY.evaluation()
+    before = len(list((lab.runs / "evaluations").iterdir()))
+    lab.evaluate(sets, TINY, config)
+    assert torch.get_float32_matmul_precision() == "highest"
+    less.evaluate(sets, TINY, config)
+    assert torch.get_float32_matmul_precision() == "medium"  # of whichever study works
+    assert len(list((lab.runs / "evaluations").iterdir())) >= before + 1
+    lab.evaluate(sets, TINY, config)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_an_evaluation_goes_by_what_the_sets_hold(lab, counted):

@@ -14,6 +14,7 @@ from iadd_lab.compiling import Kernels
 from iadd_lab.errors import DivergenceError
 from iadd_lab.networks import NetworkConfig, build_network
 from iadd_lab.training import predict, train, train_together
+from tests.test_unroll import StandInGraphs
 
 CLASSES, SIZE = 3, 8
 PLAIN = AugmentConfig(operations=())
@@ -218,3 +219,12 @@ def test_fused_and_joint_training_is_the_same_training():
         predict(found[0], images, kernels=Kernels(compiled=True, transforms=True)),
         predict(expected[0], images),
     )
+
+
+def test_joint_training_uses_what_a_graph_returns_before_its_next_replay(monkeypatch):
+    monkeypatch.setattr("iadd_lab.student.Graphs", StandInGraphs)
+    expected, losses = side_by_side(Kernels(compiled=True))
+    found, same = side_by_side(Kernels(compiled=True, graphs=True))
+    assert same == losses
+    for one, other in zip(found, expected, strict=True):
+        assert distance(one, other) == 0
