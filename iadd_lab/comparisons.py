@@ -48,11 +48,20 @@ class PairedDifference:
         return self.low95 > 0 or self.high95 < 0
 
     @property
-    def heading(self) -> str:
-        """What is compared where: "CIFAR-10, IPC 1, ResNet18: IADD − MTT"; the usual network goes unsaid."""
+    def place(self) -> str:
+        """Where it was measured: "CIFAR-10, IPC 1, ResNet18"; the usual network goes unsaid."""
         network = NetworkConfig(self.network)
-        place = self.title if network == NetworkConfig() else f"{self.title}, {network.title}"
-        return f"{place}: {METHODS[self.method_a].title} − {METHODS[self.method_b].title}"
+        return self.title if network == NetworkConfig() else f"{self.title}, {network.title}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The names of the two methods."""
+        return METHODS[self.method_a].title, METHODS[self.method_b].title
+
+    @property
+    def heading(self) -> str:
+        """What is compared where: "CIFAR-10, IPC 1, ResNet18: IADD − MTT"."""
+        return f"{self.place}: {' − '.join(self.titles)}"
 
     def __str__(self) -> str:
         if math.isnan(self.low95):

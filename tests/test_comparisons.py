@@ -143,9 +143,24 @@ def test_intervals_are_drawn_with_every_seed():
     assert list(dots.get_xdata()) == list(found[0].each)
     assert list(interval.get_xdata()) == [found[0].low95, found[0].high95]
     assert list(mean.get_xdata()) == [found[0].difference]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["Digits, IPC 1: IADD − MTT"]
+    assert len(set(dots.get_ydata())) == 1
+    assert dots.get_ydata()[0] < interval.get_ydata()[0]  # above it, so that none is hidden
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["IADD"]
+    assert ax.get_xlabel() == "accuracy minus that of MTT (percentage points)"
+    assert ax.figure.get_suptitle() == "Digits, IPC 1: pairs"
     with pytest.raises(InputError, match="no difference to show"):
         plots.paired_intervals([])
+
+
+def test_what_differs_among_the_pairs_is_said_in_each_row():
+    places = (NetworkConfig(), NetworkConfig("alexnet"))
+    cells = [cell(name, [60] * 6, network=place) for place in places for name in ("iadd", "mtt", "ddpp")]
+    (ax,) = plots.paired_intervals(paired_differences(cells), title="pairs").axes
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[0] == "Digits, IPC 1: IADD − MTT"
+    assert labels[3] == "Digits, IPC 1, AlexNet: IADD − DDPP"
+    assert ax.get_xlabel() == "difference of accuracies (percentage points)"
+    assert ax.figure.get_suptitle() == "pairs"
 
 
 def test_balanced_accuracies_go_below():

@@ -156,6 +156,18 @@ def test_code_and_data_count_among_the_inputs(folders, tmp_path, monkeypatch):
     assert inputs() != second
 
 
+def test_a_table_needs_the_data_of_the_columns_chosen_alone(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
+    parameters = 'data_name = ["digits", "cifar10"]\nonly_columns = None\nfigures_dir = ""'
+    write_notebook(folders["notebooks"] / "good.ipynb", parameters=parameters)
+    options = {"profile": "quick", "only": ["good"], **folders}
+    for missing in ({}, {"only_columns": "[0, 1]"}, {"only_columns": "[5]"}):
+        with pytest.raises(InputError, match="CIFAR-10 was looked for"):
+            plan_batch(parameters=missing, **options)
+    (task,) = plan_batch(parameters={"only_columns": "[0]"}, **options).tasks
+    assert task.changed == {"only_columns": [0]}
+
+
 def test_several_at_once(folders, capsys):
     for name in ("table1", "table2"):
         write_notebook(folders["notebooks"] / f"{name}.ipynb", "print(side)")

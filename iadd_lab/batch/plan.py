@@ -26,6 +26,7 @@ PROFILES = {
 _LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
 _HARMLESS = {"device", "threads"}  # where a notebook computes, not what
 _DATA_PARAMETERS = ("data_name", "data_names")
+_COLUMNS = "only_columns"  # positions of the columns of a table that are computed; None for all
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,23 @@ def _check_figures(notebook: Notebook) -> None:
 
 def _inputs(notebook: Notebook, parameters: dict[str, Any], code: str) -> str:
     """16 hex digits over cells, parameters, this package's `code`, versions, and the data sets' folders."""
-    final = notebook.defaults | parameters
-    names = [name for key in _DATA_PARAMETERS for name in _as_list(final.get(key, UNKNOWN))]
     data = []
-    for name in names:
+    for name in _data_names(notebook.defaults | parameters):
         folder = require_data(name).resolve()
         data.append([name, str(folder), _tree_digest(folder)])
     versions = [sys.version, *(version(library) for library in _LIBRARIES)]
     return fingerprint(notebook.content(), parameters, code, versions, data)
+
+
+def _data_names(parameters: dict[str, Any]) -> list[str]:
+    """The data sets that a notebook with these parameters needs: of a table, those of the columns chosen."""
+    columns, names = parameters.get(_COLUMNS), []
+    for key in _DATA_PARAMETERS:
+        given = _as_list(parameters.get(key, UNKNOWN))
+        if isinstance(columns, list) and all(column in range(len(given)) for column in columns):
+            given = [given[column] for column in columns]
+        names += given
+    return names
 
 
 def _tree_digest(folder: Path) -> str:

@@ -62,18 +62,19 @@ def accuracy_groups(
     beside = min(len(rows), max(int(across / entry), 1), 5)
     figure = new_figure(across, 2.3 + 0.15 * -(-len(rows) // beside), title=title)
     ax = figure.subplots()
-    width = 0.84 / len(rows)
+    width, upright = 0.84 / len(rows), len(rows) * len(groups) <= 10
     for number, (method, values) in enumerate(rows.items()):
         places = [groups.index(name) + (number - (len(rows) - 1) / 2) * width for name in values]
         means, spreads = zip(*values.values(), strict=True) if values else ((), ())
         ax.bar(places, means, width * 0.92, color=f"C{number % 10}", label=method, yerr=spreads,
                hatch=_HATCHES[number // 10 % len(_HATCHES)],
                error_kw={"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8})  # fmt: skip
-        _write_values(ax, places, means, spreads, upright=len(rows) * len(groups) <= 10)
+        _write_values(ax, places, means, spreads, upright=upright)
     # Four headings and more would run into each other on one line.
     ax.set_xticks(range(len(groups)), [g.replace(", ", "\n") if len(groups) > 3 else g for g in groups])
     ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
-    ax.set_ylim(0, 1.16 * max(mean + std for values in rows.values() for mean, std in values.values()))
+    room = 1.16 if upright else 1.3  # for the numbers above the bars
+    ax.set_ylim(0, room * max(mean + std for values in rows.values() for mean, std in values.values()))
     ax.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=beside, frameon=False)
     return figure
@@ -90,7 +91,8 @@ def _write_values(
     """Each mean above its bar."""
     for place, mean, std in zip(places, means, spreads, strict=True):
         ax.annotate(f"{mean:.1f}", (place, mean + std), xytext=(0, 2.5), textcoords="offset points",
-                    ha="center", va="bottom", rotation=0 if upright else 90, fontsize=SMALL)  # fmt: skip
+                    ha="center", va="bottom", rotation=0 if upright else 90, fontsize=SMALL,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
 
 
 @house_style()

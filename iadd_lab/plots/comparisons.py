@@ -5,32 +5,63 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from iadd_lab.comparisons import PairedDifference
 from iadd_lab.errors import require
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
 
+_ABOVE = 0.24  # how far above its interval the dots of a difference stand, in rows
+
 
 @house_style()
 def paired_intervals(differences: Sequence[PairedDifference], *, title: str = "") -> Figure:
-    """Each mean difference with its 95 % interval, over a dot for every seed; zero is no difference.
+    """Each mean difference with its 95 % interval, and above it a dot for every seed; zero is no difference.
+
+    What all of them share, the place or the method compared with, is said once: in the title, on the axis.
 
     Raises:
         InputError: there is no difference at all.
     """
     require(bool(differences), "there is no difference to show: give those of `paired_differences`.")
-    figure = new_figure(DOUBLE, 0.9 + 0.24 * len(differences), title=title)
+    places = {each.place for each in differences}
+    rivals = {each.titles[1] for each in differences}
+    if len(places) == 1:
+        title = f"{differences[0].place}: {title[:1].lower()}{title[1:]}".removesuffix(": ")
+    figure = new_figure(DOUBLE, 1.15 + 0.26 * len(differences), title=title)
     ax = figure.subplots()
     ax.axvline(0, color="0.4", linewidth=0.8)
     for height, found in enumerate(differences):
-        ax.plot(found.each, [height] * found.seeds, "o", color="C0", alpha=0.35, markersize=3)
-        if not math.isnan(found.low95):
-            ax.plot([found.low95, found.high95], [height, height], color="C0", linewidth=1.6)
-        ax.plot(found.difference, height, "D", color="C0" if found.is_sure else "white", markersize=5,
-                markeredgecolor="C0")  # fmt: skip
-    ax.set_yticks(range(len(differences)), [each.heading for each in differences])
-    ax.set_ylim(len(differences) - 0.5, -0.5)
-    ax.set_xlabel("difference of accuracies (percentage points)")
+        _draw(ax, found, height)
+    labels = [_label(each, place=len(places) > 1, rival=len(rivals) > 1) for each in differences]
+    ax.set_yticks(range(len(differences)), labels)
+    ax.set_ylim(len(differences) - 0.5, -0.6)
+    above = f"accuracy minus that of {rivals.pop()}" if len(rivals) == 1 else "difference of accuracies"
+    ax.set_xlabel(f"{above} (percentage points)")
     ax.grid(axis="y", visible=False)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _label(found: PairedDifference, *, place: bool, rival: bool) -> str:
+    method = " − ".join(found.titles) if rival else found.titles[0]
+    return f"{found.place}: {method}" if place else method
+
+
+def _draw(ax: Axes, found: PairedDifference, height: int) -> None:
+    ax.plot(found.each, [height - _ABOVE] * found.seeds, "o", color="C0", alpha=0.5, markersize=3, mew=0)
+    if not math.isnan(found.low95):
+        ax.plot([found.low95, found.high95], [height, height], color="C0", linewidth=1.6)
+    ax.plot(found.difference, height, "D", color="C0" if found.is_sure else "white", markersize=5,
+            markeredgecolor="C0")  # fmt: skip
+
+
+def _legend() -> list[Line2D]:
+    diamond = {"marker": "D", "markersize": 5, "color": "C0", "linewidth": 1.6, "markeredgecolor": "C0"}
+    return [
+        Line2D([], [], marker="o", ls="", color="C0", alpha=0.5, markersize=3, mew=0, label="a seed"),
+        Line2D([], [], **diamond, label="mean and 95 % interval, without zero"),
+        Line2D([], [], **diamond, markerfacecolor="white", label="the same, with zero in it"),
+    ]

@@ -57,9 +57,9 @@ def learned_weights(
         f"W is always 1 in {result.config.matching.name} matching: there is nothing to show; choose a "
         "distillation with learned importance.",
     )
-    panels = {"RMS difference of student and teacher": hardness}
+    panels = {"difference": hardness}
     if relative_hardness is not None:
-        panels["RMS difference / RMS movement of the teacher"] = relative_hardness
+        panels["relative difference"] = relative_hardness
     for name, values in panels.items():
         _check_count(name, values, layout)
     figure = new_figure(DOUBLE, 5.2, title=title)
@@ -118,15 +118,21 @@ def _draw_course(ax: Axes, result: DistillResult, parts: Sequence[Layer]) -> Non
     ax.legend(handles[2:], labels[2:], ncols=2, loc="lower left", handlelength=1.2, columnspacing=1.0)
 
 
-def _draw_against(ax: Axes, hardness: torch.Tensor, importance: torch.Tensor, name: str) -> None:
+_SCALES = {
+    "difference": "RMS difference of student and teacher",
+    "relative difference": "RMS difference / RMS movement of the teacher",
+}
+
+
+def _draw_against(ax: Axes, hardness: torch.Tensor, importance: torch.Tensor, title: str) -> None:
     """A cloud of (hardness, W) with the medians and quartiles of W in bins of equally many parameters."""
     hard, weights = hardness.double().numpy(), importance.double().numpy()
     positive = np.isfinite(hard) & (hard > 0)
     correlation = _rank_correlation(hard, weights)
     ax.set(
-        xlabel=name,
+        xlabel=_SCALES[title],
         ylabel="importance W",
-        title=f"against hardness: Spearman’s ρ = {signed(correlation, '.2f')}",
+        title=f"against {title}: Spearman’s ρ = {signed(correlation, '.2f')}",
     )
     ax.axhline(1, color="0.4", lw=0.8, ls="--")
     if not positive.any():
