@@ -59,7 +59,13 @@ ELSEWHERE = {
     "iadd-lab reproduce --only figure6_learned_weights": (
         "test_cli.py::test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one"
     ),
-    "iadd-lab reproduce -p seeds 5 --jobs 2": "test_reproduce.py::test_several_at_once",
+    "iadd-lab reproduce -p seeds 5 --figures build/seeds5": (
+        "test_cli.py::test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one"
+    ),
+    "iadd-lab reproduce --profile cpu --only table1_benchmarks -p only_columns '[0]' "
+    """-p methods '["mtt", "iadd"]' --figures build/cifar10""": (
+        "test_reproduce.py::test_a_table_needs_the_data_of_the_columns_chosen_alone"
+    ),
     "IADD_DATA=~/data iadd-lab reproduce --profile cpu --jobs 2": (
         "test_reproduce.py::test_who_wins_among_default_common_profile_and_command_line"
     ),
