@@ -10,6 +10,7 @@ from iadd_lab.batch.plan import PROFILES, Plan
 from iadd_lab.batch.record import files_of, read_record
 from iadd_lab.store import save_text
 
+_REMARKS = {"quick": " Digits stand in for every data set that a heading names."}
 _DONE, _FAILED, _MISSING = "executed", "**the last run failed**", "not executed yet"
 
 
@@ -29,7 +30,8 @@ def _report(plan: Plan) -> str:
     what = PROFILES[plan.profile]
     lines = [
         f"# Profile {plan.profile}",
-        f"{what[0].upper()}{what[1:]}. Made by `iadd-lab reproduce --profile {plan.profile}`.",
+        f"{what[0].upper()}{what[1:]}. Made by `iadd-lab reproduce --profile {plan.profile}`."
+        + _REMARKS.get(plan.profile, ""),
         "\n".join(_contents(plan)),
     ]
     for notebook in plan.notebooks.values():
