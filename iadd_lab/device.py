@@ -18,13 +18,15 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: there is no such device here.
     """
+    sentence = f"device is {name!r}: expected auto, cpu, cuda or cuda:N."
+    require(isinstance(name, str | torch.device), sentence)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N.") from error
-    require(device.type in ("cpu", "cuda"), f"device is {name!r}: expected auto, cpu, cuda or cuda:N.")
+        raise InputError(sentence) from error
+    require(device.type in ("cpu", "cuda"), sentence)
     available = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
     require(
         available,

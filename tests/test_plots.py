@@ -128,10 +128,10 @@ def test_names_are_fitted():
 @pytest.mark.parametrize(("classes", "ipc", "side"), [(10, 50, 32), (100, 1, 32), (200, 1, 64)])
 def test_large_grids_fit_a_page_and_are_fast(classes, ipc, side, tmp_path):
     pictures = torch.rand(classes * ipc, 3, side, side)
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: others may be at work as well
     figure = plots.image_grid(pictures, torch.arange(classes).repeat_interleave(ipc), ["some name"] * classes)
     figure.savefig(tmp_path / "grid.png", dpi=200)
-    assert time.perf_counter() - started < 5  # 0.3 to 0.9 s on an idle core
+    assert time.process_time() - started < 5  # 0.3 to 0.9 s on an idle core
     width, height = figure.get_size_inches()
     assert width < 7.6
     assert height < 9.5
