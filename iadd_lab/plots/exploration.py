@@ -271,7 +271,8 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     room = 0.75 * ax.bbox.width / ax.figure.dpi / len(rows)
     for number, (row, distance) in enumerate(zip(rows, distances, strict=True)):
         label = int(real.labels[row])
-        ax.annotate(f"{fit_name(view.data.classes[label], room, lines=1)}  {distance:.2f}",
+        digits = 1 if distance >= 10 else 2  # or neighbouring labels would touch
+        ax.annotate(f"{fit_name(view.data.classes[label], room, lines=1)} {distance:.{digits}f}",
                     ((number + 0.5) * step - 0.5, -0.5), (0, 2), textcoords="offset points", ha="center",
                     fontsize=SMALL, color="0.15" if label == own else _PICKED)  # fmt: skip
     ax.annotate(f"by {space}", (0, 0.5), (-4, 0), xycoords="axes fraction", textcoords="offset points",
