@@ -20,6 +20,7 @@ from iadd_lab.compiling import flops
 from iadd_lab.costs import Costs, measure_probes, plan_costs, trajectory_bytes
 from iadd_lab.dry_run import Probe, follow
 from iadd_lab.study import METHODS, Study
+from tests.test_readers import make_tiny
 from tests.test_reproduce import write_notebook
 from tests.test_study import TINY
 
@@ -97,6 +98,22 @@ def test_nothing_is_computed_or_changed(tmp_path):
         assert all(vars(sys.modules[name])[key] is value for key, value in held.items())
     assert torch.get_num_threads() == threads
     assert [path.name for path in tmp_path.iterdir()] == ["cells.ipynb"]
+
+
+def test_part_of_tiny_imagenet_is_planned_as_it_lies_there(monkeypatch, tmp_path):
+    cells = CELLS.replace("TINY]", 'replace(TINY, data_name="tiny_imagenet", size=8)]')
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path / "notebooks" / "cells.ipynb", cells, parameters=PARAMETERS)
+
+    def classes():
+        run = followed(tmp_path / "notebooks", methods=["mtt"])
+        assert run.unclear == ()
+        return {probe.shape.classes for needed in run.needed for probe, _ in needed.work}
+
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
+    assert classes() == {200}
+    make_tiny(tmp_path)
+    assert classes() == {2}
 
 
 def test_a_cell_that_fails_is_said(tmp_path):
