@@ -73,6 +73,7 @@ class Setting:
         real_batch: real images of a class per match of DC, DSA and DM.
         evaluation_networks: fresh networks per distilled set.
         evaluation_epochs: that each is trained on the set.
+        evaluation_rate: their learning rate on every set; None takes the set's own α.
         whole_epochs: as much on the whole training set.
         seeds: how many distilled sets.
         seed: the first of them.
@@ -109,6 +110,7 @@ class Setting:
     real_batch: int = 256
     evaluation_networks: int = 5
     evaluation_epochs: int = 1000
+    evaluation_rate: float | None = None
     whole_epochs: int = 50
     seeds: int = 1
     seed: int = 0
@@ -216,6 +218,7 @@ class Setting:
             network=network or self.network(),
             networks=self.evaluation_networks,
             epochs=self.evaluation_epochs,
+            rate=self.evaluation_rate,
             split=split,
             seed=self.seed + number,
         )

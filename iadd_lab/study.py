@@ -123,6 +123,12 @@ class Cell:
         return f"{profile} profile, {METHODS[self.method].counted.format(**counts)}"
 
 
+def _training_rate(setting: Setting) -> str:
+    if setting.evaluation_rate is None:
+        return "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the others"
+    return f"at {setting.evaluation_rate:g}"
+
+
 def _several(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -186,12 +192,12 @@ class Study:
         """What must be said below a table of these settings' cells: its ±, how networks train, the images."""
         settings = tuple(settings)
         epochs = " or ".join(str(n) for n in dict.fromkeys(s.evaluation_epochs for s in settings))
+        rates = " or ".join(dict.fromkeys(_training_rate(s) for s in settings))
         remarks = dict.fromkeys(remark for s in settings if (remark := self.data(s).remark))
         return (
             "± is the sample standard deviation over all networks of all sets; the sets of a column share "
             "their teachers. Differences within it mean nothing.",
-            f"Networks train for {epochs} epochs: at the learned α on sets of MTT, DDPP and IADD, at 0.01 on "
-            "the others.",
+            f"Networks train for {epochs} epochs: {rates}.",
             *remarks,
             *(
                 f"{METHODS[method].title} diverged ({setting.title}): {reason}"

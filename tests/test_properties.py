@@ -80,6 +80,7 @@ CALLED = {
     (Setting, "distribution_image_rate"): "image_rate",
     (Setting, "evaluation_networks"): "networks",
     (Setting, "evaluation_epochs"): "epochs",
+    (Setting, "evaluation_rate"): "rate",
 }
 
 # Numbers just outside; every other whole number must be at least 1, and no number may be negative.
@@ -98,7 +99,9 @@ OUTSIDE = {
     "channels": [2, 4, 3.0],
 }
 MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until"}
-MUST_BE_POSITIVE = {"image_rate", "alpha", "network_rate", "teacher_rate", "gradient_image_rate"}
+MUST_BE_POSITIVE = {
+    *("image_rate", "alpha", "network_rate", "teacher_rate", "gradient_image_rate", "evaluation_rate"),
+}
 JUNK = st.one_of(
     st.sampled_from([None, True, math.nan, math.inf, -math.inf, 10**400, 1j, object(), b"1", "1", "", "é\n"]),
     st.sampled_from(
@@ -204,6 +207,7 @@ CONFIGS = {
         batch=st.none() | count,
         alpha_rate=st.floats(0, 1),
         weight_rate=st.floats(0, 1),
+        evaluation_rate=st.none() | positive,
         prune_fraction=st.floats(0, 0.9),
         gradient_matches=st.none() | count,
         seeds=count,

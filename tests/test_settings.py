@@ -48,6 +48,7 @@ def test_columns_are_the_transposed_values(ipcs, networks):
         ({"teacher_count": 0}, "teacher_count is 0"),
         ({"weight_rate": -1.0}, "rate is -1.0"),
         ({"evaluation_epochs": 0}, "epochs is 0"),
+        ({"evaluation_rate": 0.0}, r"rate is 0\.0"),
         ({"preprocess": "zcaa"}, "unknown preprocess 'zcaa'"),
         ({"gradient_matching_iterations": 0}, "iterations is 0"),
         ({"seeds": 0}, "seeds is 0"),
@@ -96,7 +97,7 @@ def test_every_field_reaches_a_configuration():
     """A field that no configuration shows would be a parameter without effect."""
     changed = {
         "data_name": "mnist", "preprocess": "zca", "size": 16, "train_limit": 99, "depth": 2, "batch": 7,
-        "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4,
+        "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4, "evaluation_rate": 0.1,
     }  # fmt: skip
     own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
     for field in dataclasses.fields(Setting):

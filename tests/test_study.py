@@ -183,6 +183,14 @@ def test_the_whole_set_has_epochs_of_its_own(lab):
     assert lab.cell(TINY, "mtt").evaluation.config.epochs == TINY.evaluation_epochs
 
 
+def test_all_sets_are_trained_on_at_the_rate_that_is_given(lab):
+    fixed = replace(TINY, evaluation_rate=0.02)
+    assert lab.cell(fixed, "mtt").evaluation.config.rate == 0.02
+    assert "epochs: at 0.02." in lab.notes([fixed])[1]
+    assert lab.cell(TINY, "mtt").evaluation.config.rate is None
+    assert "epochs: at the learned α on sets of MTT" in lab.notes([TINY])[1]
+
+
 def test_cells_on_other_networks_and_splits(lab):
     (wide,) = lab.cells([TINY], ["mtt"], networks=[NetworkConfig(width=6)], split="validation")
     assert wide.network == NetworkConfig(width=6)
