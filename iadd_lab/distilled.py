@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from iadd_lab.data import DataConfig, ImageData
+from iadd_lab.data import DataConfig, ImageData, load_data
 from iadd_lab.errors import check_number, require
 from iadd_lab.preprocess import (
     Preprocess,
     check_preprocess,
+    fit_preprocess,
     preprocess_fingerprint,
     preprocess_from_tensors,
     preprocess_tensors,
@@ -30,6 +31,7 @@ from iadd_lab.store import (
 )
 
 KIND = "distilled"
+REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
 
 def displayable(images: torch.Tensor) -> torch.Tensor:
@@ -96,12 +98,23 @@ class DistilledSet:
         self,
         path: Path,
         *,
+        refit: bool = False,
         more_tensors: Mapping[str, torch.Tensor] | None = None,
         more_metadata: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Store the set at `path`, atomically, with whatever else describes how it was made."""
-        tensors = {"images": self.images, "labels": self.labels} | preprocess_tensors(self.preprocess)
-        metadata = {
+        """Store the set at `path`, atomically, with whatever else describes how it was made.
+
+        Args:
+            path: of the file.
+            refit: leave the fitted preprocessing out (whitening is 38 MB at 32 × 32 pixels in colour). Who
+                loads the file needs the real set as well: it is fitted anew, in half a minute.
+            more_tensors: stored beside the set's own.
+            more_metadata: likewise.
+        """
+        tensors = {"images": self.images, "labels": self.labels}
+        if not refit:
+            tensors |= preprocess_tensors(self.preprocess)
+        metadata = ({REFIT: self.preprocess.kind} if refit else {}) | {
             "alpha": self.alpha,
             "classes": list(self.classes),
             "data": describe(self.data),
@@ -120,7 +133,8 @@ class DistilledSet:
         """The set among the tensors and metadata of an artefact.
 
         Raises:
-            InputError: images, labels and classes do not belong together.
+            InputError: images, labels and classes do not belong together, or the preprocessing was left out
+                and the real set to fit it on is not here.
         """
         images, labels = tensors["images"], tensors["labels"]
         require(
@@ -129,7 +143,7 @@ class DistilledSet:
             f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
         )
         check_number("alpha", metadata["alpha"], above=True)
-        preprocess = preprocess_from_tensors(tensors)
+        preprocess = _refit(metadata) if REFIT in metadata else preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         return cls(
             images=images,
@@ -147,8 +161,19 @@ class DistilledSet:
         """Read and verify the set at `path`, whoever of this package wrote it.
 
         Raises:
-            InputError: the file is missing, damaged, or not a distilled set.
+            InputError: the file is missing, damaged, or not a distilled set; or see `from_parts`.
         """
         artefact = load_artefact(path, kind=KIND)
         with taken_apart(path):
             return cls.from_parts(artefact.tensors, artefact.metadata)
+
+
+def _refit(metadata: Mapping[str, Any]) -> Preprocess:
+    data = load_data(restore(DataConfig, metadata["data"]))
+    require(
+        data.fingerprint == metadata["data_fingerprint"],
+        f"this file leaves its preprocessing to be fitted on {data.config.name} (fingerprint "
+        f"{metadata['data_fingerprint']}), but the copy here has fingerprint {data.fingerprint}: point "
+        "IADD_DATA at the copy that the set was made from.",
+    )
+    return fit_preprocess(metadata[REFIT], data.train.images)

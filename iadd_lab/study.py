@@ -365,8 +365,8 @@ class Study:
     def save_sets(self, cells: Iterable[Cell], folder: Path | str, name: str) -> list[Path]:
         """Write the first set of each cell that matches parameters, for `iadd_lab.load`; return the files.
 
-        Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing. A set with a
-        large whitening matrix (38 MB at 32 × 32 pixels in colour) stays in the folder of runs.
+        Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing. A large
+        whitening matrix (38 MB at 32 × 32 pixels in colour) is left out; loading fits it anew.
         """
         paths = []
         for cell in cells:
@@ -374,9 +374,8 @@ class Study:
                 setting = cell.setting
                 made = self.distilled(setting, cell.method)
                 whitening = sum(tensor.nbytes for tensor in preprocess_tensors(made.preprocess).values())
-                if whitening <= _SMALL:
-                    file = f"{name}_{setting.data_key}_ipc{setting.ipc}_{cell.method}.safetensors"
-                    paths.append(made.save(Path(folder) / file))
+                file = f"{name}_{setting.data_key}_ipc{setting.ipc}_{cell.method}.safetensors"
+                paths.append(made.save(Path(folder) / file, refit=whitening > _SMALL))
         return paths
 
     def _teach(self, settings: Sequence[Setting], methods: Sequence[str]) -> None:

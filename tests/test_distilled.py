@@ -1,10 +1,17 @@
-"""Distilled sets for the eye: real pictures stay, wild ones are brought into range with their structure."""
+"""Distilled sets: for the eye, and stored without their preprocessing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from iadd_lab.distilled import displayable
+from iadd_lab.baselines import random_real
+from iadd_lab.data import DataConfig, load_data
+from iadd_lab.distilled import DistilledSet, displayable
+from iadd_lab.errors import InputError
+from iadd_lab.preprocess import fit_preprocess
 
 
 def test_real_pictures_stay_as_they_are():
@@ -28,3 +35,29 @@ def test_wild_pictures_come_into_range_and_keep_their_order():
         clipped = ((picture <= 0) | (picture >= 1)).double().mean()
         assert clipped <= 0.04
         assert picture.std() > 0.02
+
+
+@pytest.fixture(scope="module")
+def whitened():
+    data = load_data("digits")
+    return random_real(data, fit_preprocess("zca", data.train.images), ipc=1, seed=0)
+
+
+def test_whitening_that_was_left_out_is_fitted_anew(whitened, tmp_path):
+    whole, small = whitened.save(tmp_path / "whole"), whitened.save(tmp_path / "small", refit=True)
+    assert small.stat().st_size < whole.stat().st_size / 3
+    assert (
+        DistilledSet.load(small).fingerprint == DistilledSet.load(whole).fingerprint == whitened.fingerprint
+    )
+
+
+def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path, monkeypatch):
+    other = replace(whitened, data_fingerprint="0" * 16).save(tmp_path / "other", refit=True)
+    with pytest.raises(
+        InputError, match=r"fitted on digits .fingerprint 0000000000000000., but the copy here"
+    ):
+        DistilledSet.load(other)
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
+    absent = replace(whitened, data=DataConfig("cifar10")).save(tmp_path / "absent", refit=True)
+    with pytest.raises(InputError, match="cifar10"):
+        DistilledSet.load(absent)

@@ -272,7 +272,7 @@ def test_origins_count_what_was_made(lab):
     }
 
 
-def test_small_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
+def test_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
     cells = lab.cells([TINY], ["random", "mtt", "iadd"])
     assert lab.save_sets(cells, "", "table") == []
     paths = lab.save_sets(cells, tmp_path, "table")
@@ -282,7 +282,12 @@ def test_small_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
     for path, method in zip(paths, ("mtt", "iadd"), strict=True):
         assert torch.equal(iadd_lab.load(path).images, lab.distilled(TINY, method).images)
     monkeypatch.setattr("iadd_lab.study._SMALL", 0)
-    assert lab.save_sets(cells, tmp_path, "other") == []
+    small = lab.save_sets(cells, tmp_path, "small")
+    assert len(small) == 2
+    for path, whole in zip(small, paths, strict=True):
+        assert path.stat().st_size < whole.stat().st_size
+        made, expected = iadd_lab.load(path).distilled, iadd_lab.load(whole).distilled
+        assert made.fingerprint == expected.fingerprint  # of images, labels, alpha, preprocessing and data
 
 
 def test_a_run_that_diverges_is_left_out_and_said(lab):
