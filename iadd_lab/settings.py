@@ -64,11 +64,11 @@ class Setting:
         alpha_rate: learning rate of that learning rate.
         weight_rate: of the descent on W.
         prune_fraction: of the parameters that DDPP drops.
-        gradient_matching_iterations: of DC and DSA, each with a fresh network.
+        gradient_matching_iterations: of DC and DSA, each with a fresh network; None leaves both out.
         gradient_matches: of DC and DSA per network; None is the papers' number at this IPC.
         gradient_network_steps: of DC's and DSA's network between two matches; None is the papers' number.
         gradient_image_rate: learning rate of DC's and DSA's images.
-        distribution_matching_iterations: of DM, each with a fresh network.
+        distribution_matching_iterations: of DM, each with a fresh network; None leaves it out.
         distribution_image_rate: learning rate of DM's images.
         real_batch: real images of a class per match of DC, DSA and DM.
         evaluation_networks: fresh networks per distilled set.
@@ -101,11 +101,11 @@ class Setting:
     alpha_rate: float = 1e-7
     weight_rate: float = 3e-3
     prune_fraction: float = 0.1
-    gradient_matching_iterations: int = 1000
+    gradient_matching_iterations: int | None = 1000
     gradient_matches: int | None = None
     gradient_network_steps: int | None = None
     gradient_image_rate: float = 0.1
-    distribution_matching_iterations: int = 20000
+    distribution_matching_iterations: int | None = 20000
     distribution_image_rate: float = 1.0
     real_batch: int = 256
     evaluation_networks: int = 5
@@ -125,8 +125,10 @@ class Setting:
             self.distillation(method)
         for part in (self.data, self.teachers, self.evaluation):
             part()
-        self.gradient_matching(AugmentConfig())
-        self.distribution_matching()
+        if self.gradient_matching_iterations is not None:
+            self.gradient_matching(AugmentConfig())
+        if self.distribution_matching_iterations is not None:
+            self.distribution_matching()
         used = self.max_start_epoch - 1 + self.teacher_epochs
         require(
             used <= self.teacher_training_epochs,

@@ -61,6 +61,7 @@ class Method:
         competes: whether it may be the best of its column; the whole training set does not.
         counted: what stands behind a number, with {sets} and {networks} of each to fill in.
         epochs: the field of a setting that says how long networks train on it.
+        iterations: the field of a setting that is None where the method is left out; "" for none.
         teacher_each: whether every set takes a teacher of its own.
         needs_teachers: whether its sets are made with teachers.
         seeded: whether another seed makes another set; where it does not, one set stands for all.
@@ -71,6 +72,7 @@ class Method:
     competes: bool = True
     counted: str = "{sets} × {networks}"
     epochs: str = "evaluation_epochs"
+    iterations: str = ""
     teacher_each: bool = False
     needs_teachers: bool = False
     seeded: bool = True
@@ -78,6 +80,10 @@ class Method:
     def seeds(self, setting: Setting) -> int:
         """How many sets a cell of the setting is measured on."""
         return setting.seeds if self.seeded else 1
+
+    def left_out(self, setting: Setting) -> bool:
+        """Whether the setting does without this method."""
+        return bool(self.iterations) and getattr(setting, self.iterations) is None
 
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
@@ -127,6 +133,10 @@ def _training_rate(setting: Setting) -> str:
     if setting.evaluation_rate is None:
         return "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the others"
     return f"at {setting.evaluation_rate:g}"
+
+
+def _left_out(setting: Setting) -> list[str]:
+    return [method.title for method in METHODS.values() if method.left_out(setting)]
 
 
 def _several(count: int, noun: str) -> str:
@@ -199,6 +209,7 @@ class Study:
             "their teachers. Differences within it mean nothing.",
             f"Networks train for {epochs} epochs: {rates}.",
             *remarks,
+            *(f"Left out of {s.title}: {', '.join(names)}." for s in settings if (names := _left_out(s))),
             *(
                 f"{METHODS[method].title} diverged ({setting.title}): {reason}"
                 for (setting, method), reason in self._diverged.items()
@@ -318,7 +329,8 @@ class Study:
     ) -> list[Cell]:
         """Every method in every setting on every network, with one bar over all of them.
 
-        A run that diverges is left out, and `notes` says so: the other cells are shown all the same.
+        A run that diverges is left out, and `notes` says so: the other cells are shown all the same. So is a
+        method that a setting does without.
 
         Raises:
             InputError: a method is unknown or a data set is missing, before anything is computed.
@@ -330,7 +342,8 @@ class Study:
             for method in chosen:
                 method.check(setting)
         self._teach(settings, methods)
-        wanted = [(s, m, n) for s in settings for m in methods for n in networks]
+        columns = [(s, m) for s in settings for m in methods if not METHODS[m].left_out(s)]
+        wanted = [(setting, method, network) for setting, method in columns for network in networks]
         # Not one after the other, or several workers would wait for one and the same distilled set.
         tasks = sorted(wanted, key=lambda cell: networks.index(cell[2]))
         here = self.engine.share(lambda: self, _study_of, self._options())
@@ -508,9 +521,11 @@ def parameter_matching(method: str) -> Callable[[Study, Setting, int], list[Dist
 METHODS: dict[str, Method] = {
     "random": Method("Random", _random, counted="{all} draws, a network on each"),
     "herding": Method("Herding", _herding, teacher_each=True, needs_teachers=True),
-    "dc": Method("DC", _gradients("dc", AugmentConfig(operations=()))),
-    "dsa": Method("DSA", _gradients("dsa", None)),
-    "dm": Method("DM", _distributions),
+    "dc": Method(
+        "DC", _gradients("dc", AugmentConfig(operations=())), iterations="gradient_matching_iterations"
+    ),
+    "dsa": Method("DSA", _gradients("dsa", None), iterations="gradient_matching_iterations"),
+    "dm": Method("DM", _distributions, iterations="distribution_matching_iterations"),
     "mtt": Method("MTT", parameter_matching("mtt"), needs_teachers=True),
     "ddpp": Method("DDPP", parameter_matching("ddpp"), needs_teachers=True),
     "iadd": Method("IADD", parameter_matching("iadd"), needs_teachers=True),

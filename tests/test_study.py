@@ -261,6 +261,17 @@ def test_notes_say_what_a_reader_must_know_once(lab, monkeypatch):
     assert lab.notes([TINY, other])[2:] == ("lossy",)
 
 
+def test_methods_that_a_setting_does_without_are_left_out_and_said(lab):
+    without = replace(TINY, gradient_matching_iterations=None, distribution_matching_iterations=None)
+    cells = lab.cells([TINY, without], ["random", "dm"])
+    assert [(cell.setting, cell.method) for cell in cells] == [
+        *((TINY, "random"), (TINY, "dm")),
+        (without, "random"),
+    ]
+    assert lab.notes([without])[-1] == "Left out of Digits, IPC 1: DC, DSA, DM."
+    assert not any("Left out" in note for note in lab.notes([TINY]))
+
+
 def test_origins_count_what_was_made(lab):
     two = replace(TINY, seeds=2)
     origins = {name: lab.cell(two, name).origin("quick") for name in ("random", "herding", "mtt", "whole")}
