@@ -211,7 +211,7 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
     if not variant.plain:
         reuse_freed_memory()
     network, device = config.network(0), pick_device(config.device)
-    kernels = compiled_kernels(device.type) or PLAIN if variant.compiled else PLAIN
+    kernels = compiled_kernels(str(device)) or PLAIN if variant.compiled else PLAIN
     loss = student_loss(network, replace(kernels, graphs=variant.graphs))
     random = torch.Generator().manual_seed(0)
     iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)
@@ -306,7 +306,7 @@ def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, A
     """Seconds per epoch of all networks of a task, trained in one way or the other, in this process."""
     work = TASKS[task]
     device = pick_device(config.device)
-    kernels = PLAIN if way == "plain loop" else compiled_kernels(device.type) or PLAIN
+    kernels = PLAIN if way == "plain loop" else compiled_kernels(str(device)) or PLAIN
     random = torch.Generator().manual_seed(0)
     images = torch.randn(work.images, 3, config.size, config.size, generator=random).to(device)
     labels = torch.arange(work.images, device=device) % CLASSES

@@ -423,7 +423,8 @@ def _remote_client(address: str) -> Iterator[tuple[Any, None]]:
         ) from error
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
-            _say(f"{address} has no workers yet: tasks wait until some join, as with `dask worker {address}`")
+            join = f"dask worker {address} --nthreads 1"
+            _say(f"{address} has no workers yet: tasks wait until some join, as with `{join}`")
         yield client, None
 
 

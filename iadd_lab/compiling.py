@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -58,13 +59,13 @@ PLAIN = Kernels()
 
 
 @functools.cache
-def compiled_kernels(kind: str) -> Kernels | None:
-    """The compiled kernels for that kind of device; None, with a line in the log, where there can be none."""
+def compiled_kernels(device: str) -> Kernels | None:
+    """The compiled kernels for that device; None, with a line in the log, where there can be none."""
     try:
-        sample, parameter = torch.ones(1, 1, 2, 2, device=kind), torch.ones(1, 1, device=kind)
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+        sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, device=device)
+        limit = _room_for_shapes()
         functions = {
-            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False)
+            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False, **limit)
             for field in dataclasses.fields(Kernels)
             if callable(field.default)
         }
@@ -74,7 +75,18 @@ def compiled_kernels(kind: str) -> Kernels | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("not compiling, so runs take longer: torch.compile does not work here (%s)", reason)
         return None
+    kind = torch.device(device).type
     return Kernels(**functions, compiled=True, transforms=kind == "cpu", graphs=kind == "cuda")
+
+
+def _room_for_shapes() -> dict[str, int]:
+    """Options of `torch.compile` by which a kernel is compiled for `_SHAPES` kinds of layer, not eight."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": _SHAPES}
+    # Older versions have one setting for the process. In newer ones it is the thread's own, and on a GPU the
+    # kernels of a backward pass are called in another thread.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    return {}
 
 
 def choose_kernels(compile: str, *, work: float, device: torch.device | str = "cpu") -> Kernels:
@@ -89,9 +101,9 @@ def choose_kernels(compile: str, *, work: float, device: torch.device | str = "c
         InputError: `compile` is something else.
     """
     choose("compile", compile, dict.fromkeys(MODES))
-    kind = torch.device(device).type
-    wanted = compile == "always" or (compile == "auto" and work >= WORTH_COMPILING.get(kind, math.inf))
-    return (compiled_kernels(kind) if wanted else None) or PLAIN
+    enough = WORTH_COMPILING.get(torch.device(device).type, math.inf)
+    wanted = compile == "always" or (compile == "auto" and work >= enough)
+    return (compiled_kernels(str(device)) if wanted else None) or PLAIN
 
 
 def flops(network: nn.Module, *, channels: int, size: int) -> int:

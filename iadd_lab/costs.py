@@ -43,7 +43,8 @@ from iadd_lab.training import Training, predict
 
 _SECONDS = 0.1  # that each piece is timed for, at least twice
 _GPU_WARM_UPS = 5
-_LARGEST = 1e10  # operations of a piece that is timed as it is; larger ones are timed in part
+# Operations of a piece that is timed as it is, for a kind of device; larger ones are timed in part.
+_LARGEST = {"cpu": 1e10, "cuda": 1e13}
 # What compiling leaves of the time: measured on two cores, see the README's tables of `iadd-lab bench`.
 COMPILED_SHARE = {"training": 0.45, "prediction": 0.6, "distillation": 0.6}
 _NOTEBOOK = "notebook"
@@ -179,7 +180,7 @@ def main() -> None:
 
 
 def _timed(step: Callable[[], Any], device: torch.device, *, warm_up: bool = True) -> float:
-    """The mean time of `step`, over a fraction of a second."""
+    """The usual time of `step`, over a fraction of a second."""
 
     def once() -> float:
         started = time.perf_counter()
@@ -198,12 +199,13 @@ def _timed(step: Callable[[], Any], device: torch.device, *, warm_up: bool = Tru
     times = [once()]
     while sum(times) < _SECONDS or len(times) < 2:
         times.append(once())
-    return statistics.mean(times)
+    # On a GPU an operation that was not drawn before is captured in between, which long runs do once.
+    return statistics.median(times) if device.type == "cuda" else statistics.mean(times)
 
 
-def _share(probe: Probe, most: int) -> int:
+def _share(probe: Probe, most: int, device: torch.device) -> int:
     """How many of `most` equal parts of the piece are few enough to be timed."""
-    return max(min(int(most * _LARGEST / max(probe.flops, 1.0)), most), 1)
+    return max(min(int(most * _LARGEST[device.type] / max(probe.flops, 1.0)), most), 1)
 
 
 def _network(probe: Probe, seed: int) -> torch.nn.Module:
@@ -222,10 +224,10 @@ def _time_training(probe: Probe, device: torch.device) -> float:
     """An epoch of one network, or of as many images as are timed fast enough."""
     config = probe.config
     batches = -(-probe.images // config.batch)
-    part = _share(probe, batches)
+    part = _share(probe, batches, device)
     count = probe.images if part == batches else part * config.batch
     if batches == 1:  # a single batch that is too large
-        count = max(_share(probe, probe.images), 1)
+        count = max(_share(probe, probe.images, device), 1)
     images, labels = _noise(probe.shape, count, device)
     training = Training(
         [_network(probe, 0).to(device)],
@@ -243,7 +245,7 @@ def _time_training(probe: Probe, device: torch.device) -> float:
 
 def _time_prediction(probe: Probe, device: torch.device) -> float:
     """The test of one network."""
-    count = _share(probe, probe.images)
+    count = _share(probe, probe.images, device)
     images, _ = _noise(probe.shape, count, device)
     network = _network(probe, 0).to(device)
     return _timed(lambda: predict(network, images, kernels=PLAIN), device) * probe.images / count
@@ -275,9 +277,9 @@ def _data(shape: Shape, per_class: int) -> ImageData:
 
 def _time_distillation(probe: Probe, device: torch.device) -> float:
     """An iteration, or one with fewer student steps, and fewer classes where one step is too much."""
-    config, steps = probe.config, _share(probe, probe.config.student_steps)
+    config, steps = probe.config, _share(probe, probe.config.student_steps, device)
     step = replace(probe, flops=probe.flops / config.student_steps)
-    kept = max(_share(step, probe.shape.classes), 2)
+    kept = max(_share(step, probe.shape.classes, device), 2)
     shape = replace(probe.shape, classes=kept)
     share = kept / probe.shape.classes
     batch = config.batch if share == 1 else max(round(probe.images * share), 1)
@@ -312,7 +314,7 @@ def _time_descent(probe: Probe, device: torch.device) -> float:
     """An iteration of DC, DSA or DM, or one with fewer images and matches."""
     config, shape = probe.config, probe.shape
     real = min(config.real_batch, shape.train // shape.classes)
-    part, kept, drawn = _part_of_descent(probe, real)
+    part, kept, drawn = _part_of_descent(probe, real, device)
     whole = descent_passes(config, shape.classes, real) / descent_passes(part, kept, drawn)
     data = _data(replace(shape, classes=kept), max(drawn, part.ipc))
     preprocess = Standardise(torch.zeros(shape.channels), torch.ones(shape.channels))
@@ -326,7 +328,7 @@ def _time_descent(probe: Probe, device: torch.device) -> float:
         data,
         preprocess,
         probe.network,
-        replace(part, iterations=4 if probe.flops < _LARGEST / 10 else 2, image_rate=1e-6),
+        replace(part, iterations=4 if probe.flops < _LARGEST[device.type] / 10 else 2, image_rate=1e-6),
         device=device,
         progress=False,
         on_iteration=note,
@@ -336,13 +338,13 @@ def _time_descent(probe: Probe, device: torch.device) -> float:
     return statistics.mean(spent) * whole
 
 
-def _part_of_descent(probe: Probe, real: int) -> tuple[Any, int, int]:
+def _part_of_descent(probe: Probe, real: int, device: torch.device) -> tuple[Any, int, int]:
     """A configuration, a number of classes and of real images of each that are timed fast enough."""
     config, classes = probe.config, probe.shape.classes
     forward = probe.flops / descent_passes(config, classes, real)
 
     def too_large() -> bool:
-        return descent_passes(config, classes, real) * forward > 2 * _LARGEST
+        return descent_passes(config, classes, real) * forward > 2 * _LARGEST[device.type]
 
     if too_large() and getattr(config, "matches_per_network", 1) > 2:
         # Two matches, with the network's steps between them, are like all others.

@@ -19,7 +19,10 @@ class Graphs:
 
     def __init__(self):
         self._captured: dict[Hashable, _Captured] = {}
-        self._pool: object = None  # made with the first graph
+        self._pool: object = None  # made with the first graph, as is the stream
+        # Ours, as PyTorch's own stream for captures is of the first device that this process captured on. And
+        # one for all: memory of a pool is used again on the same stream only.
+        self._stream: torch.cuda.Stream | None = None
 
     def replay(
         self, key: Hashable, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
@@ -38,7 +41,8 @@ class Graphs:
         with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
             if key not in self._captured:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._captured[key] = _Captured(function, tensors, self._pool)
+                self._stream = self._stream or torch.cuda.Stream()
+                self._captured[key] = _Captured(function, tensors, self._pool, self._stream)
             return self._captured[key](tensors)
 
 
@@ -46,17 +50,20 @@ class _Captured:
     """One function at one shape: its inputs and outputs stay where they are."""
 
     def __init__(
-        self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...], pool: object
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        tensors: tuple[Tensor, ...],
+        pool: object,
+        aside: torch.cuda.Stream,
     ):
         self.inputs = [tensor.clone() for tensor in tensors]
-        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        with torch.cuda.graph(self.graph, pool=pool, stream=aside):
             self.outputs = function(*self.inputs)
 
     def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import shutil
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from iadd_lab import winograd
 from iadd_lab.compiling import PLAIN, WORTH_COMPILING, Kernels, choose_kernels, compiled_kernels, flops
@@ -113,6 +116,24 @@ def test_a_gpu_pays_later_and_convolves_with_its_own_libraries(compiled, monkeyp
     assert choose_kernels("auto", work=ENOUGH, device="cuda") is PLAIN
     kernels = choose_kernels("auto", work=WORTH_COMPILING["cuda"], device="cuda:1")
     assert (kernels.compiled, kernels.transforms, kernels.graphs) == (True, False, True)
+
+
+def test_kernels_are_compiled_for_many_kinds_of_layer_in_any_thread(monkeypatch):
+    """On a GPU a backward pass has a thread of its own, where settings of the process do not count."""
+    counter = CompileCounter()  # compiles nothing, and counts
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    kernels = compiled_kernels("cpu")
+    before, sizes = counter.frame_count, range(1, 13)  # more than PyTorch's own limit of eight
+
+    def call():
+        for size in sizes:
+            parameter = torch.ones(1, size)
+            kernels.norm(torch.ones(1, size, 2, 2), parameter, parameter, 1e-5, True, True)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert counter.frame_count - before >= len(sizes) - 1  # that of size 1 was there
 
 
 def make_network():
