@@ -103,31 +103,31 @@ Depth = Annotated[int | None, typer.Option(help="Blocks of the ConvNet (by image
 
 
 @data_app.command("list")
-def data_list(root: DataRoot = None) -> None:
+def data_list(data_root: DataRoot = None) -> None:
     """Show every data set and where it was found."""
     for name, spec in DATASETS.items():
-        place = "part of scikit-learn" if name == "digits" else locate(name, root=root) or "not found"
+        place = "part of scikit-learn" if name == "digits" else locate(name, root=data_root) or "not found"
         typer.echo(f"{name:14} {spec.size:>4} px  {spec.title:32} {place}")
-    typer.echo(f"\nLooked under {root or datasets.data_root()} (set IADD_DATA to change it).")
+    typer.echo(f"\nLooked under {data_root or datasets.data_root()} (set IADD_DATA to change it).")
 
 
 @data_app.command("fetch")
-def data_fetch(name: str, root: DataRoot = None) -> None:
+def data_fetch(name: str, data_root: DataRoot = None) -> None:
     """Download a data set (the only command that uses the network)."""
-    typer.echo(f"{name} lies in {fetch_data(name, root=root)}")
+    typer.echo(f"{name} lies in {fetch_data(name, root=data_root)}")
 
 
 @data_app.command("check")
 def data_check(
     name: str,
-    root: DataRoot = None,
+    data_root: DataRoot = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
     seed: Seed = 0,
     bad_images: BadImages = DataConfig.bad_images,
 ) -> None:
     """Load a data set in full and show what is in it."""
     started = time.perf_counter()
-    data = load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=root)
+    data = load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape = " × ".join(map(str, data.train.images.shape[1:]))
     typer.echo(
         f"{name}: {shape}, read in {time.perf_counter() - started:.1f} s, fingerprint {data.fingerprint}"
@@ -175,6 +175,8 @@ def teach(
 
     Interrupted, it goes on with the first missing teacher when run again.
     """
+    if import_buffers:
+        _refuse_training_options(context)
     place = pick_device(device)
     set_precision(precision)
     check_folder(out)
@@ -183,7 +185,7 @@ def teach(
     wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed, bad_images=bad_images)
     images = load_data(wanted, root=data_root)
     if import_buffers:
-        trained = import_replay_buffers(import_buffers, images, config, out)
+        trained = import_replay_buffers(import_buffers, images, config, out, device=place)
     else:
         options = {"device": place, "compile": compile, "engine": _engine(context, cluster, data_root)}
         trained = train_teachers(images, config, out, count=teachers, **options)
@@ -191,6 +193,22 @@ def teach(
     known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
     typer.echo(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
+
+
+_ONLY_TRAINING = (
+    "teachers", "epochs", "rate", "batch", "momentum", "weight_decay", "augment", "seed",
+    "compile", "cluster",
+)  # fmt: skip
+
+
+def _refuse_training_options(context: typer.Context) -> None:
+    """Refuse what would be ignored beside --import-buffers, or stored as how others trained."""
+    given = [name for name in _ONLY_TRAINING if context.get_parameter_source(name).name != "DEFAULT"]
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    require(
+        not given,
+        f"{options} would do nothing beside --import-buffers, which trains no teachers: leave it out.",
+    )
 
 
 @app.command()
@@ -304,10 +322,10 @@ def evaluate(
     place = pick_device(device)
     set_precision(precision)
     distilled = distilled / "distilled.safetensors" if distilled.is_dir() else distilled
-    made = DistilledSet.load(distilled)
+    made = DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
-    config = EvaluateConfig(network=architecture, augment=_augment(augment), **fields)
+    config = EvaluateConfig(network=architecture, augment=_augment(augment) or made.augment, **fields)
     real = load_data(made.data, root=data_root)
     if random or fair:
         check_class_sizes(real, made.ipc)

@@ -222,6 +222,11 @@ def _warn(images: torch.Tensor, data: ImageData, preprocess: str) -> None:
             likely,
             preprocess,
         )
+    warn_of_class_order(data)
+
+
+def warn_of_class_order(data: ImageData) -> None:
+    """Log a warning where MTT's code, and with it whatever it made, numbers classes otherwise than ours."""
     if data.name == "tiny_imagenet":
         logger.warning(
             "MTT numbers the classes of %s by sorted folder names, this package as in wnids.txt: where these "

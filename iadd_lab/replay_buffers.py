@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,12 @@ from tqdm import tqdm
 from iadd_lab.data import ImageData
 from iadd_lab.errors import require
 from iadd_lab.foreign_files import load_safely
+from iadd_lab.foreign_sets import warn_of_class_order
 from iadd_lab.locks import alone_in
 from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
+from iadd_lab.training import predict
+
+logger = logging.getLogger(__name__)
 
 
 def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
@@ -42,9 +47,19 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
 
 @alone_in("folder")
 def import_replay_buffers(
-    paths: Sequence[Path], data: ImageData, config: TeacherConfig, folder: Path, *, progress: bool = True
+    paths: Sequence[Path],
+    data: ImageData,
+    config: TeacherConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> Teachers:
     """Convert others' `replay_buffer_N.pt` files into teachers of our own, in `folder`.
+
+    Each one's last snapshot is tried on the validation images, and its accuracy is stored as that of teachers
+    trained here. It shows whether they fit, no more: others trained on those images as well. A warning is
+    logged where most are near chance.
 
     Args:
         paths: the files, all of one network and one length.
@@ -52,6 +67,8 @@ def import_replay_buffers(
         config: the network and preprocessing that they were trained with; its `epochs` is replaced by the
             length of the trajectories found.
         folder: where the teachers go.
+        device: where the last snapshots are tried.
+        progress: whether to show progress bars.
 
     Raises:
         InputError: as `read_replay_buffer`, or the parameters do not fit the network.
@@ -62,15 +79,47 @@ def import_replay_buffers(
         f"{folder} holds teachers already: import into a folder of its own.",
     )
     epochs = len(read_replay_buffer(paths[0])[0]) - 1
+    # Others fitted on all training images or took constants (see `foreign_sets.FITS`), but the teachers'
+    # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
     teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
     # Every file is checked before the first trajectory is written.
     counts = [_check_buffer(path, teachers) for path in tqdm(paths, desc="check", disable=not progress)]
+    warn_of_class_order(data)
+    images = teachers.preprocess.apply(data.validation.images.to(device))
+    accuracies: list[float] = []
     named = ((path, trajectory) for path in paths for trajectory in read_replay_buffer(path))
     bar = tqdm(named, total=sum(counts), desc="import", unit="teacher", disable=not progress)
     for index, (path, trajectory) in enumerate(bar):
         stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
-        teachers.save(index, stacked.detach(), history={"source": Path(path).name})
+        accuracies.append(_accuracy(teachers, stacked[-1].detach(), images, data.validation.labels))
+        history = {"source": Path(path).name, "validation_accuracy": accuracies[-1]}
+        teachers.save(index, stacked.detach(), history=history)
+    _warn_near_chance(accuracies, chance=1 / len(data.classes))
     return open_teachers(folder)
+
+
+def _accuracy(
+    teachers: Teachers, parameters: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """The share of preprocessed images (count, channels, height, width) that θ (P,) classifies correctly."""
+    network = teachers.network(0).to(images.device)
+    network.load_state_dict(teachers.layout.split(parameters))
+    return (predict(network, images) == labels).double().mean().item()
+
+
+def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
+    limit = chance + min(chance / 2, 0.1)  # 0.75 of two classes would be far from guessing
+    near = sum(accuracy < limit for accuracy in accuracies)
+    if 2 * near > len(accuracies):
+        logger.warning(
+            "%d of %d imported teachers have less than %.1f %% validation accuracy, and guessing %.1f %%: "
+            "classes or preprocessing of the buffers may differ from ours; compare the order of the classes, "
+            "and import again if they were trained with another preprocess.",
+            near,
+            len(accuracies),
+            100 * limit,
+            100 * chance,
+        )
 
 
 def _check_buffer(path: Path, teachers: Teachers) -> int:

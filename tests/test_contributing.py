@@ -126,7 +126,7 @@ def test_a_new_data_set_loads_and_trains_a_teacher(tmp_path):
         f"teach --data pneumonia {root} --width 4 --teachers 1 --epochs 1 --out {tmp_path / 'out'}"
     )
     assert trained.startswith("1 teachers of 1 epochs")
-    assert "PneumoniaMNIST" in command(f"data list --root {tmp_path}")
+    assert "PneumoniaMNIST" in command(f"data list --data-root {tmp_path}")
 
 
 def test_a_folder_per_class_needs_an_entry_only(tmp_path, monkeypatch):

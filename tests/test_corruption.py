@@ -355,7 +355,7 @@ def check(subject: Subject, before: str, what: str, caplog) -> None:
          "--max-start-epoch 1 --device cpu", "run/distilled.safetensors"),
         ("teach --data digits --train-limit 40 --width 2 --depth 1 --epochs 1 --batch 32 --teachers 2 "
          "--out {teachers} --device cpu", "teachers/teacher_000.safetensors"),
-        ("teach --data digits --train-limit 40 --width 2 --depth 1 --epochs 1 --out {out} --device cpu "
+        ("teach --data digits --train-limit 40 --width 2 --depth 1 --out {out} --device cpu "
          "--import-buffers {buffer}", "replay_buffer_0.pt"),
     ],
 )  # fmt: skip

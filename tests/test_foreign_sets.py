@@ -204,6 +204,7 @@ def test_a_foreign_replay_buffer_distils_without_conversion_by_hand(digits, tmp_
     )
     assert taught.exit_code == 0, taught.output
     assert "2 teachers of 3 epochs" in taught.stdout
+    assert "% mean validation accuracy" in taught.stdout
     teachers = open_teachers(tmp_path / "teachers")
     network = teachers.network(0)  # their last parameters do in our network what they did in theirs
     network.load_state_dict(teachers.layout.split(teachers.snapshot(1, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 from iadd_lab.errors import InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.replay_buffers import import_replay_buffers, read_replay_buffer
+from tests.test_cli import refused
 
 
 def make_buffer(teachers, path):
@@ -24,13 +26,60 @@ def make_buffer(teachers, path):
     return path
 
 
-def test_replay_buffers_of_others_become_teachers(toy_data, toy_config, toy_teachers, tmp_path):
+def test_replay_buffers_of_others_become_teachers(toy_data, toy_config, toy_teachers, tmp_path, caplog):
     path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
     config = replace(toy_config, epochs=99)  # its length is not known before the file is read
     imported = import_replay_buffers([path, path], toy_data, config, tmp_path / "imported", progress=False)
     assert len(imported) == 4
     assert imported.config.epochs == 3
     assert torch.equal(imported.snapshot(3, 2), toy_teachers.snapshot(1, 2))
+    noted = [imported.history(n)["validation_accuracy"] for n in range(4)]
+    assert noted == 2 * [toy_teachers.history(n)["validation_accuracy"] for n in range(2)]
+    assert not caplog.records
+
+
+def test_classes_in_another_order_are_warned_of(toy_data, toy_config, toy_teachers, tmp_path, caplog):
+    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
+    buffer = torch.load(path)
+    for snapshot in (s for trajectory in buffer for s in trajectory):
+        snapshot[-2:] = [tensor.flip(0) for tensor in snapshot[-2:]]  # the classifier's rows and biases
+    torch.save(buffer, path)
+    with caplog.at_level(logging.WARNING):
+        imported = import_replay_buffers([path], toy_data, toy_config, tmp_path / "imported", progress=False)
+    for teacher in range(2):
+        right = toy_teachers.history(teacher)["validation_accuracy"]
+        assert imported.history(teacher)["validation_accuracy"] == pytest.approx(1 - right)
+    (record,) = caplog.records
+    sentence = "2 of 2 imported teachers have less than 60.0 % validation accuracy, and guessing 50.0 %"
+    assert sentence in record.getMessage()
+    assert "classes or preprocessing of the buffers may differ" in record.getMessage()
+
+
+def test_the_order_of_tiny_imagenets_classes_is_warned_of(
+    toy_data, toy_config, toy_teachers, tmp_path, caplog
+):
+    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
+    tiny = replace(toy_data, config=replace(toy_data.config, name="tiny_imagenet"))
+    import_replay_buffers([path], tiny, toy_config, tmp_path / "imported", progress=False)
+    assert "sorted folder names, this package as in wnids.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--teachers 3", "--teachers"),
+        ("--epochs 50", "--epochs"),  # the default, but asked for
+        ("--batch 8 --rate 0.1", "--rate, --batch"),
+        ("--weight-decay 0.1 --momentum 0.5", "--momentum, --weight-decay"),
+        ("--augment none --seed 1", "--augment, --seed"),
+        ("--compile never --cluster local", "--compile, --cluster"),
+    ],
+)
+def test_options_of_training_are_refused_beside_buffers(tmp_path, options, named):
+    command = f"teach --data digits --width 4 --device cpu --import-buffers {{}} --out {{}} {options}"
+    sentence = refused(command, tmp_path / "replay_buffer_0.pt", tmp_path / "out")
+    assert sentence.startswith(f"error: {named} would do nothing beside --import-buffers")
+    assert not (tmp_path / "out").exists()
 
 
 def test_parameters_in_a_replay_buffer_are_fine_too(tmp_path):
