@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -12,14 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iadd_lab.batch.notebooks import natural_order
+from iadd_lab.batch.notebooks import executed_parameters, natural_order
 from iadd_lab.batch.parameters import read_given
 from iadd_lab.batch.plan import plan_batch
 from iadd_lab.batch.record import Record, files_of, read_record, save_record
 from iadd_lab.batch.report import write_report
+from iadd_lab.batch.run import tidy
 from iadd_lab.errors import InputError
 from iadd_lab.reproduce import reproduce
 
+PLAIN = st.recursive(  # what may be a parameter; papermill writes an infinity as a call, which stays unknown
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
 TOUCH = "import pathlib; pathlib.Path(figures_dir, 'good_a.png').touch()"
 
 
@@ -482,3 +489,104 @@ def test_a_changed_profile_does_not_pass_for_the_profile(folders):
     assert reproduce(only=["good"], parameters={"side": "3"}, progress=False, **folders) == []
     assert outputs(made) == ["changed quick\n"]
     assert "executed with `side = 3`" in (made.parent / "README.md").read_text()
+
+
+def write_executed(path, parameters, injected):
+    """A notebook as papermill leaves it: what it was given in a cell of its own below its defaults."""
+    write_notebook(path, f"# Parameters\n{injected}", parameters=parameters)
+    content = nbformat.read(path, 4)
+    content.cells[1].metadata["tags"] = ["injected-parameters"]
+    nbformat.write(content, path)
+
+
+def report(folders, profile="cpu"):
+    (folders["figures"] / profile).mkdir(parents=True, exist_ok=True)
+    return write_report(plan_batch(profile=profile, only=(), parameters={}, **folders)).read_text()
+
+
+def test_a_report_names_what_was_changed_also_where_there_are_no_runs(folders):
+    write_profile(folders, "good: {side: 4}")
+    assert run(folders, profile="cpu", parameters={"side": "5"}) == []
+    page = folders["figures"] / "cpu" / "README.md"
+    first = page.read_bytes()
+    assert b"Not the profile's own: executed with `side = 5`." in first
+    shutil.rmtree(folders["runs"])  # as in a fresh clone
+    page.unlink()
+    assert report(folders).encode() == first
+
+
+@pytest.mark.parametrize(
+    ("declared", "profile", "said"),
+    [
+        ("side = 2\nsize = [1, 2]", "{side: 3}", ""),
+        ("side = 2\nsize = [1, 2]", "{side: 30, size: [1, 3]}", "`side = 3`, `size = [1, 2]`"),
+        ("side = 2\nsize = [1, 2]", "{}", "`side = 3`"),  # the profile no longer says so
+        ("side = 2\nsize = None", "{side: 3}", "`size = [1, 2]`"),  # another default since
+        ("side = 2", "{side: 3}", ""),  # one that is gone says nothing
+        ("side = 2\nsize = [1, 2]\nrate = 7", "{side: 3}", ""),  # declared since, as it was before
+        ("side = 2\nsize = [1, 2]\nrate = 7", "{side: 3, rate: 7}", ""),
+        ("side = 2\nsize = [1, 2]\nrate = 7", "{side: 3, rate: 8}", "no `rate`"),
+        ("side = 2\nthreads = 1\ndevice = 'auto'", "{side: 3, threads: 2, device: cuda}", ""),
+        ("side = 2\nlimit = 3", "{side: 3, limit: 4}", ""),  # what the copy computes is not known
+    ],
+)
+def test_a_report_notices_what_changed_since_a_notebook_was_executed(folders, declared, profile, said):
+    write_notebook(folders["notebooks"] / "good.ipynb", parameters=f"{declared}\nfigures_dir = profile = ''")
+    write_profile(folders, f"good: {profile}")
+    report(folders)
+    write_executed(
+        folders["figures"] / "cpu" / "good.ipynb",
+        "side = 2\nsize = [1, 2]\nthreads = 3\ndevice = 'cpu'\nlimit = 0\nfigures_dir = profile = ''",
+        "side = 3\nlimit = float('inf')\nfigures_dir = '../../lane'\nprofile = 'changed cpu'",
+    )
+    expected = [f"Not the profile's own: executed with {said}."] if said else []
+    assert [line for line in report(folders).splitlines() if "Not the profile's own" in line] == expected
+
+
+@pytest.mark.parametrize("source", ["side = = 3", "side = 3\0", f"side = {'-' * 100_000}3", "side = '\ud800"])
+def test_an_executed_copy_that_can_not_be_parsed_breaks_no_report(folders, source):
+    write_profile(folders, "good: {side: 4}")
+    report(folders)
+    executed = folders["figures"] / "cpu" / "good.ipynb"
+    write_executed(executed, 'side = 2\nfigures_dir = ""', "side = 3")
+    assert "`side = 3`" in report(folders)
+    content = json.loads(executed.read_text())
+    content["cells"][1]["source"] = source
+    executed.write_text(json.dumps(content))
+    assert "## [good](good.ipynb)" in report(folders)
+    assert "Not the profile's own" not in report(folders)
+    executed.write_text("[" * 100_000)
+    assert "## [good](good.ipynb)" in report(folders)
+
+
+@given(PLAIN)
+def test_what_papermill_writes_is_read_as_it_was_meant(tmp_path_factory, value):
+    from papermill.translators import PythonTranslator
+
+    path = tmp_path_factory.mktemp("executed") / "good.ipynb"
+    write_executed(path, "x = 0", PythonTranslator.codify({"x": value}))
+    assert executed_parameters(path) == {"x": value}
+
+
+def test_an_executed_notebook_does_not_say_where_the_batch_wrote(folders, tmp_path, capsys):
+    """And so it is the same file wherever that was, and run by hand goes by its own defaults."""
+    parameters = 'side = 2\nword = ""\nfigures_dir = ""\nruns_dir = ""'
+    write_notebook(folders["notebooks"] / "good.ipynb", "print(side, word)", parameters=parameters)
+    write_profile(folders, "good: {word: runs_dir = 1}", name="quick")
+    outside = tmp_path.with_name(f"{tmp_path.name}_lane")
+    elsewhere = folders | {"figures": outside / "figures", "runs": outside / "runs"}
+    for where in (folders, elsewhere):
+        assert run(where) == []
+    inside, copy = (where["figures"] / "quick" / "good.ipynb" for where in (folders, elsewhere))
+    text = copy.read_text()
+    assert "../" not in text
+    assert outside.name not in text
+    assert text == inside.read_text()
+    told = {"word": "runs_dir = 1", "figures_dir": "", "runs_dir": ""}
+    assert executed_parameters(copy) == {"side": 2} | told
+    assert json.loads(text)["metadata"]["papermill"]["parameters"] == told
+    capsys.readouterr()
+    assert run(elsewhere) == []
+    assert "1 of 1 notebooks up to date" in capsys.readouterr().out
+    (task,) = plan_batch(profile="quick", only=(), parameters={}, **elsewhere).tasks
+    assert tidy(copy, task) == text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from iadd_lab.errors import InputError, require
 
 UNKNOWN = object()  # the default of a parameter that is computed rather than written down
+_INJECTED = "injected-parameters"  # papermill's tag on the cell of the parameters that it was given
 _FIRST = ("quickstart", "table", "figure")  # what a reader wants to see first
 
 
@@ -64,6 +66,29 @@ def read_notebooks(folder: Path) -> dict[str, Notebook]:
         f"there are no notebooks in {folder}: run from the project's folder, or pass --notebooks.",
     )
     return {path.stem: _read(path) for path in paths}
+
+
+def executed_parameters(path: Path) -> dict[str, Any] | None:
+    """The parameters that the executed notebook in `path` had, whether given to it or its own defaults.
+
+    None where it can't be read: what somebody did to an executed copy must not stop a batch.
+    """
+    try:
+        notebook = _read(path)
+        values = notebook.defaults
+        for _, tags, source in notebook.content():
+            if _INJECTED in tags:
+                values = values | _defaults(path, source)
+    except (ValueError, RecursionError, MemoryError):  # the last two from text nested too deep to parse
+        return None
+    return values
+
+
+def without_paths(cell: dict[str, Any], names: Iterable[str]) -> None:
+    """Empty the paths that papermill gave to a `cell` of parameters under these `names`; others stay."""
+    if _INJECTED in cell["metadata"].get("tags", []):  # one parameter a line
+        given = re.compile(rf"^({'|'.join(names)}) = .*$", flags=re.MULTILINE)
+        cell["source"] = given.sub(r'\1 = ""', source_of(cell)).splitlines(keepends=True)
 
 
 def natural_order(name: str) -> tuple[int, list[str | int]]:

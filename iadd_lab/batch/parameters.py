@@ -15,6 +15,7 @@ from iadd_lab.batch.notebooks import Notebook
 from iadd_lab.errors import InputError, choose, require
 
 SET_BY_BATCH = {"figures_dir": "--figures", "runs_dir": "--runs", "profile": "--profile"}
+PATHS_SET_BY_BATCH = ("figures_dir", "runs_dir")
 _COMMON = "common"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iadd_lab.batch.notebooks import UNKNOWN, Notebook, read_notebooks
-from iadd_lab.batch.parameters import check_known, merge, read_given, read_profile
+from iadd_lab.batch.parameters import Profile, check_known, merge, read_given, read_profile
 from iadd_lab.data import require_data
 from iadd_lab.errors import choose, require
 from iadd_lab.store import fingerprint
@@ -24,7 +24,7 @@ PROFILES = {
 }
 # What a number or a picture may depend on.
 _LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
-_HARMLESS = {"device", "threads"}  # where a notebook computes, not what
+HARMLESS = {"device", "threads"}  # where a notebook computes, not what
 _DATA_PARAMETERS = ("data_name", "data_names")
 _COLUMNS = "only_columns"  # positions of the columns of a table that are computed; None for all
 
@@ -70,6 +70,7 @@ class Plan:
 
     Attributes:
         profile: a key of `PROFILES`.
+        stored: what its file says.
         folder: where everything lands.
         records: where the records of what was made lie.
         notebooks: all that there are, by name.
@@ -77,6 +78,7 @@ class Plan:
     """
 
     profile: str
+    stored: Profile
     folder: Path
     records: Path
     notebooks: dict[str, Notebook]
@@ -125,18 +127,20 @@ def plan_batch(
     for notebook in chosen:
         # Titles and tables name the profile: with other numbers in it, they must not pass for its own.
         mine = given.keys() & notebook.defaults.keys()
-        changed = {name: given[name] for name in sorted(mine - _HARMLESS)}
+        changed = {name: given[name] for name in sorted(mine - HARMLESS)}
         own = batch | {"profile": f"changed {profile}" if changed else profile}
         values = merge(notebook, stored, given, own)
         _check_figures(notebook)
         inputs = _inputs(notebook, values, code)
         record = records / f"{notebook.name}.json"
         tasks.append(Task(notebook.name, notebook.path, values, changed, inputs, folder, record))
-    return Plan(profile, folder, records, found, tasks)
+    return Plan(profile, stored, folder, records, found, tasks)
 
 
 def _seen_from(notebooks: Path, folder: Path) -> str:
-    """`folder` relative to the notebooks, so that no executed notebook carries a path of this machine.
+    """`folder` relative to the notebooks: the same on every machine on which the project is one folder.
+
+    It counts among the inputs, and a notebook may print it; as a parameter, `tidy` empties it.
 
     Links are followed, as the operating system does when a kernel in that folder opens "../runs".
     """

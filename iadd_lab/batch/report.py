@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from iadd_lab.batch.notebooks import Notebook
-from iadd_lab.batch.plan import PROFILES, Plan
+from iadd_lab.batch.notebooks import UNKNOWN, Notebook, executed_parameters
+from iadd_lab.batch.parameters import SET_BY_BATCH, merge
+from iadd_lab.batch.plan import HARMLESS, PROFILES, Plan
 from iadd_lab.batch.record import files_of, read_record
 from iadd_lab.store import save_text
 
@@ -65,7 +66,7 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
     if _state(plan, notebook) == _FAILED:
         earlier = " What is shown here may be of an earlier run." if whole else ""
         lines.append(f"The last run failed: see the [partly executed copy]({name}.failed.ipynb).{earlier}")
-    lines += _changes(plan, name)
+    lines += _changes(plan, notebook)
     files = _made(plan, name)
     names = {path.name for path in files}
     for path in files:
@@ -78,13 +79,23 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
     return lines
 
 
-def _changes(plan: Plan, name: str) -> list[str]:
-    """What was not as the profile has it."""
-    record = read_record(plan.record(name))
-    if record is None or not record.changed:
+def _changes(plan: Plan, notebook: Notebook) -> list[str]:
+    """What was not as the profile has it now.
+
+    The executed copy itself says so, for it is committed, and a record is not.
+    """
+    had = executed_parameters(plan.folder / notebook.path.name)
+    if had is None:
         return []
-    given = ", ".join(f"`{parameter} = {value!r}`" for parameter, value in record.changed.items())
-    return [f"Not the profile's own: executed with {given}."]
+    given = []
+    for name, value in sorted((notebook.defaults | merge(notebook, plan.stored, {}, {})).items()):
+        if name in HARMLESS or name in SET_BY_BATCH:
+            continue
+        if name not in had:  # declared since; its default stands for what the notebook did before
+            given += [f"no `{name}`"] if value != notebook.defaults[name] else []
+        elif had[name] not in (UNKNOWN, value):
+            given.append(f"`{name} = {had[name]!r}`")
+    return [f"Not the profile's own: executed with {', '.join(given)}."] if given else []
 
 
 def _made(plan: Plan, name: str) -> list[Path]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iadd_lab.batch.notebooks import without_paths
+from iadd_lab.batch.parameters import PATHS_SET_BY_BATCH
 from iadd_lab.batch.plan import Task
 from iadd_lab.batch.record import file_clock
 from iadd_lab.cluster import IN_PROCESS, Engine, Report
@@ -212,7 +214,8 @@ def _outcome(task: Task, future: Future) -> Outcome:
 def tidy(copy: Path, task: Task, *, failure: str = "") -> str:
     """The executed notebook `copy` without times, random ids and paths of this machine.
 
-    Executed again, a notebook whose outputs are the same is the same file.
+    Executed again, a notebook whose outputs are the same is the same file, wherever the batch's folders lay;
+    and run by hand, it goes by its own defaults instead of folders that may be of another machine.
 
     Args:
         copy: as papermill wrote it.
@@ -225,12 +228,15 @@ def tidy(copy: Path, task: Task, *, failure: str = "") -> str:
     content = json.loads(copy.read_text(encoding="utf-8"))
     noted, cells = content["metadata"].get("papermill", {}), content["cells"]
     noted.update(input_path=task.executed.name, output_path=task.executed.name)
+    given = noted.get("parameters", {})
+    given.update(dict.fromkeys(given.keys() & set(PATHS_SET_BY_BATCH), ""))
     if failure and not any(_ERROR_TAG in cell["metadata"].get("tags", []) for cell in cells):
         message = {"cell_type": "markdown", "metadata": {"tags": [_ERROR_TAG]}, "source": [failure]}
         cells.insert(0, message)
     known = {cell.get("id") for cell in json.loads(task.source.read_text(encoding="utf-8"))["cells"]}
     for place, cell in enumerate(cells):
         cell["metadata"].pop("execution", None)
+        without_paths(cell, PATHS_SET_BY_BATCH)
         _drop_times(cell["metadata"].get("papermill", {}))
         if cell.get("id") is None or cell["id"] not in known:
             cell["id"] = f"made-{place}"
