@@ -532,6 +532,7 @@ class _Run:
                 self.history.snapshot_importance.append(self.importance.detach().cpu().clone())
 
     def result(self) -> DistillResult:
+        augment = self.config.augment
         distilled = DistilledSet(
             images=self.images.detach().cpu().clone(),
             labels=self.labels.cpu(),
@@ -541,6 +542,7 @@ class _Run:
             data=self.data.config,
             data_fingerprint=self.data.fingerprint,
             method=self.config.matching.name,
+            augment=None if augment == self.data.augmentation(None) else augment,
         )
         teachers = {
             "config": describe(self.teachers.config),

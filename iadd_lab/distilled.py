@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from iadd_lab.data import DataConfig, ImageData, load_data
+from iadd_lab.augment import AugmentConfig
+from iadd_lab.data import DATASETS, DataConfig, ImageData, load_data
 from iadd_lab.errors import check_number, require
 from iadd_lab.preprocess import (
     Preprocess,
@@ -65,11 +66,17 @@ class DistilledSet:
     data: DataConfig  # of the real set
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
+    augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
 
     @property
     def ipc(self) -> int:
         """Images per class."""
         return len(self.images) // len(self.classes)
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """What networks that train on it see of it: the operations that it was made for."""
+        return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,6 +127,7 @@ class DistilledSet:
             "data": describe(self.data),
             "data_fingerprint": self.data_fingerprint,
             "method": self.method,
+            "augment": None if self.augment is None else describe(self.augment),
         }
         return save_artefact(
             path,
@@ -133,8 +141,7 @@ class DistilledSet:
         """The set among the tensors and metadata of an artefact.
 
         Raises:
-            InputError: images, labels and classes do not belong together, or the preprocessing was left out
-                and the real set to fit it on is not here.
+            InputError: images, labels and classes do not belong together.
         """
         images, labels = tensors["images"], tensors["labels"]
         require(
@@ -143,7 +150,7 @@ class DistilledSet:
             f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
         )
         check_number("alpha", metadata["alpha"], above=True)
-        preprocess = _refit(metadata) if REFIT in metadata else preprocess_from_tensors(tensors)
+        preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         return cls(
             images=images,
@@ -154,26 +161,36 @@ class DistilledSet:
             data=restore(DataConfig, metadata["data"]),
             data_fingerprint=metadata["data_fingerprint"],
             method=metadata["method"],
+            augment=restore(AugmentConfig, metadata["augment"]) if metadata.get("augment") else None,
         )
 
     @classmethod
-    def load(cls, path: Path) -> DistilledSet:
+    def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:
         """Read and verify the set at `path`, whoever of this package wrote it.
 
+        Args:
+            path: of the file.
+            root: where the real set lies, for a file without its preprocessing; None for the usual place.
+
         Raises:
-            InputError: the file is missing, damaged, or not a distilled set; or see `from_parts`.
+            InputError: the file is missing, damaged, or not a distilled set; or its preprocessing was left
+                out, and the real set to fit it on is not there.
         """
         artefact = load_artefact(path, kind=KIND)
+        tensors, metadata = artefact.tensors, artefact.metadata
+        if REFIT in metadata:
+            with taken_apart(path):
+                config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
+            tensors = tensors | preprocess_tensors(_refit(metadata[REFIT], config, made_from, root))
         with taken_apart(path):
-            return cls.from_parts(artefact.tensors, artefact.metadata)
+            return cls.from_parts(tensors, metadata)
 
 
-def _refit(metadata: Mapping[str, Any]) -> Preprocess:
-    data = load_data(restore(DataConfig, metadata["data"]))
+def _refit(kind: str, config: DataConfig, made_from: str, root: Path | None) -> Preprocess:
+    data = load_data(config, root=root)
     require(
-        data.fingerprint == metadata["data_fingerprint"],
-        f"this file leaves its preprocessing to be fitted on {data.config.name} (fingerprint "
-        f"{metadata['data_fingerprint']}), but the copy here has fingerprint {data.fingerprint}: point "
-        "IADD_DATA at the copy that the set was made from.",
+        data.fingerprint == made_from,
+        f"this file leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from}), but "
+        f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
     )
-    return fit_preprocess(metadata[REFIT], data.train.images)
+    return fit_preprocess(kind, data.train.images)

@@ -13,7 +13,6 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from iadd_lab.augment import AugmentConfig
-from iadd_lab.data import DATASETS
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import check_whole, require
 from iadd_lab.pixels import planes_of
@@ -138,12 +137,13 @@ class TrainingSet(Dataset):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         batch: int = 256,
+        augment: AugmentConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
         """Train any network on the set as `evaluate` does, in place; returns it ready to predict.
 
-        SGD, its rate times 0.1 from half time on, with the siamese augmentation of the data set.
+        SGD, its rate times 0.1 from half time on, with the siamese augmentation that the set was made for.
 
         Args:
             network: takes the set's images and returns a score for each of its classes.
@@ -152,6 +152,7 @@ class TrainingSet(Dataset):
             momentum: of SGD.
             weight_decay: of SGD.
             batch: images per step at most.
+            augment: another augmentation than the set's own.
             seed: of order and augmentation.
             device: where.
 
@@ -170,7 +171,7 @@ class TrainingSet(Dataset):
             weight_decay=weight_decay,
             batch=batch,
             decay_at=max(epochs // 2, 1),
-            augment=AugmentConfig(operations=DATASETS[self.distilled.data.name].augment),
+            augment=augment or self.distilled.augmentation,
             generator=generator(seed, "fit"),
         )
         for _ in steps:
@@ -178,14 +179,15 @@ class TrainingSet(Dataset):
         return network.eval()
 
 
-def load(path: Path | str, *, channels: int | None = None) -> TrainingSet:
+def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
     """A distilled set to train on: `load("runs/ipc1")`.
 
     Args:
         path: a distilled.safetensors, or the folder that holds it.
         channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
+        root: where the real set lies, for a file without its whitening; None for the usual place.
 
     Raises:
         InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
     """
-    return TrainingSet(DistilledSet.load(set_file(path)), channels=channels)
+    return TrainingSet(DistilledSet.load(set_file(path), root=root), channels=channels)

@@ -12,6 +12,7 @@ from iadd_lab.data import DataConfig, load_data
 from iadd_lab.distilled import DistilledSet, displayable
 from iadd_lab.errors import InputError
 from iadd_lab.preprocess import fit_preprocess
+from tests.test_readers import make_tiny
 
 
 def test_real_pictures_stay_as_they_are():
@@ -51,13 +52,20 @@ def test_whitening_that_was_left_out_is_fitted_anew(whitened, tmp_path):
     )
 
 
-def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path, monkeypatch):
+def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path):
     other = replace(whitened, data_fingerprint="0" * 16).save(tmp_path / "other", refit=True)
     with pytest.raises(
         InputError, match=r"fitted on digits .fingerprint 0000000000000000., but the copy here"
     ):
         DistilledSet.load(other)
-    monkeypatch.setenv("IADD_DATA", str(tmp_path))
-    absent = replace(whitened, data=DataConfig("cifar10")).save(tmp_path / "absent", refit=True)
-    with pytest.raises(InputError, match="cifar10"):
-        DistilledSet.load(absent)
+
+
+def test_preprocessing_is_fitted_where_the_real_set_lies(tmp_path, monkeypatch):
+    make_tiny(tmp_path / "here")
+    data = load_data(DataConfig("tiny_imagenet", size=4), root=tmp_path / "here")
+    made = random_real(data, fit_preprocess("standardise", data.train.images), ipc=1, seed=0)
+    path = made.save(tmp_path / "small", refit=True)
+    assert DistilledSet.load(path, root=tmp_path / "here").fingerprint == made.fingerprint
+    monkeypatch.setenv("IADD_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"^Tiny ImageNet was looked for in .*elsewhere"):
+        DistilledSet.load(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import iadd_lab
+from iadd_lab.augment import AugmentConfig
 from iadd_lab.baselines import random_real
+from iadd_lab.data import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.preprocess import Standardise, Zca
 from tests.samples import noise, save
@@ -112,3 +116,21 @@ def test_fitting_is_repeatable(stored):
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
         results.append(training.fit(network, epochs=3, rate=0.1)[1].weight.detach())
     assert torch.equal(*results)
+
+
+def test_fitting_sees_what_the_set_was_made_for(stored, tmp_path, monkeypatch):
+    """A set that was made without mirroring is not mirrored behind its owner's back."""
+    seen = []
+
+    def train(*_, augment, **__):
+        seen.append(augment)
+        return ()
+
+    monkeypatch.setattr("iadd_lab.training_set.train", train)
+    network, made = torch.nn.Flatten(), iadd_lab.load(stored).distilled
+    unmirrored = AugmentConfig(operations=("crop",))
+    for augment in (None, unmirrored):
+        path = replace(made, augment=augment).save(tmp_path / "set.safetensors")
+        iadd_lab.load(path).fit(network, epochs=1)
+    iadd_lab.load(path).fit(network, epochs=1, augment=AugmentConfig(operations=()))
+    assert [config.operations for config in seen] == [DATASETS[made.data.name].augment, ("crop",), ()]
