@@ -236,8 +236,8 @@ def columns(*, only: Sequence[int] | None = None, **values: Any) -> tuple[Settin
         values: fields of `Setting`.
 
     Raises:
-        InputError: a name is not a field of `Setting`, lists differ in length, a value is out of range, or
-            `only` has something else than positions of columns.
+        InputError: a name is not a field of `Setting`, lists differ in length, a value is out of range, two
+            columns have the same data and IPC, or `only` has something else than positions of columns.
     """
     fields = {field.name: field for field in dataclasses.fields(Setting)}
     for name in values:
@@ -255,7 +255,21 @@ def columns(*, only: Sequence[int] | None = None, **values: Any) -> tuple[Settin
         isinstance(chosen, (range, list, tuple)) and len(chosen) > 0 and set(chosen) <= set(range(count)),
         f"only is {only!r}; it must be a list of positions from 0 to {count - 1}.",
     )
-    return tuple(
-        Setting(**{name: value[index] if name in lengths else value for name, value in values.items()})
+    made = {
+        index: Setting(**{name: value[index] if name in lengths else value for name, value in values.items()})
         for index in chosen
-    )
+    }
+    _check_apart(made)
+    return tuple(made.values())
+
+
+def _check_apart(settings: dict[int, Setting]) -> None:
+    """Tables and files name a column by its data and IPC alone."""
+    seen: dict[tuple[str, int], int] = {}
+    for index, setting in settings.items():
+        first = seen.setdefault((setting.data_key, setting.ipc), index)
+        require(
+            first == index,
+            f"columns {first} and {index} are both {setting.title}: give ipc or data_name a value for each, "
+            "or pick one of them with only_columns.",
+        )

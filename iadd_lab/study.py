@@ -189,7 +189,7 @@ class Study:
         torch.set_num_threads(threads or _THREADS)
         self._data: dict[object, ImageData] = {}
         self._teachers: dict[object, Teachers] = {}
-        self._diverged: dict[tuple[Setting, str], str] = {}
+        self._diverged: dict[tuple[Setting, str, NetworkConfig], str] = {}
 
     def data(self, setting: Setting) -> ImageData:
         """The real set, loaded once."""
@@ -211,8 +211,8 @@ class Study:
             *remarks,
             *(f"Left out of {s.title}: {', '.join(names)}." for s in settings if (names := _left_out(s))),
             *(
-                f"{METHODS[method].title} diverged ({setting.title}): {reason}"
-                for (setting, method), reason in self._diverged.items()
+                f"{METHODS[method].title} diverged ({setting.title}, {network.title}): {reason}"
+                for (setting, method, network), reason in self._diverged.items()
                 if setting in settings
             ),
         )
@@ -335,6 +335,9 @@ class Study:
         Raises:
             InputError: a method is unknown or a data set is missing, before anything is computed.
         """
+        require(
+            not isinstance(methods, str), f"methods is {methods!r}; it must be a list, as in ['mtt', 'iadd']."
+        )
         settings, methods, networks = tuple(settings), tuple(methods), tuple(networks)
         chosen = [choose("method", method, METHODS) for method in methods]
         for setting in settings:
@@ -352,10 +355,12 @@ class Study:
         with tqdm(total=len(tasks), unit="cell", disable=not self.progress) as bar:
             for outcome in self.engine.run(_compute_cell, arguments, bar=bar, expected=(DivergenceError,)):
                 setting, method, network = tasks[outcome.number]
+                cell = setting, method, network or setting.network()
                 if outcome.error is None:
-                    cells[setting, method, network] = outcome.value
+                    cells[tasks[outcome.number]] = outcome.value
+                    self._diverged.pop(cell, None)
                 else:
-                    self._diverged[setting, method] = str(outcome.error)
+                    self._diverged[cell] = str(outcome.error)
         return [cells[task] for task in wanted if task in cells]
 
     def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:

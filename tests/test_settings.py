@@ -30,7 +30,7 @@ def test_a_list_holds_a_value_for_each_column():
     assert columns() == (Setting(),)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(1, 9))
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5, unique=True), st.integers(1, 9))
 def test_columns_are_the_transposed_values(ipcs, networks):
     made = columns(ipc=ipcs, evaluation_networks=networks)
     assert [setting.ipc for setting in made] == ipcs
@@ -58,6 +58,13 @@ def test_columns_are_the_transposed_values(ipcs, networks):
 def test_bad_values_are_named(values, sentence):
     with pytest.raises(InputError, match=sentence):
         columns(**values)
+
+
+def test_columns_that_a_table_could_not_tell_apart_are_named():
+    both = {"data_name": ["digits", "mnist", "digits"], "ipc": 10}
+    with pytest.raises(InputError, match=r"columns 0 and 2 are both Digits, IPC 10: give ipc or data_name"):
+        columns(**both)
+    assert len(columns(**both, only=[0, 1])) == 2
 
 
 def test_some_columns_alone():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import iadd_lab
-from iadd_lab.errors import InputError
+from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.settings import Setting
 from iadd_lab.store import RESULT_VERSION
@@ -305,7 +305,32 @@ def test_a_run_that_diverges_is_left_out_and_said(lab):
     wild = replace(TINY, alpha_rate=1e6)
     cells = lab.cells([wild], ["random", "iadd"])
     assert [cell.method for cell in cells] == ["random"]
-    assert lab.notes([wild])[-1].startswith("IADD diverged (Digits, IPC 1): alpha would fall")
+    assert lab.notes([wild])[-1].startswith("IADD diverged (Digits, IPC 1, ConvNet): alpha would fall")
+
+
+def test_a_note_of_divergence_names_the_network_and_goes_with_it(lab, monkeypatch):
+    networks = [NetworkConfig(width=width) for width in (4, 6)]
+
+    def diverges(network):
+        def evaluate(*arguments, **options):
+            if options["network"] == network:
+                raise DivergenceError("the loss is nan")
+            return Study.cell(lab, *arguments, **options)
+
+        return evaluate
+
+    monkeypatch.setattr(lab, "cell", diverges(networks[1]))
+    (cell,) = lab.cells([TINY], ["mtt"], networks=networks)
+    assert cell.network == networks[0]
+    assert lab.notes([TINY])[-1] == f"MTT diverged (Digits, IPC 1, {networks[1].title}): the loss is nan"
+    monkeypatch.undo()
+    assert len(lab.cells([TINY], ["mtt"], networks=networks)) == 2
+    assert "diverged" not in lab.notes([TINY])[-1]
+
+
+def test_methods_are_a_list(lab):
+    with pytest.raises(InputError, match=r"""methods is '\["mtt"\]'; it must be a list, as in"""):
+        lab.cells([TINY], '["mtt"]')
 
 
 def test_herding_needs_a_teacher_for_each_seed(lab):
