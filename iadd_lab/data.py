@@ -218,7 +218,10 @@ def require_data(name: str, *, root: Path | None = None) -> Path:
 def _find(name: str, root: Path | None) -> Path:
     spec = DATASETS[name]
     if root is None and spec.needs_root:
-        raise InputError(f"{name} needs a folder: pass the one that holds your images as root.")
+        raise InputError(
+            f"{name} needs a folder: pass the one that holds your images as root, or set it in the notebook "
+            "your_data."
+        )
     folder = locate(name, root=root)
     if folder is None:
         tried = " or ".join(str(_base(root) / leaf) for leaf in spec.folders)
