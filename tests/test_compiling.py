@@ -120,6 +120,7 @@ def test_a_gpu_pays_later_and_convolves_with_its_own_libraries(compiled, monkeyp
 
 def test_kernels_are_compiled_for_many_kinds_of_layer_in_any_thread(monkeypatch):
     """On a GPU a backward pass has a thread of its own, where settings of the process do not count."""
+    torch._dynamo.reset()  # what other tests of this process compiled counts as well
     counter = CompileCounter()  # compiles nothing, and counts
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     kernels = compiled_kernels("cpu")
