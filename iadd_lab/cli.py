@@ -91,7 +91,7 @@ Seed = Annotated[int, typer.Option(help="Of the validation split.")]
 Augment = Annotated[
     str | None,
     typer.Option(help="Operations of differentiable siamese augmentation, comma-separated, or 'none'; "
-                 "the data set's own if not given."),
+                 "if not given, those of the distilled or the real set."),
 ]  # fmt: skip
 BadImages = Annotated[str, typer.Option(help="Damaged image files: refuse or skip.")]
 ClusterName = Annotated[

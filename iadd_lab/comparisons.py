@@ -50,8 +50,13 @@ class PairedDifference:
     @property
     def place(self) -> str:
         """Where it was measured: "CIFAR-10, IPC 1, ResNet18"; the usual network goes unsaid."""
-        network = NetworkConfig(self.network)
-        return self.title if network == NetworkConfig() else f"{self.title}, {network.title}"
+        usual = self.network == NetworkConfig().name
+        return self.title if usual else f"{self.title}, {self.network_title}"
+
+    @property
+    def network_title(self) -> str:
+        """The network's name in text."""
+        return NetworkConfig(self.network).title
 
     @property
     def titles(self) -> tuple[str, str]:

@@ -157,10 +157,17 @@ def test_what_differs_among_the_pairs_is_said_in_each_row():
     cells = [cell(name, [60] * 6, network=place) for place in places for name in ("iadd", "mtt", "ddpp")]
     (ax,) = plots.paired_intervals(paired_differences(cells), title="pairs").axes
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[0] == "Digits, IPC 1: IADD − MTT"
-    assert labels[3] == "Digits, IPC 1, AlexNet: IADD − DDPP"
+    assert labels[0] == "ConvNet: IADD − MTT"
+    assert labels[3] == "AlexNet: IADD − DDPP"
     assert ax.get_xlabel() == "difference of accuracies (percentage points)"
-    assert ax.figure.get_suptitle() == "pairs"
+    assert ax.figure.get_suptitle() == "Digits, IPC 1: pairs"
+    settings = (SETTING, replace(SETTING, ipc=2))
+    cells = [
+        cell(name, [60] * 6, setting, network=places[1]) for setting in settings for name in ("iadd", "mtt")
+    ]
+    (ax,) = plots.paired_intervals(paired_differences(cells)).axes
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["Digits, IPC 1, AlexNet: IADD", "Digits, IPC 2, AlexNet: IADD"]
 
 
 def test_balanced_accuracies_go_below():

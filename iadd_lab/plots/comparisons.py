@@ -20,22 +20,25 @@ _ABOVE = 0.24  # how far above its interval the dots of a difference stand, in r
 def paired_intervals(differences: Sequence[PairedDifference], *, title: str = "") -> Figure:
     """Each mean difference with its 95 % interval, and above it a dot for every seed; zero is no difference.
 
-    What all of them share, the place or the method compared with, is said once: in the title, on the axis.
+    What all of them share, the setting or the method compared with, is said once: in the title, on the axis.
 
     Raises:
         InputError: there is no difference at all.
     """
     require(bool(differences), "there is no difference to show: give those of `paired_differences`.")
-    places = {each.place for each in differences}
+    one_setting = len({each.title for each in differences}) == 1
+    one_network = len({each.network for each in differences}) == 1
     rivals = {each.titles[1] for each in differences}
-    if len(places) == 1:
-        title = f"{differences[0].place}: {title[:1].lower()}{title[1:]}".removesuffix(": ")
+    if one_setting:
+        shared = differences[0].place if one_network else differences[0].title
+        title = f"{shared}: {title[:1].lower()}{title[1:]}".removesuffix(": ")
     figure = new_figure(DOUBLE, 1.15 + 0.26 * len(differences), title=title)
     ax = figure.subplots()
     ax.axvline(0, color="0.4", linewidth=0.8)
     for height, found in enumerate(differences):
         _draw(ax, found, height)
-    labels = [_label(each, place=len(places) > 1, rival=len(rivals) > 1) for each in differences]
+    parts = {"setting": not one_setting, "network": not one_network, "rival": len(rivals) > 1}
+    labels = [_label(each, **parts) for each in differences]
     ax.set_yticks(range(len(differences)), labels)
     ax.set_ylim(len(differences) - 0.5, -0.6)
     above = f"accuracy minus that of {rivals.pop()}" if len(rivals) == 1 else "difference of accuracies"
@@ -45,9 +48,11 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
     return figure
 
 
-def _label(found: PairedDifference, *, place: bool, rival: bool) -> str:
+def _label(found: PairedDifference, *, setting: bool, network: bool, rival: bool) -> str:
+    """The parts in which a difference differs from the others, and the method."""
     method = " − ".join(found.titles) if rival else found.titles[0]
-    return f"{found.place}: {method}" if place else method
+    place = [found.title if network else found.place] * setting + [found.network_title] * network
+    return ": ".join([", ".join(place), method] if place else [method])
 
 
 def _draw(ax: Axes, found: PairedDifference, height: int) -> None:
