@@ -346,6 +346,8 @@ def evaluate(
     save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
     for result in results:
         typer.echo(str(result))
+        if result.remark:
+            typer.echo(f"Note: {result.remark}")
     if fair:
         settings = FairConfig(whole_epochs=whole_epochs)
         runs = folder / f"fair_{fingerprint(RESULT_VERSION, made.fingerprint, config, whole_epochs)[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from iadd_lab.student import student_loss
 from iadd_lab.training import Training, predict, training_flops
 
 SPLITS = ("train", "validation", "test")
+FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
+UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,29 @@ class Evaluation:
     method: str
     config: EvaluateConfig
     identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
+    # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
+    losses: torch.Tensor | None = None
+
+    @property
+    def unfitted(self) -> int:
+        """How many networks ended with a training loss above `FITTED` of that of guessing; 0 if not known.
+
+        Their accuracies tell of speed and luck rather than of what the set is worth.
+        """
+        if self.losses is None:
+            return 0
+        return int((self.losses > FITTED * math.log(len(self.classes))).sum())
+
+    @property
+    def remark(self) -> str:
+        """What must be said beside the accuracy; empty for nothing."""
+        if not self.unfitted:
+            return ""
+        count = len(self.confusion)
+        return (
+            f"{self.unfitted} of {count} networks {UNLEARNED}: the accuracy tells of speed and luck; "
+            f"train for more epochs than {self.config.epochs}."
+        )
 
     @property
     def accuracies(self) -> torch.Tensor:
@@ -124,9 +150,10 @@ class Evaluation:
             "config": describe(self.config),
             "identity": self.identity,
         }
-        return save_artefact(
-            path, kind="evaluation", tensors={"confusion": self.confusion}, metadata=metadata
-        )
+        tensors = {"confusion": self.confusion}
+        if self.losses is not None:
+            tensors["losses"] = self.losses
+        return save_artefact(path, kind="evaluation", tensors=tensors, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
@@ -142,8 +169,11 @@ class Evaluation:
             shape = tuple(confusion.shape)
             fits = confusion.dtype == torch.int64 and shape[1:] == (len(classes), len(classes))
             require(fits, f"its counts have {shape} {confusion.dtype} for {len(classes)} classes")
+            losses = artefact.tensors.get("losses")
+            fits = losses is None or losses.shape == shape[:1]
+            require(fits, f"its losses are not those of {shape[0]} networks")
             config = restore(EvaluateConfig, stored["config"])
-            return cls(confusion, classes, stored["method"], config, stored.get("identity", ""))
+            return cls(confusion, classes, stored["method"], config, stored.get("identity", ""), losses)
 
 
 def spread(values: torch.Tensor) -> float:
@@ -237,7 +267,7 @@ def evaluate_each(
     ) as bar:
         tasks = [(job.piece(numbers), shared) for numbers in pieces]
         found = {each.number: each.value for each in engine.run(_evaluate_piece, tasks, bar=bar)}
-    evaluation = job.evaluation(torch.cat([found[number] for number in range(len(pieces))]))
+    evaluation = job.evaluation(*map(torch.cat, zip(*(found[n] for n in range(len(pieces))), strict=True)))
     if path is not None and len(pieces) > 1:
         evaluation.save(path)
         _tidy(path)
@@ -271,10 +301,11 @@ class _Job:
         save_to = self.save_to.absolute() if self.save_to is not None else None
         return replace(self, sets=sets, first=numbers.start, count=self.networks, save_to=save_to)
 
-    def evaluation(self, confusion: torch.Tensor) -> Evaluation:
-        """What all networks together found, from counts [network, true, predicted]."""
+    def evaluation(self, confusion: torch.Tensor, losses: torch.Tensor) -> Evaluation:
+        """What all networks together found: counts [network, true, predicted] and last losses [network]."""
         first = self.sets[0]
-        return Evaluation(confusion, first.classes, first.method, self.config, self.identity)
+        known = None if losses.isnan().any() else losses
+        return Evaluation(confusion, first.classes, first.method, self.config, self.identity, known)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -304,8 +335,8 @@ def _together(job: _Job, data: ImageData) -> int:
     return _Run(job, data).together
 
 
-def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> torch.Tensor:
-    """Train and test the networks of `job`: [network, true, predicted] counts."""
+def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train and test the networks of `job`: counts [network, true, predicted] and last losses [network]."""
     path = job.checkpoint
     lock = alone(_lock(path), str(path)) if job.count and path else nullcontext()
     # A worker that the scheduler gave up may still be at it.
@@ -322,13 +353,13 @@ def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> torch.Tens
                 run.advance()
                 report(run.epochs)
                 checkpoint.keep(run.epochs, run.state)
-            confusion = torch.stack(run.confusions)
+            found = torch.stack(run.confusions), run.last_losses()
             if path is not None and job.count:
                 checkpoint.save(run.state)  # the other pieces may take hours
             elif path is not None:
-                job.evaluation(confusion).save(job.save_to)
+                job.evaluation(*found).save(job.save_to)
                 checkpoint.remove()
-    return confusion
+    return found
 
 
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
@@ -357,6 +388,7 @@ class _Run:
         loss = student_loss(network, self.kernels)
         self.together = loss.together(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
+        self.losses: list[float] = []  # of each network that is ready, in its last epoch
         self.training: Training | None = None  # of the networks that are on their way
 
     @property
@@ -373,10 +405,11 @@ class _Run:
         """One epoch of the networks on their way, and at the end their test; returns how many they are."""
         if self.training is None:
             self.training = self.begin(min(self.together, len(self.sets) - len(self.confusions)))
-        self.training.advance()
+        losses = self.training.advance()
         count = len(self.training.networks)
         if self.training.epoch == self.config.epochs:
             self.confusions += [self.test(network) for network in self.training.networks]
+            self.losses += losses
             self.training = None
         return count
 
@@ -409,11 +442,18 @@ class _Run:
         tensors = {} if self.training is None else self.training.state()
         classes = len(self.data.classes)
         done = torch.stack(self.confusions) if self.confusions else torch.zeros(0, classes, classes)
-        return tensors | {"confusions": done.long()}, {}
+        return tensors | {"confusions": done.long(), "losses": self.last_losses()}, {}
+
+    def last_losses(self) -> torch.Tensor:
+        """(networks that are ready,) float64."""
+        return torch.tensor(self.losses, dtype=torch.float64)
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state` returned."""
         self.confusions = list(tensors["confusions"])
+        # Checkpoints of before there were losses have none.
+        unknown = torch.full((len(self.confusions),), math.nan)
+        self.losses = tensors.get("losses", unknown).tolist()
         if "parameters" in tensors:
             self.training = self.begin(len(tensors["parameters"]))
             self.training.restore(tensors)

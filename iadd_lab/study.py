@@ -32,7 +32,7 @@ from iadd_lab.distill import DistillResult, distill
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.distribution_matching import match_distributions
 from iadd_lab.errors import DivergenceError, check_whole, choose, require
-from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate_each
+from iadd_lab.evaluate import UNLEARNED, EvaluateConfig, Evaluation, evaluate_each
 from iadd_lab.gradient_matching import match_gradients
 from iadd_lab.networks import NetworkConfig
 from iadd_lab.preprocess import Preprocess, preprocess_fingerprint, preprocess_tensors
@@ -190,6 +190,7 @@ class Study:
         self._data: dict[object, ImageData] = {}
         self._teachers: dict[object, Teachers] = {}
         self._diverged: dict[tuple[Setting, str, NetworkConfig], str] = {}
+        self._unfitted: dict[tuple[Setting, str, NetworkConfig], Evaluation] = {}
 
     def data(self, setting: Setting) -> ImageData:
         """The real set, loaded once."""
@@ -208,6 +209,7 @@ class Study:
             "± is the sample standard deviation over all networks of all sets; the sets of a column share "
             "their teachers. Differences within it mean nothing.",
             f"Networks train for {epochs} epochs: {rates}.",
+            *self._unlearned(settings),
             *remarks,
             *(f"Left out of {s.title}: {', '.join(names)}." for s in settings if (names := _left_out(s))),
             *(
@@ -216,6 +218,20 @@ class Study:
                 if setting in settings
             ),
         )
+
+    def _unlearned(self, settings: tuple[Setting, ...]) -> list[str]:
+        """At most one note: which networks had not learned their sets, by place."""
+        places: dict[tuple[Setting, NetworkConfig], list[str]] = {}
+        for (setting, method, network), found in self._unfitted.items():
+            if setting in settings:
+                share = f"{METHODS[method].title} {found.unfitted} of {len(found.confusion)}"
+                places.setdefault((setting, network), []).append(share)
+        named = "; ".join(
+            f"{setting.title}, {network.title}: {', '.join(shares)}"
+            for (setting, network), shares in places.items()
+        )
+        note = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck: {named}."
+        return [note] if places else []
 
     def preprocess(self, setting: Setting) -> Preprocess:
         """The preprocessing that all methods of the setting share, fitted once; trains nothing."""
@@ -316,7 +332,9 @@ class Study:
             config = replace(config, epochs=getattr(setting, METHODS[method].epochs))
             parts.append(self.evaluate(self.sets(setting, method, number=number), setting, config))
         confusion = torch.cat([part.confusion for part in parts])  # (seeds * networks, classes, classes)
-        pooled = replace(parts[0], confusion=confusion, method=METHODS[method].title)
+        known = [part.losses for part in parts if part.losses is not None]
+        losses = torch.cat(known) if len(known) == len(parts) else None
+        pooled = replace(parts[0], confusion=confusion, losses=losses, method=METHODS[method].title)
         return Cell(setting, method, pooled.config.network, pooled)
 
     def cells(
@@ -359,9 +377,16 @@ class Study:
                 if outcome.error is None:
                     cells[tasks[outcome.number]] = outcome.value
                     self._diverged.pop(cell, None)
+                    self._remember(cell, outcome.value)
                 else:
                     self._diverged[cell] = str(outcome.error)
         return [cells[task] for task in wanted if task in cells]
+
+    def _remember(self, key: tuple[Setting, str, NetworkConfig], cell: Cell) -> None:
+        """Keep for `notes` that networks had not learned their set; few epochs on the whole one are meant."""
+        self._unfitted.pop(key, None)
+        if cell.competes and cell.evaluation.unfitted:
+            self._unfitted[key] = cell.evaluation
 
     def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:
         """The segments of the setting's first `count` teachers, trained again in another order."""

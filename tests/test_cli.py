@@ -71,6 +71,7 @@ def test_evaluate_prints_and_stores(folder):
     assert result.exit_code == 0, result.output
     assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", result.stdout)
     assert "random real: " in result.stdout
+    assert "Note: 2 of 2 networks had not learned their set when training ended" in result.stdout
     paths = sorted((folder / "scores").glob("evaluation_convnet_test_*.safetensors"))
     assert len(paths) == 2
     stored, random = map(Evaluation.load, paths)

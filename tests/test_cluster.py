@@ -92,13 +92,15 @@ def test_evaluation_networks_have_the_same_bits(data, engine, tmp_path):
     teachers = train_teachers(data, replace(TEACHER, epochs=1), tmp_path / "t", count=1, progress=False)
     sets = random_draws(data, teachers.preprocess, ipc=1, count=3, seed=0)
 
-    def confusion(engine, name):
+    def measured(engine, name):
         path = tmp_path / name / "evaluation.safetensors"
         found = evaluate_each(sets, data, EVALUATE, progress=False, save_to=path, engine=engine)
         assert [each.name for each in path.parent.iterdir()] == [path.name]
-        return found.confusion
+        return found
 
-    assert torch.equal(confusion(engine, "there"), confusion(IN_PROCESS, "here"))
+    there, here = measured(engine, "there"), measured(IN_PROCESS, "here")
+    assert torch.equal(there.confusion, here.confusion)
+    assert torch.equal(there.losses, here.losses)
 
 
 def test_a_piece_that_is_done_is_not_done_again(data, tmp_path, monkeypatch):

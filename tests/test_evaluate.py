@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ from iadd_lab.data import load_data
 from iadd_lab.distilled import DistilledSet
 from iadd_lab.errors import InputError
 from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.student import FusedStudentLoss
 from iadd_lab.training import Training
 from tests.conftest import AUGMENT
@@ -61,6 +63,81 @@ def test_accuracies_follow_from_the_confusion():
 def test_networks_learn_and_differ(evaluation):
     assert evaluation.accuracies.mean() > 0.7
     assert len({tuple(c.flatten().tolist()) for c in evaluation.confusion}) > 1
+
+
+def test_last_training_losses_are_kept(toy_data, random_set, evaluation):
+    network = build_network(
+        CONFIG.network,
+        channels=toy_data.channels,
+        size=toy_data.size,
+        classes=2,
+        seed=derive_seed(0, "evaluation", 1),
+    )
+    training = Training(
+        [network],
+        [random_set.images],
+        [random_set.labels],
+        batch=256,
+        rates=[random_set.alpha],
+        augment=AUGMENT,
+        generators=[generator(0, "evaluation", 1, "order")],
+        momentum=0.9,
+        weight_decay=5e-4,
+        decay_at=20,
+    )
+    for _ in range(40):
+        losses = training.advance()
+    assert evaluation.losses[1].item() == losses[0]
+    assert evaluation.losses.shape == (3,)
+
+
+def test_networks_that_had_not_learned_their_set_are_told(toy_data, random_set, evaluation):
+    long = evaluate(random_set, toy_data, replace(CONFIG, epochs=120, rate=0.03), progress=False)
+    assert long.losses.max() < 0.5 * math.log(2)
+    assert (long.unfitted, long.remark) == (0, "")
+    short = evaluate(random_set, toy_data, replace(CONFIG, epochs=1, rate=1e-6), progress=False)
+    assert short.unfitted == 3
+    assert short.remark.startswith("3 of 3 networks had not learned their set")
+    assert short.remark.endswith("train for more epochs than 1.")
+    mixed = replace(short, losses=torch.tensor([0.1, 0.34, 0.35], dtype=torch.float64))  # ln 2 is 0.693
+    assert mixed.unfitted == 1
+
+
+def test_evaluations_of_before_there_were_losses_are_read(tmp_path, evaluation):
+    back = Evaluation.load(replace(evaluation, losses=None).save(tmp_path / "evaluation.safetensors"))
+    assert (back.losses, back.unfitted, back.remark) == (None, 0, "")
+    wrong = replace(evaluation, losses=torch.zeros(2, dtype=torch.float64)).save(
+        tmp_path / "wrong.safetensors"
+    )
+    with pytest.raises(InputError, match="its losses are not those of 3 networks"):
+        Evaluation.load(wrong)
+
+
+def test_a_checkpoint_of_before_there_were_losses_goes_on(
+    toy_data, random_set, tmp_path, monkeypatch, evaluation
+):
+    module = sys.modules["iadd_lab.evaluate"]
+    restored = module._Run.restore
+
+    def without(self, tensors):
+        restored(self, {name: value for name, value in tensors.items() if name != "losses"})
+
+    monkeypatch.setattr(module._Run, "restore", without)
+    advance, seen = Training.advance, []
+
+    def kill(self):
+        seen.append(self.epoch)
+        if len(seen) == 60:  # in the second network
+            raise Killed
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", kill)
+    options = {"save_to": tmp_path / "e.safetensors", "checkpoint_seconds": 0.0, "progress": False}
+    with pytest.raises(Killed):
+        evaluate(random_set, toy_data, CONFIG, **options)
+    resumed = evaluate(random_set, toy_data, CONFIG, **options)
+    assert torch.equal(resumed.confusion, evaluation.confusion)
+    assert resumed.losses is None  # not all are known
 
 
 def test_same_seed_same_bits(toy_data, random_set, evaluation):
@@ -201,6 +278,8 @@ def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path,
         evaluate(random_set, toy_data, config, **options)
     resumed = evaluate(random_set, toy_data, config, **options)
     assert torch.equal(resumed.confusion, whole.confusion)
+    assert torch.equal(resumed.losses, whole.losses)
+    assert torch.equal(Evaluation.load(options["save_to"]).losses, whole.losses)
     assert len(seen) == 1 + (2 * 4 if kernels is not None else 3 * 4)  # nothing was done twice
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
 

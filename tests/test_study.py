@@ -252,7 +252,24 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(list(tmp_path.glob("digits-ipc1-iadd-*"))) == 1
 
 
+def test_networks_that_had_not_learned_their_sets_are_noted(lab):
+    wide = NetworkConfig(width=6)
+    short = replace(TINY, evaluation_rate=1e-5, seeds=2)
+    cells = lab.cells([short], ["random", "mtt", "whole"], networks=[None, wide])
+    assert all(cell.evaluation.unfitted == len(cell.evaluation.losses) for cell in cells)
+    (note,) = (note for note in lab.notes([short]) if "had not learned" in note)
+    # The whole set's few epochs are a choice.
+    assert note.endswith(
+        f"Digits, IPC 1, ConvNet: Random 4 of 4, MTT 4 of 4; Digits, IPC 1, {wide.title}: "
+        "Random 4 of 4, MTT 4 of 4."
+    )
+    fine = replace(short, evaluation_rate=0.05, evaluation_epochs=300, seeds=1)
+    assert all(cell.evaluation.unfitted == 0 for cell in lab.cells([fine], ["random"]))
+    assert not any("had not learned" in note for note in lab.notes([fine]))
+
+
 def test_notes_say_what_a_reader_must_know_once(lab, monkeypatch):
+    lab = Study(lab.runs, device="cpu", threads=1, progress=False)  # one that has measured nothing
     other = replace(TINY, ipc=2, evaluation_epochs=7)
     spread, epochs = lab.notes([TINY, other])
     assert "over all networks of all sets" in spread
