@@ -90,7 +90,8 @@ def _accuracy(path: Path, distilled: DistilledSet) -> str:
             f"| {row['accuracy']:.1f} ± {row['std']:.1f} "
             f"| {row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} |"
         )
-    return "\n".join(rows)
+    remarks = [f"{each.config.network.title}: {each.remark}" for each in found if each.remark]
+    return "\n".join([*rows, *([""] if remarks else []), *remarks])
 
 
 def evaluations_beside(path: Path, distilled: DistilledSet) -> list[Evaluation]:

@@ -105,6 +105,8 @@ def test_a_card_tells_accuracies_of_this_very_set_only(made, stored, toy_data):
         "UCI",
     ):
         assert fact in card
+    assert measured.unfitted == 2
+    assert f"ConvNet: {measured.remark}" in card
     (stored / "evaluation_bad.safetensors").write_bytes(b"no evaluation")
     assert data_card(path) == card
 
