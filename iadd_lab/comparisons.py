@@ -24,7 +24,7 @@ from iadd_lab.study import METHODS, Cell
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The accuracy of `method_a` less that of `method_b`, in percentage points."""
+    """The accuracy of `method_a` less that of `method_b`, plain or balanced, in percentage points."""
 
     title: str  # of the setting
     dataset: str  # its `data_key`
@@ -36,6 +36,7 @@ class PairedDifference:
     low95: float  # of Student's t interval over the seeds; NaN for a single one
     high95: float
     each: tuple[float, ...]  # the difference of every seed
+    measure: str = "accuracy"  # or "balanced accuracy"
 
     @property
     def seeds(self) -> int:
@@ -66,7 +67,8 @@ class PairedDifference:
     @property
     def heading(self) -> str:
         """What is compared where: "CIFAR-10, IPC 1, ResNet18: IADD − MTT"."""
-        return f"{self.place}: {' − '.join(self.titles)}"
+        measure = "" if self.measure == "accuracy" else f", {self.measure}"
+        return f"{self.place}: {' − '.join(self.titles)}{measure}"
 
     def __str__(self) -> str:
         if math.isnan(self.low95):
@@ -75,8 +77,8 @@ class PairedDifference:
         return f"{self.heading}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
 
 
-def compare(first: Cell, second: Cell) -> PairedDifference:
-    """The paired difference of two cells of one setting and network.
+def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDifference:
+    """The paired difference of two cells of one setting and network, of balanced accuracies if `balanced`.
 
     A seed's accuracy is the mean over its evaluation networks: these share a distilled set, so that they
     are no further independent draws.
@@ -93,7 +95,8 @@ def compare(first: Cell, second: Cell) -> PairedDifference:
         require(
             one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
         )
-    differences = 100 * (seed_accuracies(first) - seed_accuracies(second))  # (seeds,)
+    one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
+    differences = 100 * (one - other)  # (seeds,)
     mean, low, high = mean_with_interval(differences.tolist())
     return PairedDifference(
         title=first.setting.title,
@@ -106,12 +109,15 @@ def compare(first: Cell, second: Cell) -> PairedDifference:
         low95=low,
         high95=high,
         each=tuple(differences.tolist()),
+        measure="balanced accuracy" if balanced else "accuracy",
     )
 
 
-def seed_accuracies(cell: Cell) -> torch.Tensor:
-    """The mean accuracy of each seed's networks, shape (seeds,), in [0, 1]."""
-    return cell.evaluation.accuracies.view(cell.seeds, -1).mean(1)
+def seed_accuracies(cell: Cell, *, balanced: bool = False) -> torch.Tensor:
+    """The mean accuracy of each seed's networks, plain or balanced: shape (seeds,), in [0, 1]."""
+    evaluation = cell.evaluation
+    accuracies = evaluation.balanced_accuracies if balanced else evaluation.accuracies
+    return accuracies.view(cell.seeds, -1).mean(1)
 
 
 def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
@@ -130,21 +136,36 @@ def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
 
 
 def paired_differences(
-    cells: Sequence[Cell], *, method: str = "iadd", against: Sequence[str] = ("mtt", "ddpp")
+    cells: Sequence[Cell],
+    *,
+    method: str = "iadd",
+    against: Sequence[str] = ("mtt", "ddpp"),
+    balanced: bool = False,
 ) -> list[PairedDifference]:
-    """`method` compared with each of `against` in every setting and network where both were measured."""
+    """`method` compared with each of `against` in every setting and network where both were measured.
+
+    Args:
+        cells: measured.
+        method: a key of `METHODS`.
+        against: keys of `METHODS`.
+        balanced: whether balanced accuracies are compared.
+    """
     places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
     found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
     pairs = [
         (found.get((*place, method)), found.get((*place, rival))) for place, rival in product(places, against)
     ]
-    return [compare(one, other) for one, other in pairs if one is not None and other is not None]
+    return [
+        compare(one, other, balanced=balanced)
+        for one, other in pairs
+        if one is not None and other is not None
+    ]
 
 
 def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
     """One row per difference, unrounded: the fields of `PairedDifference` but `title`, `seeds` for `each`."""
-    left_out = {"title", "each"}
-    columns = [*(field.name for field in fields(PairedDifference) if field.name not in left_out), "seeds"]
+    names = (field.name for field in fields(PairedDifference) if field.name != "title")
+    columns = ["seeds" if name == "each" else name for name in names]
     return pd.DataFrame(
         [[getattr(each, column) for column in columns] for each in differences], columns=columns
     )

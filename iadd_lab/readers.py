@@ -24,6 +24,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 HIDDEN = (".", "__MACOSX")  # what unpacking leaves behind
 NAMED = 10  # skipped images are named up to so many
 TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
+TINY_CLASSES = 200  # of the whole of Tiny ImageNet
 PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
 
 
@@ -112,8 +113,12 @@ def read_cifar10(request: Request) -> RawData:
     tree = _split_tree(request.folder)
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
     raw = _read_tree(tree, request)
-    remarks = (raw.remark, "CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
-    return replace(raw, remark="; ".join(filter(None, remarks)))
+    return _with_remark(raw, "CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+
+
+def _with_remark(raw: RawData, remark: str) -> RawData:
+    """`raw` with one remark more, unless it is empty."""
+    return replace(raw, remark="; ".join(filter(None, (raw.remark, remark))))
 
 
 def read_covid19(request: Request) -> RawData:
@@ -150,7 +155,10 @@ def read_tiny_imagenet(request: Request) -> RawData:
         for file in _class_files(folder / "train" / identifier, label)
     ]
     tree = Tree(_tiny_names(folder, identifiers), {"train": train, "test": _tiny_test(folder, identifiers)})
-    return _read_tree(tree, request)
+    part = len(identifiers) < TINY_CLASSES
+    # Fewer classes are easier to tell apart: published numbers are of all of them.
+    remark = f"Tiny ImageNet with {len(identifiers)} of its {TINY_CLASSES} classes" if part else ""
+    return _with_remark(_read_tree(tree, request), remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:

@@ -207,7 +207,7 @@ class Study:
         remarks = dict.fromkeys(remark for s in settings if (remark := self.data(s).remark))
         return (
             "± is the sample standard deviation over all networks of all sets; the sets of a column share "
-            "their teachers. Differences within it mean nothing.",
+            "their teachers. Methods compare in pairs, seed by seed, not by it.",
             f"Networks train for {epochs} epochs: {rates}.",
             *self._unlearned(settings),
             *remarks,

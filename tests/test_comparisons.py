@@ -70,6 +70,23 @@ def test_an_interval_moves_and_mirrors_with_its_values(values, shift):
     assert mirrored == pytest.approx((-mean, -high, -low), abs=1e-6)
 
 
+def test_balanced_accuracies_are_compared_too():
+    confusions = torch.tensor([[[9, 1], [3, 7]], [[8, 2], [2, 8]], [[30, 0], [10, 0]], [[10, 20], [0, 10]]])
+    setting = replace(SETTING, seeds=2, evaluation_networks=1)
+    cells = [
+        Cell(setting, name, NETWORK, Evaluation(part, ("a", "b"), name, EvaluateConfig(NETWORK, networks=1)))
+        for name, part in (("iadd", confusions[:2]), ("mtt", confusions[2:]))
+    ]
+    (plain,), (balanced,) = (paired_differences(cells, balanced=choice) for choice in (False, True))
+    assert plain.each == pytest.approx((100 * (16 / 20 - 30 / 40), 100 * (16 / 20 - 20 / 40)))
+    assert balanced.each == pytest.approx((100 * (0.8 - 0.5), 100 * (0.8 - (1 / 3 + 1) / 2)))
+    assert balanced.heading == f"{plain.heading}, balanced accuracy"
+    assert difference_frame([plain, balanced])["measure"].tolist() == ["accuracy", "balanced accuracy"]
+    figure = plots.paired_intervals([plain, balanced])
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["IADD", "IADD, balanced"]
+
+
 def test_a_difference_says_where_it_was_measured():
     small = replace(SETTING, size=4)
     alexnet = NetworkConfig("alexnet")
@@ -119,6 +136,7 @@ def test_pairs_are_made_where_both_were_measured(tmp_path):
         "low95",
         "high95",
         "seeds",
+        "measure",
     ]
     assert read.loc[0, ["method_a", "difference", "seeds"]].tolist() == ["iadd", pytest.approx(10), 3]
     assert save_frame(read, "", "nothing") is read

@@ -172,8 +172,15 @@ def test_tiny_imagenet(tmp_path):
     assert (data.channels, data.size) == (3, 64)
     assert data.test.labels.tolist() == [1, 0, 1]
     assert counts(data.train) == [3, 3]
+    assert data.remark == "Tiny ImageNet with 2 of its 200 classes"
     (folder / "words.txt").unlink()
     assert load("tiny_imagenet", tmp_path).classes == ("n02", "n01")
+
+
+def test_the_whole_of_tiny_imagenet_goes_without_saying(tmp_path, monkeypatch):
+    make_tiny(tmp_path)
+    monkeypatch.setattr("iadd_lab.readers.TINY_CLASSES", 2)
+    assert load("tiny_imagenet", tmp_path).remark == ""
 
 
 @pytest.mark.parametrize(

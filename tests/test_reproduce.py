@@ -414,9 +414,11 @@ def test_the_report_shows_everything_in_order(folders):
         "table2.md",
         "table2_b.csv",
         "table2_b.md",
+        "table2_c.csv",
         "table2_10.png",
         "table2_9.png",
         "table2_more_x.png",
+        "differences.csv",
     ):
         (made / name).write_text(f"# Heading of {name}\n\ntext\n")
     (made / "figure2.failed.ipynb").write_text("")
@@ -437,6 +439,8 @@ def test_the_report_shows_everything_in_order(folders):
     assert r"| zebra | All \| about zebra | not executed yet |" in report
     assert r"| [figure2](#figure2) | All \| about figure2 | **the last run failed** |" in report
     assert "The table above as [CSV](table2_b.csv)." in report
+    assert "Measurements: [table2_c.csv](table2_c.csv)." in report
+    assert report.endswith("Also here: [differences.csv](differences.csv).\n")
     table2, more = (report.partition(f'<a id="{name}"></a>')[2] for name in ("table2", "table2_more"))
     assert table2.index("![table2_9](table2_9.png)") < table2.index("![table2_10](table2_10.png)")
     assert table2.index("table2_10.png") < table2.index('<a id="table2_more"></a>')

@@ -38,6 +38,9 @@ def _report(plan: Plan) -> str:
     for notebook in plan.notebooks.values():
         if _state(plan, notebook) != _MISSING:
             lines += _section(plan, notebook)
+    # Not every table is called after its notebook.
+    named = {path for name in plan.notebooks for path in files_of(name, plan.notebooks, plan.folder)}
+    lines += _links("Also here", sorted(set(plan.folder.glob("*.csv")) - named))
     return "\n\n".join(lines) + "\n"
 
 
@@ -73,10 +76,15 @@ def _section(plan: Plan, notebook: Notebook) -> list[str]:
         if path.suffix == ".md":
             lines += _table(path, names)
     lines += [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
-    sets = [f"[{path.name}]({path.name})" for path in files if path.suffix == ".safetensors"]
-    if sets:
-        lines.append(f"Distilled sets, for `iadd_lab.load`: {', '.join(sets)}.")
+    texts = {f"{path.stem}.csv" for path in files if path.suffix == ".md"}
+    measured = [path for path in files if path.suffix == ".csv" and path.name not in texts]
+    sets = [path for path in files if path.suffix == ".safetensors"]
+    lines += _links("Measurements", measured) + _links("Distilled sets, for `iadd_lab.load`", sets)
     return lines
+
+
+def _links(what: str, paths: list[Path]) -> list[str]:
+    return [f"{what}: {', '.join(f'[{path.name}]({path.name})' for path in paths)}."] if paths else []
 
 
 def _changes(plan: Plan, notebook: Notebook) -> list[str]:

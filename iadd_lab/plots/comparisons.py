@@ -38,6 +38,7 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
     for height, found in enumerate(differences):
         _draw(ax, found, height)
     parts = {"setting": not one_setting, "network": not one_network, "rival": len(rivals) > 1}
+    parts["measure"] = len({each.measure for each in differences}) > 1
     labels = [_label(each, **parts) for each in differences]
     ax.set_yticks(range(len(differences)), labels)
     ax.set_ylim(len(differences) - 0.5, -0.6)
@@ -48,11 +49,12 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
     return figure
 
 
-def _label(found: PairedDifference, *, setting: bool, network: bool, rival: bool) -> str:
+def _label(found: PairedDifference, *, setting: bool, network: bool, rival: bool, measure: bool) -> str:
     """The parts in which a difference differs from the others, and the method."""
     method = " − ".join(found.titles) if rival else found.titles[0]
     place = [found.title if network else found.place] * setting + [found.network_title] * network
-    return ": ".join([", ".join(place), method] if place else [method])
+    label = ": ".join([", ".join(place), method] if place else [method])
+    return f"{label}, balanced" if measure and found.measure != "accuracy" else label
 
 
 def _draw(ax: Axes, found: PairedDifference, height: int) -> None:
