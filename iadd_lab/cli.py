@@ -224,6 +224,9 @@ def distill(
     granularity: Annotated[
         str | None, typer.Option(help="learned: a weight per parameter (default) or tensor.")
     ] = None,
+    mean_over: Annotated[
+        str | None, typer.Option(help="learned: W² has mean 1 over the network (default) or each tensor.")
+    ] = None,
     prune: Annotated[
         float | None, typer.Option(help=f"pruned: share of parameters to drop ({Pruned.fraction}).")
     ] = None,
@@ -252,7 +255,12 @@ def distill(
     place = pick_device(local_device(device))
     set_precision(precision)
     check_folder(out)
-    options = {"rate": weight_rate, "granularity": granularity, "fraction": prune}
+    options = {
+        "rate": weight_rate,
+        "granularity": granularity,
+        "mean_over": mean_over,
+        "fraction": prune,
+    }
     chosen = _matching(matching, options | {"normalised": False if literal else None})
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
@@ -591,6 +599,7 @@ _OPTIONS = {
     "rate": "--weight-rate",
     "normalised": "--literal",
     "granularity": "--granularity",
+    "mean_over": "--mean-over",
     "fraction": "--prune",
 }
 

@@ -139,6 +139,9 @@ class Learned(Matching):
         learn_until: W is frozen from this iteration on; None never freezes it.
         ascend: climb the loss instead, so that what is harder to match than the average gains weight. The
             opposite of the paper's reading, for comparison.
+        mean_over: what the mean of W² is 1 over: the "network", or each "tensor". With the first, weight goes
+            from tensors whose parameters move far, and so differ much, to the others; with the second every
+            tensor keeps its part of the loss, and W chooses within it.
     """
 
     rate: float = 3e-3
@@ -148,6 +151,7 @@ class Learned(Matching):
     learn_from: int = 0
     learn_until: int | None = None
     ascend: bool = added_field(False)
+    mean_over: str = added_field("network")
     name: ClassVar[str] = "learned"
 
     def __post_init__(self):
@@ -155,6 +159,12 @@ class Learned(Matching):
         check_flag("normalised", self.normalised)
         check_flag("ascend", self.ascend)
         choose("granularity", self.granularity, dict.fromkeys(GRANULARITIES))
+        choose("mean_over", self.mean_over, dict.fromkeys(MEANS))
+        require(
+            self.mean_over == "network" or (self.normalised and self.granularity == "parameter"),
+            f"mean_over is {self.mean_over!r}, which leaves nothing to learn with one weight per tensor and "
+            "does not go with the literal loss: set granularity to 'parameter' and normalised to True.",
+        )
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
@@ -173,9 +183,9 @@ class Learned(Matching):
         """W of every parameter, shape (P,); mean W² is 1 when normalised."""
         if not self.normalised:
             return self._spread(raw, layout)
-        # Relative to the largest, so that exp cannot overflow; exactly 1 for equal values.
-        relative = self._spread(((raw - raw.detach().max()) / 2).exp(), layout)  # (P,)
-        return relative / relative.square().mean().sqrt()
+        if self.mean_over == "tensor":
+            return torch.cat([_scaled(_relative(part)) for part in raw.split(layout.sizes)])
+        return _scaled(self._spread(_relative(raw), layout))
 
     def learn(self, raw, gradient, *, layout, iteration):
         """One step of preconditioned gradient descent (or ascent) on `raw`, kept within its bounds."""
@@ -194,7 +204,17 @@ class Learned(Matching):
         return values.repeat_interleave(sizes, output_size=layout.count)  # (P,)
 
 
+def _relative(raw: torch.Tensor) -> torch.Tensor:
+    """W up to a factor: relative to the largest, so that exp cannot overflow; exactly 1 for equal values."""
+    return ((raw - raw.detach().max()) / 2).exp()
+
+
+def _scaled(weights: torch.Tensor) -> torch.Tensor:
+    return weights / weights.square().mean().sqrt()
+
+
 GRANULARITIES = ("parameter", "tensor")  # what has a learned value of its own
+MEANS = ("network", "tensor")  # what the mean of W² is 1 over
 
 MATCHINGS: dict[str, type[Matching]] = {kind.name: kind for kind in (Uniform, Pruned, Learned)}
 

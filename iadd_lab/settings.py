@@ -31,6 +31,7 @@ MATCHING_OF: dict[str, Callable[[Setting], Matching]] = {
     "iadd_fast": lambda setting: Learned(rate=setting.weight_rate * 10),
     "iadd_band": lambda setting: Learned(rate=setting.weight_rate * 10, limit=1.5),
     "iadd_ascent": lambda setting: Learned(rate=setting.weight_rate, ascend=True),
+    "iadd_within": lambda setting: Learned(rate=setting.weight_rate, mean_over="tensor"),
 }
 
 

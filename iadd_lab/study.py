@@ -569,6 +569,7 @@ METHODS: dict[str, Method] = {
         "IADD, ten times the rate, within 1.5", parameter_matching("iadd_band"), needs_teachers=True
     ),
     "iadd_ascent": Method("IADD, ascent", parameter_matching("iadd_ascent"), needs_teachers=True),
+    "iadd_within": Method("IADD, within tensors", parameter_matching("iadd_within"), needs_teachers=True),
     "whole": Method(
         "Whole",
         _whole,

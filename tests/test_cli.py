@@ -163,6 +163,12 @@ def test_teach_refuses_before_training(tmp_path, option, sentence):
         ("--matching learnt", "unknown matching 'learnt' (did you mean 'learned'?)"),
         ("--matching pruned --prune 1", "fraction is 1.0"),
         ("--granularity layer", "unknown granularity 'layer'"),
+        ("--mean-over layer", "unknown mean_over 'layer'"),
+        ("--mean-over tensor --literal", "does not go with the literal loss"),
+        (
+            "--matching uniform --mean-over tensor",
+            "--mean-over was given, but matching 'uniform' has no such",
+        ),
         ("--gradient exact", "unknown gradient 'exact'"),
         ("--batch 11", "batch is 11, but there are only 10 distilled images"),
         ("--data cifar10", "--data is 'cifar10', but the teachers in"),

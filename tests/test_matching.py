@@ -25,7 +25,7 @@ LEARNED = {
     )
     for granularity in ("parameter", "tensor")
     for normalised in (True, False)
-}
+} | {"within tensors": Learned(mean_over="tensor")}
 
 
 def flat(count):
@@ -229,6 +229,33 @@ def test_one_weight_per_tensor_is_shared_by_all_of_it(raw):
     assert (first / first[0]).log().numpy() == pytest.approx((raw - raw[0]).numpy() / 2, abs=1e-12)
 
 
+@given(raw=vectors(-9, 9, shortest=COUNT, longest=COUNT), shifts=st.tuples(*[st.integers(-50, 50)] * 3))
+@repeatable
+def test_within_tensors_each_is_normalised_by_itself(raw, shifts):
+    raw, matching = raw.double(), LEARNED["within tensors"]
+    found = weights_of(matching, raw)
+    for part, values in zip(found.split(LAYOUT.sizes), raw.split(LAYOUT.sizes), strict=True):
+        assert torch.equal(part, weights_of(Learned(), values, layout=flat(len(values))))
+    shift = torch.tensor(shifts).repeat_interleave(torch.tensor(LAYOUT.sizes))
+    assert torch.equal(weights_of(matching, raw + shift), found)
+
+
+def test_within_tensors_a_tensor_that_differs_much_keeps_its_part():
+    start, target = torch.zeros(COUNT), torch.ones(COUNT)
+    end = target + torch.linspace(0.1, 0.2, COUNT)
+    end[:6] += 2.0  # the first tensor
+    shares = {}
+    for name in ("parameter", "within tensors"):
+        raw = LEARNED[name].initial(LAYOUT)
+        for _ in range(20):
+            raw = descended(LEARNED[name], raw, end, start=start, target=target)
+        squares = weights_of(LEARNED[name], raw).square()
+        shares[name] = squares[:6].mean().item()
+        assert squares[6] > squares[8]  # within the second tensor, the easier one gains
+    assert shares["parameter"] < 0.99
+    assert shares["within tensors"] == pytest.approx(1, rel=1e-6)
+
+
 @given(raw=vectors(0, 9, shortest=3, longest=3))
 @repeatable
 def test_literal_weights_are_the_raw_values(raw):
@@ -353,6 +380,7 @@ def test_weights_move_only_from_learn_from_until_learn_until(name, learn_from, l
         rate=0.01,
         normalised=kind.normalised,
         granularity=kind.granularity,
+        mean_over=kind.mean_over,
         learn_from=learn_from,
         learn_until=learn_until,
     )
@@ -483,6 +511,16 @@ def test_the_effective_share_of_known_weights(weights, share):
             Learned,
             {"granularity": "layer"},
             "unknown granularity 'layer': choose one of parameter, tensor.",
+        ),
+        (Learned, {"mean_over": "layer"}, "unknown mean_over 'layer': choose one of network, tensor."),
+        *(
+            (
+                Learned,
+                {"mean_over": "tensor", **other},
+                "mean_over is 'tensor', which leaves nothing to learn with one weight per tensor and does "
+                "not go with the literal loss: set granularity to 'parameter' and normalised to True.",
+            )
+            for other in ({"granularity": "tensor"}, {"normalised": False})
         ),
     ],
 )

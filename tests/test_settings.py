@@ -89,6 +89,7 @@ def test_every_method_of_the_family_follows_from_a_setting():
     assert kinds["iadd_fast"] == Learned(rate=5.0)
     assert kinds["iadd_band"] == Learned(rate=5.0, limit=1.5)
     assert kinds["iadd_ascent"] == Learned(rate=0.5, ascend=True)
+    assert kinds["iadd_within"] == Learned(rate=0.5, mean_over="tensor")
 
 
 def test_only_what_belongs_to_a_seed_depends_on_it():
