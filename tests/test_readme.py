@@ -301,7 +301,9 @@ def test_links_lead_somewhere(file):
         if link.startswith("#"):
             assert link[1:] in anchors, link
         elif not link.startswith("https://"):
-            assert (ROOT / link).exists(), link
+            name, _, anchor = link.partition("#")
+            assert (ROOT / name).exists(), link
+            assert not anchor or f'<a id="{anchor}"></a>' in (ROOT / name).read_text(encoding="utf-8"), link
 
 
 def test_the_extras_to_install_exist():
