@@ -255,12 +255,7 @@ def distill(
     place = pick_device(local_device(device))
     set_precision(precision)
     check_folder(out)
-    options = {
-        "rate": weight_rate,
-        "granularity": granularity,
-        "mean_over": mean_over,
-        "fraction": prune,
-    }
+    options = {"rate": weight_rate, "granularity": granularity, "mean_over": mean_over, "fraction": prune}
     chosen = _matching(matching, options | {"normalised": False if literal else None})
     trained = open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)

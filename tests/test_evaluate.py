@@ -113,6 +113,24 @@ def test_evaluations_of_before_there_were_losses_are_read(tmp_path, evaluation):
         Evaluation.load(wrong)
 
 
+class Killed(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+def killed_once(monkeypatch, number):
+    """The epoch of that number, counted over all trainings, is killed; returns the list of those begun."""
+    advance, seen = Training.advance, []
+
+    def kill(self):
+        seen.append(self.epoch)
+        if len(seen) == number:
+            raise Killed
+        return advance(self)
+
+    monkeypatch.setattr(Training, "advance", kill)
+    return seen
+
+
 def test_a_checkpoint_of_before_there_were_losses_goes_on(
     toy_data, random_set, tmp_path, monkeypatch, evaluation
 ):
@@ -123,15 +141,7 @@ def test_a_checkpoint_of_before_there_were_losses_goes_on(
         restored(self, {name: value for name, value in tensors.items() if name != "losses"})
 
     monkeypatch.setattr(module._Run, "restore", without)
-    advance, seen = Training.advance, []
-
-    def kill(self):
-        seen.append(self.epoch)
-        if len(seen) == 60:  # in the second network
-            raise Killed
-        return advance(self)
-
-    monkeypatch.setattr(Training, "advance", kill)
+    killed_once(monkeypatch, 60)  # in the second network
     options = {"save_to": tmp_path / "e.safetensors", "checkpoint_seconds": 0.0, "progress": False}
     with pytest.raises(Killed):
         evaluate(random_set, toy_data, CONFIG, **options)
@@ -249,10 +259,6 @@ def test_an_unknown_way_of_compiling_is_named(toy_data, random_set):
         evaluate(random_set, toy_data, CONFIG, compile="sometimes", progress=False)
 
 
-class Killed(Exception):
-    """Stands for a kill in the middle of training."""
-
-
 @pytest.mark.parametrize(
     "kernels", [None, Kernels(compiled=True, transforms=True)], ids=["one by one", "side by side"]
 )
@@ -264,15 +270,7 @@ def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path,
         monkeypatch.setattr(FusedStudentLoss, "together", lambda *_, **__: 2)
     config = replace(CONFIG, epochs=4)
     whole = evaluate(random_set, toy_data, config, progress=False)
-    advance, seen = Training.advance, []
-
-    def kill(self):
-        seen.append(self.epoch)
-        if len(seen) == stop + 1:
-            raise Killed
-        return advance(self)
-
-    monkeypatch.setattr(Training, "advance", kill)
+    seen = killed_once(monkeypatch, stop + 1)
     options = {"save_to": tmp_path / "e.safetensors", "checkpoint_seconds": 0.0, "progress": False}
     with pytest.raises(Killed):
         evaluate(random_set, toy_data, config, **options)
