@@ -135,31 +135,24 @@ def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
     return mean, float(low), float(high)
 
 
+# What the study asks: does importance beat none, and does learning it beat pruning?
+PAIRS = (("iadd", "mtt"), ("iadd", "ddpp"), ("ddpp", "mtt"))
+
+
 def paired_differences(
-    cells: Sequence[Cell],
-    *,
-    method: str = "iadd",
-    against: Sequence[str] = ("mtt", "ddpp"),
-    balanced: bool = False,
+    cells: Sequence[Cell], *, pairs: Sequence[tuple[str, str]] = PAIRS, balanced: bool = False
 ) -> list[PairedDifference]:
-    """`method` compared with each of `against` in every setting and network where both were measured.
+    """The first method of each pair compared with the second, wherever both were measured.
 
     Args:
-        cells: measured.
-        method: a key of `METHODS`.
-        against: keys of `METHODS`.
+        cells: measured; those of one setting and network are compared.
+        pairs: keys of `METHODS`.
         balanced: whether balanced accuracies are compared.
     """
     places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
     found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
-    pairs = [
-        (found.get((*place, method)), found.get((*place, rival))) for place, rival in product(places, against)
-    ]
-    return [
-        compare(one, other, balanced=balanced)
-        for one, other in pairs
-        if one is not None and other is not None
-    ]
+    sides = [[found.get((*place, method)) for method in pair] for place, pair in product(places, pairs)]
+    return [compare(one, other, balanced=balanced) for one, other in sides if one and other]
 
 
 def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:

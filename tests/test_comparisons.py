@@ -123,7 +123,12 @@ def test_pairs_are_made_where_both_were_measured(tmp_path):
     other = replace(SETTING, ipc=10)
     cells += [cell("mtt", [70] * 6, other), cell("ddpp", [71] * 6, other)]
     found = paired_differences(cells)
-    assert [(each.ipc, each.method_b, each.difference) for each in found] == [(1, "mtt", pytest.approx(10))]
+    assert [(each.ipc, each.method_a, each.method_b, each.difference) for each in found] == [
+        (1, "iadd", "mtt", pytest.approx(10)),
+        (10, "ddpp", "mtt", pytest.approx(1)),
+    ]
+    (chosen,) = paired_differences(cells, pairs=[("random", "mtt"), ("herding", "mtt")])
+    assert (chosen.method_a, chosen.difference) == ("random", pytest.approx(-30))
     save_frame(difference_frame(found), tmp_path, "paired_differences")
     read = pd.read_csv(tmp_path / "paired_differences.csv")
     assert list(read) == [
@@ -176,7 +181,7 @@ def test_what_differs_among_the_pairs_is_said_in_each_row():
     (ax,) = plots.paired_intervals(paired_differences(cells), title="pairs").axes
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels[0] == "ConvNet: IADD − MTT"
-    assert labels[3] == "AlexNet: IADD − DDPP"
+    assert labels[2:5] == ["ConvNet: DDPP − MTT", "AlexNet: IADD − MTT", "AlexNet: IADD − DDPP"]
     assert ax.get_xlabel() == "difference of accuracies (percentage points)"
     assert ax.figure.get_suptitle() == "Digits, IPC 1: pairs"
     settings = (SETTING, replace(SETTING, ipc=2))
