@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -250,6 +253,33 @@ def test_an_interruption_leaves_no_kernel_behind(folders, tmp_path, jobs):
         assert time.monotonic() < end
         time.sleep(0.1)
     assert not list((folders["figures"] / "quick").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_batch_that_is_killed_leaves_no_process_behind(folders, tmp_path, number):
+    """Kernels note their own processes and those of their workers."""
+    cells = (
+        "import os, pathlib, time",
+        f"folder = pathlib.Path({str(tmp_path)!r})",
+        "for pid in (os.getpid(), os.getppid()):\n    (folder / f'{pid}.pid').touch()",
+        "time.sleep(600)",
+    )
+    write_notebook(folders["notebooks"] / "good.ipynb", *cells)
+    write_notebook(folders["notebooks"] / "other.ipynb", *cells, parameters='side = 3\nfigures_dir = ""')
+    options = [part for name, folder in folders.items() for part in (f"--{name}", str(folder))]
+    command = [sys.executable, "-m", "iadd_lab", "reproduce", "--jobs", "2", *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as batch:
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("*.pid"))) < 4:
+            assert batch.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        batch.send_signal(number)
+    left = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    end = time.monotonic() + 20
+    while any(map(is_alive, left)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def is_alive(pid):

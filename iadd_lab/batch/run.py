@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,16 @@ def _prepare_worker() -> None:
     # which here unwinds papermill, which stops the kernel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_batch, daemon=True).start()
+
+
+def _end_with_batch() -> None:
+    """Wait for the batch to end, by a kill perhaps: then nobody wants what this worker computes.
+
+    Its kernel ends by itself, as it sees its parent gone.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _outcome(task: Task, future: Future) -> Outcome:
