@@ -11,25 +11,27 @@ print(evaluate(result.distilled, data, EvaluateConfig()))
 from importlib.metadata import version
 
 from iadd_lab import _start  # noqa: F401 (first: it minds Ctrl-C during the other imports)
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import herding, random_real, whole_set
-from iadd_lab.data import DATASETS, DataConfig, ImageData, load_data
+from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
+from iadd_lab.baselines.gradients import GradientMatchingConfig, match_gradients
+from iadd_lab.baselines.real_images import herding, random_real, whole_set
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.mtt_format import import_mtt
+from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
 from iadd_lab.device import pick_device
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.distilled import DistilledSet
-from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.distillation.unroll import ENGINES
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_random
-from iadd_lab.exports import EXPORTS, export_set
-from iadd_lab.fair import FairConfig, FairScores, evaluate_fairly
-from iadd_lab.foreign_sets import import_mtt
-from iadd_lab.gradient_matching import GradientMatchingConfig, match_gradients
-from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
-from iadd_lab.networks import NETWORKS, NetworkConfig
-from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
-from iadd_lab.tensorboard import TensorBoard
-from iadd_lab.training_set import TrainingSet, load
-from iadd_lab.unroll import ENGINES
+from iadd_lab.evaluation.export import EXPORTS, export_set
+from iadd_lab.evaluation.fair import FairConfig, FairScores, evaluate_fairly
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate, evaluate_random
+from iadd_lab.evaluation.training_set import TrainingSet, load
+from iadd_lab.plots.tensorboard import TensorBoard
+from iadd_lab.training.networks import NETWORKS, NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 __version__ = version("iadd-lab")
 

@@ -14,33 +14,35 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from iadd_lab import data as datasets
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.batch.plan import PROFILES
-from iadd_lab.bench import VARIANTS, BenchConfig, measure
 from iadd_lab.cli_sets import COMMANDS
-from iadd_lab.cluster import Engine, open_engine
-from iadd_lab.data import DATASETS, DataConfig, fetch_data, load_data, locate
+from iadd_lab.data import sets as datasets
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.cluster import Engine, open_engine
+from iadd_lab.data.distilled import KIND, DistilledSet
+from iadd_lab.data.sampling import check_class_sizes
+from iadd_lab.data.sets import DATASETS, DataConfig, fetch_data, load_data, locate
 from iadd_lab.device import PRECISIONS, pick_device, set_precision
-from iadd_lab.distill import DistillConfig, DistillResult
-from iadd_lab.distill import distill as run_distill
-from iadd_lab.distilled import KIND, DistilledSet
-from iadd_lab.distributed import joined, local_device
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill as run_distill
+from iadd_lab.distillation.matching import MATCHINGS, Learned, Matching, Pruned
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, InputError, choose, require
-from iadd_lab.evaluate import EvaluateConfig, evaluate_random
-from iadd_lab.evaluate import evaluate as run_evaluate
-from iadd_lab.fair import FairConfig, check_fair, evaluate_fairly
-from iadd_lab.matching import MATCHINGS, Learned, Matching, Pruned
-from iadd_lab.networks import NETWORKS, NetworkConfig
+from iadd_lab.evaluation.fair import FairConfig, check_fair, evaluate_fairly
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
+from iadd_lab.evaluation.protocol import evaluate as run_evaluate
+from iadd_lab.notebooks.batch import reproduce as run_reproduce
+from iadd_lab.notebooks.plan_batch import PROFILES
 from iadd_lab.options import options_of
-from iadd_lab.replay_buffers import import_replay_buffers
-from iadd_lab.reproduce import reproduce as run_reproduce
-from iadd_lab.runs import Criteria, Stored, prune, stored
-from iadd_lab.sampling import check_class_sizes
-from iadd_lab.store import RESULT_VERSION, check_folder, fingerprint, read_metadata, save_text
-from iadd_lab.study import runs_root
-from iadd_lab.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
-from iadd_lab.tensorboard import watched
+from iadd_lab.plots.tensorboard import watched
+from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
+from iadd_lab.store.configs import RESULT_VERSION, fingerprint
+from iadd_lab.store.ranks import joined, local_device
+from iadd_lab.store.runs import Criteria, Stored, prune, stored
+from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
+from iadd_lab.study.study import runs_root
+from iadd_lab.training.networks import NETWORKS, NetworkConfig
+from iadd_lab.training.replay_buffers import import_replay_buffers
+from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
 
 
 class _FriendlyGroup(typer.core.TyperGroup):
@@ -443,7 +445,7 @@ def plan(
 
     Nothing of it is computed; small pieces of the real work are timed on this machine.
     """
-    from iadd_lab.costs import describe_costs, plan_costs
+    from iadd_lab.notebooks.costs import describe_costs, plan_costs
 
     costs = plan_costs(
         profile=profile,

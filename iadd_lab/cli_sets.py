@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from iadd_lab.data import DATASETS, DataConfig, load_data
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.mtt_format import FITS, RATES, has_companion, import_mtt, reread_mtt
+from iadd_lab.data.sets import DATASETS, DataConfig, load_data
 from iadd_lab.errors import require
-from iadd_lab.exports import CARD, EXPORTS, export_set
-from iadd_lab.foreign_sets import FITS, RATES, has_companion, import_mtt, reread_mtt
-from iadd_lab.store import check_folder
-from iadd_lab.training_set import FILE
+from iadd_lab.evaluation.export import CARD, EXPORTS, export_set
+from iadd_lab.evaluation.training_set import FILE
+from iadd_lab.store.artefacts import check_folder
 
 
 def export(

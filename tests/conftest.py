@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.data import DataConfig, ImageData, load_data
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.store import fingerprint
-from iadd_lab.teachers import TeacherConfig, Teachers, train_teachers
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.sets import DataConfig, ImageData, load_data
+from iadd_lab.store.configs import fingerprint
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig, Teachers, train_teachers
 
 # Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.
 torch.set_num_threads(1)

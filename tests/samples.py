@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iadd_lab.data import DataConfig, load_data
-from iadd_lab.splits import Split
+from iadd_lab.data.sets import DataConfig, load_data
+from iadd_lab.data.splits import Split
 
 
 def load(name, root=None, **options):

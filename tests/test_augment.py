@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iadd_lab.augment import OPERATIONS, Augmentation, AugmentConfig, draw
+from iadd_lab.data.augment import OPERATIONS, Augmentation, AugmentConfig, draw
 from iadd_lab.errors import InputError
 
 DEVICES = [

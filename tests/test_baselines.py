@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from iadd_lab.baselines import herd, herding, random_real, whole_set
-from iadd_lab.data import ImageData, load_data
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.baselines.real_images import herd, herding, random_real, whole_set
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.sets import ImageData, load_data
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 EVALUATE = EvaluateConfig(

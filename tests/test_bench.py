@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from iadd_lab import bench
-from iadd_lab.bench import TASKS, VARIANTS, BenchConfig, Task, measure, measure_engine, measure_training
 from iadd_lab.errors import InputError
+from iadd_lab.study import bench
+from iadd_lab.study.bench import TASKS, VARIANTS, BenchConfig, Task, measure, measure_engine, measure_training
 
 TINY = BenchConfig(
     width=4, size=8, images=(2,), steps=(2,), iterations=1, engines=("adjoint",), training=False

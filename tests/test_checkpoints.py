@@ -10,9 +10,9 @@ import threading
 import pytest
 import torch
 
-from iadd_lab import checkpoints
-from iadd_lab.checkpoints import Checkpoint
 from iadd_lab.errors import InputError
+from iadd_lab.store import resumable as checkpoints
+from iadd_lab.store.resumable import Checkpoint
 
 
 def make(path, **change):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from iadd_lab.cli import _join_pairs, app
-from iadd_lab.distill import DistillResult
-from iadd_lab.evaluate import Evaluation
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.evaluation.protocol import Evaluation
 
 runner = CliRunner()
 TEACH = "teach --data digits --width 4 --teachers 2 --epochs 3 --batch 256 --device cpu"

@@ -17,16 +17,16 @@ import psutil
 import pytest
 import torch
 
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import random_draws
-from iadd_lab.checkpoints import Checkpoint
-from iadd_lab.cluster import IN_PROCESS, open_engine
+from iadd_lab.baselines.real_images import random_draws
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.cluster import IN_PROCESS, open_engine
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, evaluate_each
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.reproduce import reproduce
-from iadd_lab.study import Study
-from iadd_lab.teachers import TeacherConfig, train_teachers
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_each
+from iadd_lab.notebooks.batch import reproduce
+from iadd_lab.store.resumable import Checkpoint
+from iadd_lab.study.study import Study
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig, train_teachers
 from tests.samples import load
 from tests.test_interrupt import check_stopped, start
 from tests.test_kill import content, runs_on, spare, wait_until
@@ -150,7 +150,7 @@ def test_a_cell_that_diverges_is_left_out(engine, tmp_path):
 
 CELLS = """
 import os
-from iadd_lab.study import Study
+from iadd_lab.study.study import Study
 from tests.test_study import TINY
 study = Study(runs_dir, device="cpu", threads=1, progress=False)
 print(bool(os.environ.get("IADD_CLUSTER")), type(study.engine).__name__)

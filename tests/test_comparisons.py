@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from iadd_lab import plots
-from iadd_lab.comparisons import (
+from iadd_lab.errors import InputError
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.study.comparisons import (
     compare,
     difference_frame,
     mean_with_interval,
@@ -21,12 +23,10 @@ from iadd_lab.comparisons import (
     paired_differences,
     seed_accuracies,
 )
-from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.settings import Setting
-from iadd_lab.study import Cell
-from iadd_lab.tables import save_frame
+from iadd_lab.study.settings import Setting
+from iadd_lab.study.study import Cell
+from iadd_lab.study.tables import save_frame
+from iadd_lab.training.networks import NetworkConfig
 
 SETTING = Setting(data_name="digits", ipc=1, width=4, seeds=3, evaluation_networks=2)
 NETWORK = NetworkConfig(width=4)

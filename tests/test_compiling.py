@@ -14,11 +14,18 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from iadd_lab import winograd
-from iadd_lab.compiling import PLAIN, WORTH_COMPILING, Kernels, choose_kernels, compiled_kernels, flops
 from iadd_lab.errors import InputError
-from iadd_lab.networks import ImageClassifier, NetworkConfig, build_network
-from iadd_lab.student import FusedStudentLoss
+from iadd_lab.training.fast import winograd
+from iadd_lab.training.fast.compiling import (
+    PLAIN,
+    WORTH_COMPILING,
+    Kernels,
+    choose_kernels,
+    compiled_kernels,
+    flops,
+)
+from iadd_lab.training.fast.losses import FusedStudentLoss
+from iadd_lab.training.networks import ImageClassifier, NetworkConfig, build_network
 from tests.test_kernels import assert_near
 
 ENOUGH = WORTH_COMPILING["cpu"]

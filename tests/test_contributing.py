@@ -13,19 +13,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from iadd_lab.batch.notebooks import read_notebooks
-from iadd_lab.batch.parameters import merge, read_profile
 from iadd_lab.cli import app
-from iadd_lab.data import DATASETS, locate
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.dry_run import follow
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.matching import MATCHINGS
-from iadd_lab.networks import NETWORKS, TITLES, NetworkConfig, build_network
-from iadd_lab.readers import read_image_folder
-from iadd_lab.settings import MATCHING_OF
-from iadd_lab.study import METHODS, Study
-from iadd_lab.teachers import train_teachers
+from iadd_lab.data.readers import read_image_folder
+from iadd_lab.data.sets import DATASETS, locate
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import MATCHINGS
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.notebooks.dry_run import follow
+from iadd_lab.notebooks.notebook import read_notebooks
+from iadd_lab.notebooks.profiles import merge, read_profile
+from iadd_lab.study.settings import MATCHING_OF
+from iadd_lab.study.study import METHODS, Study
+from iadd_lab.training.networks import NETWORKS, TITLES, NetworkConfig, build_network
+from iadd_lab.training.teachers import train_teachers
 from tests import test_notebooks as rules
 from tests.markdown import code_blocks
 from tests.samples import load, make_tree, noise

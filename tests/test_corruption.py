@@ -26,20 +26,22 @@ import torch
 import torchvision.datasets
 from typer.testing import CliRunner
 
-from iadd_lab import store
-from iadd_lab.batch.record import Record, read_record, save_record
-from iadd_lab.checkpoints import Checkpoint
+from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.cli import app
-from iadd_lab.data import DataConfig, fetch_data, load_data
-from iadd_lab.distill import DistillConfig, distill
-from iadd_lab.distilled import DistilledSet
-from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.sets import DataConfig, fetch_data, load_data
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.replay_buffers import read_replay_buffer
-from iadd_lab.store import fingerprint, load_artefact, open_artefact, save_artefact, tensor_fingerprint
-from iadd_lab.teachers import TeacherConfig, open_teachers, train_teachers
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.notebooks.record import Record, read_record, save_record
+from iadd_lab.store import artefacts as store
+from iadd_lab.store.artefacts import load_artefact, open_artefact, save_artefact, tensor_fingerprint
+from iadd_lab.store.configs import fingerprint
+from iadd_lab.store.resumable import Checkpoint
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.replay_buffers import read_replay_buffer
+from iadd_lab.training.teachers import TeacherConfig, open_teachers, train_teachers
 from tests.samples import load, make_idx, make_tree
 
 TIMES = 200
@@ -176,7 +178,9 @@ def resumable(runs: Path, seed: int):
     data, teachers = small_data(), open_teachers(runs / "teachers")
     config = replace(CONFIG, seed=seed, augment=data.augmentation(None))
     # The package's function of that name hides the module.
-    return sys.modules["iadd_lab.distill"]._Run(data, teachers, config, torch.device("cpu"), "never")
+    return sys.modules["iadd_lab.distillation.loop"]._Run(
+        data, teachers, config, torch.device("cpu"), "never"
+    )
 
 
 def checkpoint_of(run, path: Path) -> Checkpoint:
@@ -237,7 +241,9 @@ def evaluation(runs: Path) -> Subject:
     path = runs / "evaluation.safetensors"
 
     def read() -> str:
-        found = sys.modules["iadd_lab.evaluate"]._finished(path, "evaluation", EvaluateConfig(networks=2))
+        found = sys.modules["iadd_lab.evaluation.protocol"]._finished(
+            path, "evaluation", EvaluateConfig(networks=2)
+        )
         confusion = tensor_fingerprint({"confusion": found.confusion})
         return fingerprint(confusion, found.classes, found.method, found.config)
 

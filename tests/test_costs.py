@@ -11,15 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from iadd_lab import costs
-from iadd_lab.batch.notebooks import read_notebooks
-from iadd_lab.batch.parameters import merge, read_profile
-from iadd_lab.batch.plan import PROFILES
 from iadd_lab.cli import app
-from iadd_lab.compiling import flops
-from iadd_lab.costs import Costs, measure_probes, plan_costs, trajectory_bytes
-from iadd_lab.dry_run import Probe, follow
-from iadd_lab.study import METHODS, Study
+from iadd_lab.notebooks import costs
+from iadd_lab.notebooks.costs import Costs, measure_probes, plan_costs, trajectory_bytes
+from iadd_lab.notebooks.dry_run import Probe, follow
+from iadd_lab.notebooks.notebook import read_notebooks
+from iadd_lab.notebooks.plan_batch import PROFILES
+from iadd_lab.notebooks.profiles import merge, read_profile
+from iadd_lab.study.study import METHODS, Study
+from iadd_lab.training.fast.compiling import flops
 from tests.test_readers import make_tiny
 from tests.test_reproduce import write_notebook
 from tests.test_study import TINY
@@ -28,8 +28,9 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = 'runs_dir = ""\nfigures_dir = ""\nmethods = ["mtt", "iadd"]'
 CELLS = """
 from dataclasses import replace
-from iadd_lab import plots, tables
-from iadd_lab.study import Study
+from iadd_lab.study import tables
+from iadd_lab import plots
+from iadd_lab.study.study import Study
 from tests.test_study import TINY
 lab = Study(runs_dir, device="cpu", threads=1)
 cells = lab.cells([TINY], methods)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision.datasets
 
-from iadd_lab.data import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
+from iadd_lab.data.sets import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
 from iadd_lab.errors import InputError
 from tests.samples import counts, load, make_idx, make_tree, three
 

@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from iadd_lab import decoded
-from iadd_lab.store import load_artefact, save_artefact
+from iadd_lab.data import decoded
+from iadd_lab.store.artefacts import load_artefact, save_artefact
 from tests.samples import load, make_tree, three
 
 

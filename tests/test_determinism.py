@@ -26,9 +26,9 @@ from iadd_lab import (
     TeacherConfig,
     Uniform,
 )
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.store import tensor_fingerprint
-from iadd_lab.study import METHODS, Study
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.store.artefacts import tensor_fingerprint
+from iadd_lab.study.study import METHODS, Study
 from tests.conftest import AUGMENT
 from tests.samples import load
 from tests.test_study import TINY

@@ -16,12 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 from iadd_lab import cli, distill, open_teachers, train_teachers
-from iadd_lab.distill import DistillConfig, DistillResult
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.runs import is_temporary, stored
-from iadd_lab.store import load_artefact, read_metadata
-from iadd_lab.study import Study
-from iadd_lab.teachers import TeacherConfig
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.store.artefacts import load_artefact, read_metadata
+from iadd_lab.store.runs import is_temporary, stored
+from iadd_lab.study.study import Study
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
 

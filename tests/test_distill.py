@@ -9,17 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.compiling import Kernels, flops
-from iadd_lab.data import load_data
-from iadd_lab.distill import DistillConfig, DistillResult, _wants_graphs, distill, distillation_flops
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.sets import load_data
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import _wants_graphs, distill, distillation_flops
+from iadd_lab.distillation.matching import Learned, Pruned, Uniform
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.distillation.segments import draw_place, draw_segment
+from iadd_lab.distillation.unroll import ENGINES, Variables
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.matching import Learned, Pruned, Uniform
 from iadd_lab.seeds import generator
-from iadd_lab.segments import draw_place, draw_segment
-from iadd_lab.student import CapturedStudentLoss, StudentLoss, student_loss
-from iadd_lab.teachers import open_teachers
-from iadd_lab.unroll import ENGINES, Variables
+from iadd_lab.training.fast.compiling import Kernels, flops
+from iadd_lab.training.fast.losses import CapturedStudentLoss, student_loss
+from iadd_lab.training.student import StudentLoss
+from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
 
 CONFIG = DistillConfig(
@@ -180,7 +183,7 @@ def test_fused_layers_tell_the_same_story(toy_data, toy_teachers, monkeypatch, g
     """With the fused layers as they are compiled, but for the compiling."""
     config = replace(CONFIG, gradient=gradient)
     expected = distill(toy_data, toy_teachers, config, progress=False)
-    module = sys.modules["iadd_lab.distill"]
+    module = sys.modules["iadd_lab.distillation.loop"]
     monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True, transforms=True))
     found = distill(toy_data, toy_teachers, config, progress=False)
     assert found.history.loss == pytest.approx(expected.history.loss, rel=1e-3)
@@ -378,7 +381,7 @@ def test_teachers_opened_again_are_the_same(toy_teachers):
 
 def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
     """On every GPU unless refused; a refusal holds for compiled kernels as well."""
-    make = sys.modules["iadd_lab.distill"]._Run
+    make = sys.modules["iadd_lab.distillation.loop"]._Run
     assert type(make(toy_data, toy_teachers, CONFIG, torch.device("cpu"), "never").loss) is StudentLoss
     for asked, wanted in ((None, True), (True, True), (False, False)):
         assert _wants_graphs(asked, torch.device("cuda")) is wanted

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.baselines import random_real
-from iadd_lab.data import DataConfig, load_data
-from iadd_lab.distilled import DistilledSet, displayable
+from iadd_lab.baselines.real_images import random_real
+from iadd_lab.data.distilled import DistilledSet, displayable
+from iadd_lab.data.preprocess import fit_preprocess
+from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.errors import InputError
-from iadd_lab.preprocess import fit_preprocess
 from tests.test_readers import make_tiny
 
 

@@ -17,12 +17,14 @@ import pytest
 import torch
 import torch.distributed
 
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.distributed import LostRankError, Ranks, joined, local_device
+from iadd_lab.data.sampling import INITIAL_IMAGES
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import Pruned, Uniform
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.matching import Pruned, Uniform
-from iadd_lab.sampling import INITIAL_IMAGES
-from iadd_lab.teachers import Teachers, train_teachers
+from iadd_lab.store.ranks import LostRankError, Ranks, joined, local_device
+from iadd_lab.training.teachers import Teachers, train_teachers
 from tests.samples import load
 from tests.test_distill import CONFIG, STEEP, assert_same
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab import image_descent
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions, pair_distance
-from iadd_lab.image_descent import Pair
-from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.baselines import descent as image_descent
+from iadd_lab.baselines.descent import Pair
+from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions, pair_distance
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.training.networks import NetworkConfig, build_network
 from tests.conftest import AUGMENT
 
 NETWORK = NetworkConfig(width=4, depth=2)

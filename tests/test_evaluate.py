@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.baselines import random_real
-from iadd_lab.compiling import Kernels
-from iadd_lab.data import load_data
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.baselines.real_images import random_real
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.sets import load_data
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
-from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.student import FusedStudentLoss
-from iadd_lab.training import Training
+from iadd_lab.training.fast.compiling import Kernels
+from iadd_lab.training.fast.losses import FusedStudentLoss
+from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.sgd import Training
 from tests.conftest import AUGMENT
 
 CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=3, epochs=40, augment=AUGMENT)
@@ -134,7 +134,7 @@ def killed_once(monkeypatch, number):
 def test_a_checkpoint_of_before_there_were_losses_goes_on(
     toy_data, random_set, tmp_path, monkeypatch, evaluation
 ):
-    module = sys.modules["iadd_lab.evaluate"]
+    module = sys.modules["iadd_lab.evaluation.protocol"]
     restored = module._Run.restore
 
     def without(self, tensors):
@@ -239,9 +239,11 @@ def test_more_random_images_than_a_class_has_is_refused(toy_data, toy_teachers):
 
 def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluation, monkeypatch):
     """With the fused layers as they are compiled, but for the compiling."""
-    module = sys.modules["iadd_lab.evaluate"]
+    module = sys.modules["iadd_lab.evaluation.protocol"]
     monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True, transforms=True))
-    monkeypatch.setattr("iadd_lab.student.CHUNK_BYTES", 4 * 64 * 4 * 2 * 6)  # two networks at once
+    monkeypatch.setattr(
+        "iadd_lab.training.fast.losses.CHUNK_BYTES", 4 * 64 * 4 * 2 * 6
+    )  # two networks at once
     joint = evaluate(random_set, toy_data, CONFIG, progress=False)
     assert joint.confusion.shape == evaluation.confusion.shape
     assert joint.accuracies.tolist() == pytest.approx(evaluation.accuracies.tolist(), abs=0.05)
@@ -264,7 +266,7 @@ def test_an_unknown_way_of_compiling_is_named(toy_data, random_set):
 )
 @pytest.mark.parametrize("stop", [1, 5, 7])
 def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path, monkeypatch, kernels, stop):
-    module = sys.modules["iadd_lab.evaluate"]
+    module = sys.modules["iadd_lab.evaluation.protocol"]
     if kernels is not None:
         monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: kernels)
         monkeypatch.setattr(FusedStudentLoss, "together", lambda *_, **__: 2)

@@ -13,18 +13,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iadd_lab import plots
-from iadd_lab.data import DataConfig, load_data
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.distilled import DistilledSet
-from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Standardise
+from iadd_lab.data.sets import DataConfig, load_data
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.history import History
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import Uniform
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import InputError
-from iadd_lab.explore import Explorer, explore
-from iadd_lab.history import History
-from iadd_lab.matching import Uniform
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.preprocess import Standardise
-from iadd_lab.teachers import TeacherConfig, train_teachers
-from iadd_lab.views import View, open_run, stored_runs
+from iadd_lab.plots.explore import Explorer, explore
+from iadd_lab.study.views import View, open_run, stored_runs
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig, train_teachers
 
 SHORT = DistillConfig(
     ipc=2,

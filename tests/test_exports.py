@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import iadd_lab
-from iadd_lab.baselines import random_real
-from iadd_lab.cards import data_card
-from iadd_lab.data import DATASETS, DatasetSpec
+from iadd_lab.baselines.real_images import random_real
+from iadd_lab.data.preprocess import Standardise, Zca
+from iadd_lab.data.sets import DATASETS, DatasetSpec
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.exports import EXPORTS, export_set, folder_names
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.preprocess import Standardise, Zca
+from iadd_lab.evaluation.card import data_card
+from iadd_lab.evaluation.export import EXPORTS, export_set, folder_names
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 EVALUATE = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=3, augment=AUGMENT)

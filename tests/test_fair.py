@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iadd_lab.baselines import random_real
+from iadd_lab.baselines.real_images import random_real
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.fair import FairConfig, FairScores, evaluate_fairly, label_robust_score, tune
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.evaluation.fair import FairConfig, FairScores, evaluate_fairly, label_robust_score, tune
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=4, augment=AUGMENT)

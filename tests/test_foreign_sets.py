@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from iadd_lab.baselines import random_real
-from iadd_lab.data import load_data
-from iadd_lab.distilled import DistilledSet
+from iadd_lab.baselines.real_images import random_real
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.mtt_format import CONSTANTS, FITS, import_mtt, likely_preprocess, reread_mtt
+from iadd_lab.data.preprocess import Standardise, Zca
+from iadd_lab.data.sets import load_data
+from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.exports import export_set
-from iadd_lab.foreign_sets import CONSTANTS, FITS, import_mtt, likely_preprocess, reread_mtt
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.preprocess import Standardise, Zca
-from iadd_lab.splits import Split
-from iadd_lab.teachers import open_teachers
+from iadd_lab.evaluation.export import export_set
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
 from tests.samples import noise
 from tests.test_cli import refused, run

@@ -11,19 +11,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab import gradient_matching, image_descent
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.data import load_data
-from iadd_lab.errors import InputError
-from iadd_lab.gradient_matching import (
+from iadd_lab.baselines import descent as image_descent
+from iadd_lab.baselines import gradients as gradient_matching
+from iadd_lab.baselines.descent import Pair
+from iadd_lab.baselines.gradients import (
     GradientMatchingConfig,
     gradient_distance,
     match_gradients,
     pair_distance,
     weight_gradients,
 )
-from iadd_lab.image_descent import Pair
-from iadd_lab.networks import NetworkConfig, build_network
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.sets import load_data
+from iadd_lab.errors import InputError
+from iadd_lab.training.networks import NetworkConfig, build_network
 from tests.conftest import AUGMENT
 
 NETWORK = NetworkConfig(width=4, depth=2)

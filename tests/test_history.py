@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from iadd_lab.distillation.history import ALL_RATES, RATES, History
 from iadd_lab.errors import InputError
-from iadd_lab.history import ALL_RATES, RATES, History
 
 
 def test_settled_is_the_mean_of_the_end():

@@ -8,19 +8,22 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from iadd_lab import image_descent
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.distilled import DistilledSet
-from iadd_lab.distribution_matching import DistributionMatchingConfig, match_distributions
+from iadd_lab.baselines import descent as image_descent
+from iadd_lab.baselines.descent import DescentConfig, Task, descend
+from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
+from iadd_lab.baselines.gradients import GradientMatchingConfig, match_gradients
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.history import History
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.gradient_matching import GradientMatchingConfig, match_gradients
-from iadd_lab.history import History
-from iadd_lab.image_descent import DescentConfig, Task, descend
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.seeds import generator
-from iadd_lab.store import describe, load_artefact
+from iadd_lab.store.artefacts import load_artefact
+from iadd_lab.store.configs import describe
+from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 NETWORK = NetworkConfig(width=4, depth=2)

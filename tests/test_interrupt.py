@@ -96,7 +96,7 @@ PREPARE = """
 import pathlib
 import torch
 from iadd_lab import DistillConfig, TeacherConfig, distill, load_data, train_teachers
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.training.networks import NetworkConfig
 torch.set_num_threads(1)
 data = load_data("digits")
 config = TeacherConfig(NetworkConfig(width=4, depth=2), epochs=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab import kernels
+from iadd_lab.training.fast import kernels
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 3, 4, 6, 8
 EPSILON = 0.01

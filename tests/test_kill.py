@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 import iadd_lab
 from iadd_lab import DistillConfig, EvaluateConfig, GradientMatchingConfig, NetworkConfig, TeacherConfig
 from iadd_lab.cli import app
-from iadd_lab.reproduce import reproduce
+from iadd_lab.notebooks.batch import reproduce
 from tests.conftest import AUGMENT
 from tests.samples import load
 from tests.test_reproduce import write_notebook
@@ -203,7 +203,7 @@ def test_killed_between_result_and_checkpoint_nothing_spare_stays(toy_data, tmp_
         iadd_lab.match_gradients(toy_data, preprocess, NETWORK, MATCH, folder=tmp_path / "match", **often)
 
     with monkeypatch.context() as patched:
-        patched.setattr("iadd_lab.checkpoints.Checkpoint.remove", lambda checkpoint: None)
+        patched.setattr("iadd_lab.store.resumable.Checkpoint.remove", lambda checkpoint: None)
         both()
     before = content(tmp_path)
     for lock in (".evaluation.0.checkpoint.lock", "teachers/.teacher_000.lock"):  # as a kill leaves them

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from iadd_lab import student, winograd
-from iadd_lab.compiling import PLAIN, Kernels
-from iadd_lab.layers import has_rules
-from iadd_lab.networks import NETWORKS, ImageClassifier, NetworkConfig, ResidualBlock, build_network
-from iadd_lab.student import FusedStudentLoss, StudentLoss, student_loss
+from iadd_lab.training import student
+from iadd_lab.training.fast import winograd
+from iadd_lab.training.fast.compiling import PLAIN, Kernels
+from iadd_lab.training.fast.layers import has_rules
+from iadd_lab.training.fast.losses import FusedStudentLoss, student_loss
+from iadd_lab.training.networks import NETWORKS, ImageClassifier, NetworkConfig, ResidualBlock, build_network
+from iadd_lab.training.student import StudentLoss
 from tests.test_kernels import assert_near
 
 CLASSES = 3

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iadd_lab.distillation.matching import MATCHINGS, Learned, Pruned, Uniform, effective_share
 from iadd_lab.errors import InputError
-from iadd_lab.matching import MATCHINGS, Learned, Pruned, Uniform, effective_share
-from iadd_lab.networks import ParameterLayout
+from iadd_lab.training.networks import ParameterLayout
 
 repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 

@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from iadd_lab.memory import reuse_freed_memory
+from iadd_lab.training.fast.memory import reuse_freed_memory
 
 if sys.argv[1] == "reuse":
     assert reuse_freed_memory() == reuse_freed_memory()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import iadd_lab.neighbours
+import iadd_lab.study.neighbours
 from iadd_lab.errors import InputError
-from iadd_lab.neighbours import Neighbours, nearest
+from iadd_lab.study.neighbours import Neighbours, nearest
 
 
 def brute_force(images, real, count):
@@ -35,7 +35,7 @@ def some(toy_data, toy_teachers):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1024])
 def test_nearest_is_what_every_pair_compared_gives(monkeypatch, chunk):
-    monkeypatch.setattr(iadd_lab.neighbours, "_CHUNK", chunk)
+    monkeypatch.setattr(iadd_lab.study.neighbours, "_CHUNK", chunk)
     draw = torch.Generator().manual_seed(1)
     images, real = torch.randn(4, 2, 3, generator=draw), torch.randn(20, 2, 3, generator=draw)
     found = nearest(images, real, count=5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from iadd_lab.errors import InputError
-from iadd_lab.networks import NETWORKS, NetworkConfig, ParameterLayout, build_network, default_depth
+from iadd_lab.training.networks import NETWORKS, NetworkConfig, ParameterLayout, build_network, default_depth
 
 DEVICES = [
     "cpu",

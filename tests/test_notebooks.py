@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from iadd_lab.settings import Setting, columns
+from iadd_lab.study.settings import Setting, columns
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iadd_lab.data import load_data
+from iadd_lab.data.sets import load_data
 from iadd_lab.errors import InputError
-from iadd_lab.own_data import class_table, folder_config, sample_pictures, suggest, suggest_size
+from iadd_lab.study.own_data import class_table, folder_config, sample_pictures, suggest, suggest_size
 from tests.samples import counts, load, make_tree, noise, save, three
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab import patches
+from iadd_lab.training.fast import patches
 from tests.test_kernels import assert_near
 
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.distill import DistillConfig, distill
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import Learned, Pruned, Uniform
+from iadd_lab.distillation.segments import draw_place, draw_segment
+from iadd_lab.distillation.unroll import StudentLoss, Variables, full, walk
 from iadd_lab.errors import InputError
-from iadd_lab.matching import Learned, Pruned, Uniform
-from iadd_lab.paths import SegmentPath, hardness, one_iteration, replay
 from iadd_lab.seeds import generator
-from iadd_lab.segments import draw_place, draw_segment
-from iadd_lab.teachers import open_teachers
-from iadd_lab.unroll import StudentLoss, Variables, full, walk
+from iadd_lab.study.replay import SegmentPath, hardness, one_iteration, replay
+from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
 
 CONFIG = DistillConfig(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iadd_lab import pixels
+from iadd_lab.data import pixels
+from iadd_lab.data.pixels import decode_file, is_grey, resize_arrays
 from iadd_lab.errors import InputError
-from iadd_lab.pixels import decode_file, is_grey, resize_arrays
 from tests.samples import load, make_tree, noise, save
 
 

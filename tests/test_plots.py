@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from iadd_lab import plots
-from iadd_lab.distill import DistillConfig, distill
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.history import History
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.matching import Learned, Uniform
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.history import History
-from iadd_lab.matching import Learned, Uniform
-from iadd_lab.networks import NetworkConfig, ParameterLayout, build_network
-from iadd_lab.paths import hardness, one_iteration, replay
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
 from iadd_lab.plots.layers import layers, tensors
 from iadd_lab.plots.tiles import enlargement, fit_name, tile
+from iadd_lab.study.replay import hardness, one_iteration, replay
+from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
 from tests.conftest import AUGMENT
 
 CONFIG = DistillConfig(
@@ -494,9 +495,9 @@ def test_an_executed_notebook_keeps_one_picture_of_a_live_plot():
     source = """
 import torch
 from nbclient import NotebookClient
-from iadd_lab.history import History
+from iadd_lab.distillation.history import History
 from iadd_lab.plots import LivePlot
-from iadd_lab.preprocess import Standardise
+from iadd_lab.data.preprocess import Standardise
 preprocess = Standardise.fit(torch.rand(4, 1, 8, 8))
 history, live = History(), LivePlot(preprocess, seconds=0.0, most=4, iterations=9)
 history.snapshot_images.append(torch.rand(2, 1, 8, 8)), history.snapshot_iterations.append(0)

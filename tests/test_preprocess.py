@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from iadd_lab import preprocess as module
-from iadd_lab.errors import InputError
-from iadd_lab.preprocess import (
+from iadd_lab.data import preprocess as module
+from iadd_lab.data.preprocess import (
     PREPROCESSES,
     Standardise,
     Zca,
@@ -18,7 +17,8 @@ from iadd_lab.preprocess import (
     preprocess_from_tensors,
     preprocess_tensors,
 )
-from iadd_lab.store import load_artefact, save_artefact
+from iadd_lab.errors import InputError
+from iadd_lab.store.artefacts import load_artefact, save_artefact
 
 KINDS = sorted(PREPROCESSES)
 DTYPES = [torch.uint8, torch.float32]

@@ -20,22 +20,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.bench import BenchConfig
-from iadd_lab.data import DATASETS, DataConfig
-from iadd_lab.distill import DistillConfig
-from iadd_lab.distilled import DistilledSet
-from iadd_lab.distribution_matching import DistributionMatchingConfig
+from iadd_lab.baselines.features import DistributionMatchingConfig
+from iadd_lab.baselines.gradients import GradientMatchingConfig
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Standardise
+from iadd_lab.data.sets import DATASETS, DataConfig
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.history import History
+from iadd_lab.distillation.matching import Learned, Matching, Pruned
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig
-from iadd_lab.gradient_matching import GradientMatchingConfig
-from iadd_lab.history import History
-from iadd_lab.matching import Learned, Matching, Pruned
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.preprocess import Standardise
-from iadd_lab.settings import Setting
-from iadd_lab.store import describe, fingerprint, load_artefact, restore, save_artefact, tensor_fingerprint
-from iadd_lab.teachers import TeacherConfig
+from iadd_lab.evaluation.protocol import EvaluateConfig
+from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_fingerprint
+from iadd_lab.store.configs import describe, fingerprint, restore
+from iadd_lab.study.bench import BenchConfig
+from iadd_lab.study.settings import Setting
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig
 from tests.samples import load, make_idx, make_tree, noise
 from tests.test_store import CONFIGS as STORED
 

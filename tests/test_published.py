@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from iadd_lab.data import DATASETS
+from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
-from iadd_lab.published import published, read_published
-from iadd_lab.tables import Table
+from iadd_lab.study.published import published, read_published
+from iadd_lab.study.tables import Table
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision.datasets
 
-from iadd_lab.data import locate
+from iadd_lab.data.sets import locate
 from iadd_lab.errors import InputError
 from tests.samples import counts, load, make_idx, make_tree, noise, save, three, write_idx
 
@@ -179,7 +179,7 @@ def test_tiny_imagenet(tmp_path):
 
 def test_the_whole_of_tiny_imagenet_goes_without_saying(tmp_path, monkeypatch):
     make_tiny(tmp_path)
-    monkeypatch.setattr("iadd_lab.readers.TINY_CLASSES", 2)
+    monkeypatch.setattr("iadd_lab.data.readers.TINY_CLASSES", 2)
     assert load("tiny_imagenet", tmp_path).remark == ""
 
 

@@ -24,9 +24,9 @@ from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
 import iadd_lab
-from iadd_lab.batch.plan import plan_batch
 from iadd_lab.cli import app
-from iadd_lab.distill import DistillResult
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.notebooks.plan_batch import plan_batch
 from tests.markdown import code_blocks, shell_commands
 from tests.samples import make_idx, make_tree
 
@@ -248,7 +248,7 @@ def test_options_and_commands_in_the_text_exist(pytestconfig):
 def test_batches_name_notebooks_and_parameters_that_there_are(command, tmp_path, monkeypatch):
     given = parse(IADD_LAB, words(command)[1:])
     # The pictures of the larger profiles are not at hand everywhere.
-    monkeypatch.setattr("iadd_lab.batch.plan.require_data", lambda name: tmp_path)
+    monkeypatch.setattr("iadd_lab.notebooks.plan_batch.require_data", lambda name: tmp_path)
     plan = plan_batch(
         profile=given["profile"],
         only=given["only"] or (),

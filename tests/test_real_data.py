@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.data import DATASETS, DataConfig, load_data, locate
-from iadd_lab.distill import DistillConfig, DistillResult, distill
-from iadd_lab.evaluate import EvaluateConfig, evaluate
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.teachers import TeacherConfig, train_teachers
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.sets import DATASETS, DataConfig, load_data, locate
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig, train_teachers
 
 CONFIGS = [
     DataConfig(name="cifar10", train_limit=200),

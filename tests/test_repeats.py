@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from iadd_lab import plots
-from iadd_lab.data import ImageData
+from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import InputError
-from iadd_lab.networks import ParameterLayout
-from iadd_lab.paths import SegmentPath
-from iadd_lab.repeats import Repeat, luck_shares, repeat_segments, unmatched_shares
+from iadd_lab.study.luck import Repeat, luck_shares, repeat_segments, unmatched_shares
+from iadd_lab.study.replay import SegmentPath
+from iadd_lab.training.networks import ParameterLayout
 
 LAYOUT = ParameterLayout(("weight", "bias", "still"), ((3,), (1,), (1,)))
 OPTIONS = {"start_epochs": 2, "epochs": 1, "compile": "never", "progress": False}
@@ -49,8 +49,8 @@ def test_luck_of_independent_draws_is_their_variance():
 
 def test_a_teacher_in_its_own_order_ends_where_it_ended(toy_data, toy_teachers, monkeypatch):
     """With the order of the teacher itself, training again is no different: nothing else is drawn."""
-    from iadd_lab import repeats
     from iadd_lab.seeds import generator
+    from iadd_lab.study import luck as repeats
 
     config = toy_teachers.config
     own = generator(config.seed, "teacher", 0, "order")
@@ -76,7 +76,7 @@ def test_repeats_are_other_draws_and_the_same_every_time(toy_data, toy_teachers,
 
 def test_what_is_stored_is_not_trained_again(toy_data, toy_teachers, tmp_path, monkeypatch):
     repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)
-    monkeypatch.delattr("iadd_lab.repeats.Training")
+    monkeypatch.delattr("iadd_lab.study.luck.Training")
     assert len(repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)) == 2
     with pytest.raises(NameError):  # the second teacher is not there
         repeat_segments(toy_teachers, toy_data, **OPTIONS, count=2, folder=tmp_path)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from iadd_lab.errors import InputError
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.replay_buffers import import_replay_buffers, read_replay_buffer
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.replay_buffers import import_replay_buffers, read_replay_buffer
 from tests.test_cli import refused
 
 

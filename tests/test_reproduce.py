@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iadd_lab.batch.notebooks import executed_parameters, natural_order
-from iadd_lab.batch.parameters import read_given
-from iadd_lab.batch.plan import plan_batch
-from iadd_lab.batch.record import Record, files_of, read_record, save_record
-from iadd_lab.batch.report import write_report
-from iadd_lab.batch.run import tidy
 from iadd_lab.errors import InputError
-from iadd_lab.reproduce import reproduce
+from iadd_lab.notebooks.batch import reproduce
+from iadd_lab.notebooks.notebook import executed_parameters, natural_order
+from iadd_lab.notebooks.plan_batch import plan_batch
+from iadd_lab.notebooks.profiles import read_given
+from iadd_lab.notebooks.record import Record, files_of, read_record, save_record
+from iadd_lab.notebooks.report import write_report
+from iadd_lab.notebooks.run import tidy
 
 PLAIN = st.recursive(  # what may be a parameter; papermill writes an infinity as a call, which stays unknown
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -162,7 +162,7 @@ def test_code_and_data_count_among_the_inputs(folders, tmp_path, monkeypatch):
     picture.write_bytes(b"another cat")  # deep below a folder whose own time stays as it is
     assert inputs() not in (first, second)
     second = inputs()
-    monkeypatch.setattr("iadd_lab.batch.plan._package_digest", lambda: "other code")
+    monkeypatch.setattr("iadd_lab.notebooks.plan_batch._package_digest", lambda: "other code")
     assert inputs() != second
 
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from iadd_lab.cli import _bytes, app
 from iadd_lab.errors import InputError
-from iadd_lab.locks import alone, if_free, is_held, lock_of
-from iadd_lab.runs import Criteria, is_temporary, prune, stored
-from iadd_lab.store import atomic_path, save_artefact
-from iadd_lab.study import Study
+from iadd_lab.store.artefacts import atomic_path, save_artefact
+from iadd_lab.store.locks import alone, if_free, is_held, lock_of
+from iadd_lab.store.runs import Criteria, is_temporary, prune, stored
+from iadd_lab.study.study import Study
 from tests.test_study import TINY
 
 _DAY = 86400
@@ -206,7 +206,7 @@ def test_what_is_not_ours_stays(root):
 
 
 def test_another_version_is_not_damaged(root, monkeypatch):
-    monkeypatch.setattr("iadd_lab.store.FORMAT_VERSION", 99)
+    monkeypatch.setattr("iadd_lab.store.configs.FORMAT_VERSION", 99)
     save_artefact(root / "later" / "distilled.safetensors", kind="distilled", tensors={}, metadata={})
     monkeypatch.undo()
     found = next(each for each in stored(root) if each.name == "later")
@@ -218,7 +218,7 @@ def test_another_version_is_not_damaged(root, monkeypatch):
 _HOLD = """
 import sys, time
 from pathlib import Path
-from iadd_lab.locks import alone
+from iadd_lab.store.locks import alone
 with alone(Path(sys.argv[1]), "x"):
     print("held", flush=True)
     time.sleep(60)

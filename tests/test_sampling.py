@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iadd_lab.data import ImageData
+from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes, draw_rows
+from iadd_lab.data.sets import ImageData
+from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError
-from iadd_lab.sampling import INITIAL_IMAGES, check_class_sizes, draw_rows
 from iadd_lab.seeds import generator
-from iadd_lab.splits import Split
 
 
 def train_of(labels: list[int], classes=("cat", "dog", "fox")) -> ImageData:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.errors import InputError
-from iadd_lab.matching import Learned, Pruned, Uniform
-from iadd_lab.settings import MATCHING_OF, Setting, columns
+from iadd_lab.study.settings import MATCHING_OF, Setting, columns
 
 
 def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
@@ -118,7 +118,7 @@ def test_every_field_reaches_a_configuration():
 
 
 def _configurations(setting):
-    from iadd_lab.augment import AugmentConfig
+    from iadd_lab.data.augment import AugmentConfig
 
     return (
         setting.data(),

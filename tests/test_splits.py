@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from iadd_lab.data.splits import Split, draw, hold_out
 from iadd_lab.errors import InputError
-from iadd_lab.splits import Split, draw, hold_out
 from tests.samples import counts, load, make_tree, noise, rows, save, three
 
 

@@ -12,28 +12,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from iadd_lab import store
-from iadd_lab.augment import OPERATIONS, AugmentConfig
-from iadd_lab.data import DATASETS, DataConfig
-from iadd_lab.distill import DistillConfig
+from iadd_lab.data.augment import OPERATIONS, AugmentConfig
+from iadd_lab.data.sets import DATASETS, DataConfig
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.matching import Learned, Matching, Pruned, Uniform
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig
-from iadd_lab.matching import Learned, Matching, Pruned, Uniform
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.store import (
+from iadd_lab.evaluation.protocol import EvaluateConfig
+from iadd_lab.store import artefacts as store
+from iadd_lab.store.artefacts import (
     atomic_path,
-    describe,
-    fingerprint,
     load_artefact,
     open_artefact,
     read_metadata,
-    restore,
-    run_folder,
     save_artefact,
     save_text,
     tensor_fingerprint,
 )
-from iadd_lab.teachers import TeacherConfig
+from iadd_lab.store.configs import describe, fingerprint, restore, run_folder
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig
 
 repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 

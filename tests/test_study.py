@@ -11,10 +11,10 @@ import torch
 
 import iadd_lab
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.settings import Setting
-from iadd_lab.store import RESULT_VERSION
-from iadd_lab.study import METHODS, Study, _study_of, runs_root
+from iadd_lab.store.configs import RESULT_VERSION
+from iadd_lab.study.settings import Setting
+from iadd_lab.study.study import METHODS, Study, _study_of, runs_root
+from iadd_lab.training.networks import NetworkConfig
 
 TINY = Setting(
     data_name="digits",
@@ -67,10 +67,10 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    count(sys.modules["iadd_lab.teachers"], "_train_one", "train")
+    count(sys.modules["iadd_lab.training.teachers"], "_train_one", "train")
     # The package's functions of these names hide the modules.
-    count(sys.modules["iadd_lab.distill"]._Run, "iterate", "distill")
-    count(sys.modules["iadd_lab.evaluate"], "_Run", "evaluate")
+    count(sys.modules["iadd_lab.distillation.loop"]._Run, "iterate", "distill")
+    count(sys.modules["iadd_lab.evaluation.protocol"], "_Run", "evaluate")
     return counts
 
 
@@ -226,7 +226,7 @@ _CELL = """
 import sys
 from dataclasses import replace
 from tests.test_study import TINY
-from iadd_lab.study import Study
+from iadd_lab.study.study import Study
 cell = Study(sys.argv[1], device="cpu", threads=1, progress=False).cell(replace(TINY, iterations=30), "iadd")
 print(cell.evaluation.confusion.flatten().tolist())
 """
@@ -309,7 +309,7 @@ def test_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
     ]
     for path, method in zip(paths, ("mtt", "iadd"), strict=True):
         assert torch.equal(iadd_lab.load(path).images, lab.distilled(TINY, method).images)
-    monkeypatch.setattr("iadd_lab.study._SMALL", 0)
+    monkeypatch.setattr("iadd_lab.study.study._SMALL", 0)
     small = lab.save_sets(cells, tmp_path, "small")
     assert len(small) == 2
     for path, whole in zip(small, paths, strict=True):

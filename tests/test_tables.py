@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iadd_lab.errors import InputError
-from iadd_lab.evaluate import EvaluateConfig, Evaluation
-from iadd_lab.tables import Table, Value, averaged, grouped, measured, save_table
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.study.tables import Table, Value, averaged, grouped, measured, save_table
 
 repeatable = settings(derandomize=True, deadline=None, database=None)
 

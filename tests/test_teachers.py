@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from iadd_lab.data import load_data
+from iadd_lab.data.sets import load_data
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.networks import NetworkConfig
 from iadd_lab.seeds import derive_seed
-from iadd_lab.store import save_artefact
-from iadd_lab.teachers import open_teachers, train_teachers
-from iadd_lab.training import Training
+from iadd_lab.store.artefacts import save_artefact
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.sgd import Training
+from iadd_lab.training.teachers import open_teachers, train_teachers
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from iadd_lab.cli import app
-from iadd_lab.distill import DistillResult, distill
+from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import InputError
+from iadd_lab.plots.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard, stored_points
 from iadd_lab.plots.tiles import enlargement
-from iadd_lab.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard, stored_points
 from tests.test_distill import CONFIG, STEEP, Killed
 
 
@@ -151,7 +152,7 @@ def test_a_command_stopped_and_run_again_has_one_point_per_iteration(teachers, t
         *(piece for name, path in paths.items() for piece in (f"--{name}", str(path))),
     ]
     stopping = (  # presses Ctrl-C after the tenth iteration
-        "import os, signal, sys; import iadd_lab.tensorboard as t; write = t.TensorBoard.__call__\n"
+        "import os, signal, sys; import iadd_lab.plots.tensorboard as t; write = t.TensorBoard.__call__\n"
         "def stop(self, iteration, history):\n"
         "    write(self, iteration, history)\n"
         "    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)\n"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab.augment import AugmentConfig, draw
-from iadd_lab.compiling import PLAIN as PLAIN_KERNELS
-from iadd_lab.compiling import Kernels
+from iadd_lab.data.augment import AugmentConfig, draw
 from iadd_lab.errors import DivergenceError
-from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.training import predict, train, train_together
+from iadd_lab.training.fast.compiling import PLAIN as PLAIN_KERNELS
+from iadd_lab.training.fast.compiling import Kernels
+from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.sgd import predict, train, train_together
 from tests.test_unroll import StandInGraphs
 
 CLASSES, SIZE = 3, 8
@@ -222,7 +222,7 @@ def test_fused_and_joint_training_is_the_same_training():
 
 
 def test_joint_training_uses_what_a_graph_returns_before_its_next_replay(monkeypatch):
-    monkeypatch.setattr("iadd_lab.student.Graphs", StandInGraphs)
+    monkeypatch.setattr("iadd_lab.training.fast.losses.Graphs", StandInGraphs)
     expected, losses = side_by_side(Kernels(compiled=True))
     found, same = side_by_side(Kernels(compiled=True, graphs=True))
     assert same == losses

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import iadd_lab
-from iadd_lab.augment import AugmentConfig
-from iadd_lab.baselines import random_real
-from iadd_lab.data import DATASETS
+from iadd_lab.baselines.real_images import random_real
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.preprocess import Standardise, Zca
+from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
-from iadd_lab.preprocess import Standardise, Zca
 from tests.samples import noise, save
 
 
@@ -126,7 +126,7 @@ def test_fitting_sees_what_the_set_was_made_for(stored, tmp_path, monkeypatch):
         seen.append(augment)
         return ()
 
-    monkeypatch.setattr("iadd_lab.training_set.train", train)
+    monkeypatch.setattr("iadd_lab.evaluation.training_set.train", train)
     network, made = torch.nn.Flatten(), iadd_lab.load(stored).distilled
     unmirrored = AugmentConfig(operations=("crop",))
     for augment in (None, unmirrored):

@@ -13,13 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from iadd_lab import teachers as module
-from iadd_lab.data import load_data
-from iadd_lab.distill import distill
+from iadd_lab.data.sets import load_data
+from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import InputError
-from iadd_lab.networks import NetworkConfig
-from iadd_lab.store import describe, fingerprint, open_artefact
-from iadd_lab.teachers import STORE_DTYPES, TeacherConfig, open_teachers, prepare_teachers, train_teachers
+from iadd_lab.store.artefacts import open_artefact
+from iadd_lab.store.configs import describe, fingerprint
+from iadd_lab.training import teachers as module
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.teachers import (
+    STORE_DTYPES,
+    TeacherConfig,
+    open_teachers,
+    prepare_teachers,
+    train_teachers,
+)
 from tests.test_distill import CONFIG
 
 LARGE = TeacherConfig(network=NetworkConfig(width=128, depth=2), epochs=33)  # 21 MB each
@@ -28,9 +35,10 @@ LARGE = TeacherConfig(network=NetworkConfig(width=128, depth=2), epochs=33)  # 2
 _DISTIL = """
 import re, sys, torch
 torch.set_num_threads(1)
-from iadd_lab.data import load_data
-from iadd_lab.distill import DistillConfig, distill
-from iadd_lab.teachers import open_teachers
+from iadd_lab.data.sets import load_data
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.loop import distill
+from iadd_lab.training.teachers import open_teachers
 
 def own():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -47,9 +55,9 @@ _TRAIN = """
 import re, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from iadd_lab import teachers
-from iadd_lab.data import load_data
-from iadd_lab.networks import NetworkConfig
+from iadd_lab.training import teachers
+from iadd_lab.data.sets import load_data
+from iadd_lab.training.networks import NetworkConfig
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from iadd_lab.cli import app
-from iadd_lab.distill import DistillResult
-from iadd_lab.evaluate import Evaluation
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.evaluation.protocol import Evaluation
 from tests.test_cli import DISTILL, TEACH
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ EVALUATE = "evaluate --epochs 3 --networks 2 --device cpu"
 _COUNTED = """
 import sys
 from pathlib import Path
-from iadd_lab import store
+from iadd_lab.store import artefacts as store
 
 def counted(path, real=store.atomic_path):
     with open(sys.argv[1], "a") as log:
@@ -40,7 +40,7 @@ for command in sys.argv[2:]:
 """
 _STUDY = """
 from tests.test_study import TINY
-from iadd_lab.study import Study
+from iadd_lab.study.study import Study
 study = Study(sys.argv[2], device="cpu", threads=1, progress=False)
 for method in ("iadd", "dm", "herding"):
     print(study.cell(TINY, method).evaluation.confusion.flatten().tolist())
@@ -50,8 +50,8 @@ _RUN = """
 import sys, time
 from pathlib import Path
 from iadd_lab import distill, open_teachers
-from iadd_lab.data import load_data
-from iadd_lab.distill import DistillConfig
+from iadd_lab.data.sets import load_data
+from iadd_lab.distillation.config import DistillConfig
 
 def on_iteration(iteration, history):
     if iteration == int(sys.argv[3]):
@@ -182,7 +182,7 @@ def test_what_is_finished_is_read_where_nothing_can_be_written(undisturbed, tmp_
 
     monkeypatch.setattr(os, "open", refuse)
     from iadd_lab import distill, open_teachers
-    from iadd_lab.data import load_data
+    from iadd_lab.data.sets import load_data
 
     result = DistillResult.load(undisturbed / "run" / "distilled.safetensors")
     trained = open_teachers(undisturbed / "teachers")

@@ -11,13 +11,13 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from iadd_lab.augment import AugmentConfig, draw
-from iadd_lab.compiling import PLAIN, compiled_kernels
-from iadd_lab.matching import Learned, Pruned, Uniform
-from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.segments import on_device
-from iadd_lab.student import CapturedStudentLoss, FusedStudentLoss
-from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
+from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.distillation.matching import Learned, Pruned, Uniform
+from iadd_lab.distillation.segments import on_device
+from iadd_lab.distillation.unroll import ENGINES, Segment, Step, StudentLoss, Variables
+from iadd_lab.training.fast.compiling import PLAIN, compiled_kernels
+from iadd_lab.training.fast.losses import CapturedStudentLoss, FusedStudentLoss
+from iadd_lab.training.networks import NetworkConfig, build_network
 
 CLASSES, IPC, SIZE = 3, 2, 8
 MATCHINGS = {
@@ -161,7 +161,7 @@ class StandInGraphs:
 @pytest.mark.parametrize("engine", ["adjoint", "frozen"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_what_graphs_return_is_used_before_the_next_replay(monkeypatch, engine, fused):
-    monkeypatch.setattr("iadd_lab.student.Graphs", StandInGraphs)
+    monkeypatch.setattr("iadd_lab.training.fast.losses.Graphs", StandInGraphs)
     loss, segment, variables, objective = make_problem(steps=12)
     loss = FusedStudentLoss(loss.network, PLAIN) if fused else loss
     assert len({step.augmentation.operation for step in segment.steps}) > 3
@@ -259,10 +259,10 @@ def test_images_outside_every_batch_get_no_gradient():
 
 MEMORY = """
 import re, sys, torch
-from iadd_lab.augment import AugmentConfig, draw
-from iadd_lab.matching import Learned
-from iadd_lab.networks import NetworkConfig, build_network
-from iadd_lab.unroll import ENGINES, Segment, Step, StudentLoss, Variables
+from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.distillation.matching import Learned
+from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.distillation.unroll import ENGINES, Segment, Step, StudentLoss, Variables
 
 torch.set_num_threads(1)
 steps, width = int(sys.argv[1]), int(sys.argv[2])

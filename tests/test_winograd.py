@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab import winograd
+from iadd_lab.training.fast import winograd
 from tests.test_kernels import assert_near
 
 INPUTS, OUTPUTS = 5, 3

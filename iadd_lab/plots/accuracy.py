@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
-from iadd_lab.evaluate import Evaluation, spread
+from iadd_lab.evaluation.protocol import Evaluation, spread
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, house_style, new_figure
 from iadd_lab.plots.tiles import shorten
 

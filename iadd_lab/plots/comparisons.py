@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from iadd_lab.comparisons import PairedDifference
 from iadd_lab.errors import require
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
+from iadd_lab.study.comparisons import PairedDifference
 
 _ABOVE = 0.24  # how far above its interval the dots of a difference stand, in rows
 

@@ -12,8 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
-from iadd_lab.paths import SegmentPath
 from iadd_lab.plots.style import DOUBLE, MEDIUM, SMALL, house_style, new_figure, signed
+from iadd_lab.study.replay import SegmentPath
 
 _MOST = 40_000  # pairs drawn: more would only hide each other
 

@@ -10,9 +10,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from iadd_lab.distillation.history import History
 from iadd_lab.errors import require
-from iadd_lab.evaluate import spread
-from iadd_lab.history import History
+from iadd_lab.evaluation.protocol import spread
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure, plain_ticks
 
 _SHORT = 40  # iterations: a shorter run is drawn as it is, without a running mean

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from iadd_lab.paths import Iteration
 from iadd_lab.plots.style import DOUBLE, LARGE, MEDIUM, SMALL, house_style, new_figure, signed
 from iadd_lab.plots.tiles import tile
+from iadd_lab.study.replay import Iteration
 
 # Inches from the lower left corner. Two rows, the teacher's and the student's, of four columns.
 _HEIGHT = 3.25

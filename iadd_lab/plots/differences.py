@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from iadd_lab.errors import require
-from iadd_lab.networks import ParameterLayout
-from iadd_lab.paths import SegmentPath
 from iadd_lab.plots.layers import Layer, layers
 from iadd_lab.plots.style import DOUBLE, SMALL, house_style, new_figure
+from iadd_lab.study.replay import SegmentPath
+from iadd_lab.training.networks import ParameterLayout
 
 
 @house_style()

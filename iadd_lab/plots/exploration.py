@@ -20,7 +20,7 @@ from iadd_lab.plots.style import DOUBLE, LARGE, MEDIUM, SMALL, house_style, new_
 from iadd_lab.plots.tiles import as_bytes, fit_name, show, show_rows, tile
 
 if TYPE_CHECKING:
-    from iadd_lab.views import View
+    from iadd_lab.study.views import View
 
 _WIDTH = 5.2  # inches of a run that another one stands beside
 _EDGE = 0.12  # inches left free at the right of a run

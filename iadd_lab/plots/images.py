@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure, SubFigure
 
-from iadd_lab.distill import DistillResult
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.plots.sheet import LARGEST, best, plan
 from iadd_lab.plots.style import DOUBLE, SINGLE, house_style, new_figure

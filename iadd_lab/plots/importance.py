@@ -10,11 +10,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iadd_lab.distill import DistillResult
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
-from iadd_lab.networks import ParameterLayout
 from iadd_lab.plots.layers import Layer, layers, tensors
 from iadd_lab.plots.style import DOUBLE, SMALL, house_style, new_figure, plain_ticks, signed
+from iadd_lab.training.networks import ParameterLayout
 
 _BINS = 20  # of equally many parameters each
 _PER_BIN = 5  # parameters at least: quartiles of fewer say nothing

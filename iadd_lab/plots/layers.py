@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from iadd_lab.networks import ParameterLayout
+from iadd_lab.training.networks import ParameterLayout
 
 
 @dataclass(frozen=True)

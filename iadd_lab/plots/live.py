@@ -7,13 +7,13 @@ import time
 
 from matplotlib.figure import Figure
 
-from iadd_lab.distilled import displayable
+from iadd_lab.data.distilled import displayable
+from iadd_lab.data.preprocess import Preprocess
+from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_number, check_whole
-from iadd_lab.history import History
 from iadd_lab.plots.curves import draw_series
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
 from iadd_lab.plots.tiles import show, tile
-from iadd_lab.preprocess import Preprocess
 
 
 class LivePlot:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from iadd_lab.distill import DistillResult
-from iadd_lab.evaluate import Evaluation
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.evaluation.protocol import Evaluation
 from iadd_lab.plots.accuracy import draw_accuracies
 from iadd_lab.plots.images import draw_before_after
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
-from iadd_lab.networks import ParameterLayout
 from iadd_lab.plots.layers import tensors
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure
+from iadd_lab.training.networks import ParameterLayout
 
 
 @house_style()

@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from iadd_lab.store import atomic_path
+from iadd_lab.store.artefacts import atomic_path
 
 SINGLE, DOUBLE, PAGE = 3.4, 7.0, 9.0  # inches: one column of a paper, both, and the height of a page
 SMALL, MEDIUM, LARGE = 7.0, 8.0, 9.0  # points: ticks and notes, labels, the figure's title

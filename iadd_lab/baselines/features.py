@@ -1,0 +1,102 @@
+"""Distribution matching, DM: images whose mean features are those of real ones, in any random network.
+
+After Zhao & Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from iadd_lab.baselines.descent import DescentConfig, Pair, Task, descend, step_images
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess
+from iadd_lab.data.sets import ImageData
+from iadd_lab.distillation.history import History
+from iadd_lab.training.networks import NetworkConfig
+
+
+@dataclass(frozen=True)
+class DistributionMatchingConfig(DescentConfig):
+    """One run of DM; the defaults are the paper's.
+
+    Args:
+        ipc: distilled images per class.
+        iterations: each with a freshly initialised network and one step of the images.
+        image_rate: learning rate of the images.
+        momentum: of SGD on the images, in [0, 1).
+        real_batch: real images of a class per iteration, at most; all where there are fewer.
+        initial_images: "real" (drawn from the training images) or "noise".
+        augment: siamese augmentation, one draw for the real and the distilled batch of a class; None takes
+            the data set's own.
+        seed: of initial images, networks, batches and augmentation.
+    """
+
+    iterations: int = 20000
+    image_rate: float = 1.0
+
+    @property
+    def method(self) -> str:
+        """The name of the method in tables."""
+        return "distribution matching"
+
+
+def match_distributions(
+    data: ImageData,
+    preprocess: Preprocess,
+    network: NetworkConfig,
+    config: DistributionMatchingConfig,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    on_iteration: Callable[[int, History], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> DistilledSet:
+    """Images whose mean features, class by class, are those of real ones in freshly initialised networks.
+
+    Args:
+        data: the real set; only its training images are used.
+        preprocess: fitted on them.
+        network: the architecture whose features, those that its linear layer sees, are matched.
+        config: everything else that the result depends on.
+        folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
+            from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
+        device: where the networks run.
+        progress: whether to show a progress bar.
+        on_iteration: called with (iteration, history) after every iteration.
+        checkpoint_seconds: at most so many seconds of work, and one iteration, are lost to a kill.
+
+    Raises:
+        InputError: data, network and config do not fit together, or `folder` holds another run.
+        DivergenceError: the loss is not finite. The error's `result` is the set with the last good images.
+    """
+    config = replace(config, augment=data.augmentation(config.augment))
+    task = Task(data, preprocess, network, config, torch.device(device))
+    return descend(
+        task,
+        _iterate,
+        folder=folder,
+        progress=progress,
+        on_iteration=on_iteration,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _iterate(
+    task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
+) -> torch.Tensor:
+    network = task.fresh_network(int(torch.randint(2**62, (), generator=random)))
+    return step_images(task, images, optimizer, random, partial(pair_distance, network))
+
+
+def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
+    """The squared distance between the mean features of a class's real and distilled batch: a scalar."""
+    with torch.no_grad():
+        real = network.embed(pair.real).mean(0)  # (features,)
+    return (real - network.embed(pair.distilled).mean(0)).square().sum()

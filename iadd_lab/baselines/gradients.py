@@ -1,0 +1,190 @@
+"""Gradient matching: images whose gradients on a network being trained are those of real ones.
+
+Dataset condensation, DC (Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021), and
+with siamese augmentation DSA (Zhao & Bilen, ICML 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from iadd_lab.baselines.descent import DescentConfig, Pair, Task, descend, step_images
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess
+from iadd_lab.data.sets import ImageData
+from iadd_lab.distillation.history import History
+from iadd_lab.errors import check_number, check_whole
+from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.sgd import train
+
+# Rows of gradients with a smaller norm count for less: their direction is rounding.
+_SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class GradientMatchingConfig(DescentConfig):
+    """One run of DC or DSA, by default at the papers' rates; images start from real ones, as in DSA.
+
+    Args:
+        ipc: distilled images per class.
+        iterations: each with a freshly initialised network.
+        image_rate: learning rate of the images.
+        momentum: of SGD on the images, in [0, 1).
+        real_batch: real images of a class per match, at most; all where there are fewer.
+        initial_images: "real" (drawn from the training images) or "noise".
+        augment: siamese augmentation, one draw for the real and the distilled batch of a class; None takes
+            the data set's own (DSA), one without operations is DC.
+        seed: of initial images, networks, batches and augmentation.
+        matches_per_network: steps of the images in an iteration; None takes the papers' by IPC: 1 at 1, 10 at
+            10, 50 at 50 and more.
+        network_steps: epochs of the network on the distilled images between two matches, one step each unless
+            they fill more than one batch; None takes the papers' by IPC: 1 at 1, 50 at 10, 10 at 50 and more.
+        network_rate: learning rate of those steps.
+        network_batch: distilled images per step at most.
+    """
+
+    matches_per_network: int | None = None
+    network_steps: int | None = None
+    network_rate: float = 0.01
+    network_batch: int = 256
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("matches_per_network", "network_steps"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), minimum=1)
+        check_number("network_rate", self.network_rate, above=True)
+        check_whole("network_batch", self.network_batch, minimum=1)
+
+    @property
+    def method(self) -> str:
+        """The name of the method in tables: "gradient matching" is DC, "gradient matching, siamese" DSA."""
+        siamese = self.augment is None or self.augment.operations
+        return "gradient matching, siamese" if siamese else "gradient matching"
+
+    def resolved(self, data: ImageData) -> GradientMatchingConfig:
+        """Nothing left to defaults: the augmentation of `data`, and the papers' loops by IPC.
+
+        Between the papers' 1, 10 and 50 images per class there are as many matches as images, and the
+        product of matches and network steps stays 500, but for the 50 steps that are the most.
+        """
+        matches = min(self.ipc, 50)
+        steps = 1 if self.ipc == 1 else min(50, 500 // matches)
+        return replace(
+            self,
+            augment=data.augmentation(self.augment),
+            matches_per_network=self.matches_per_network or matches,
+            network_steps=self.network_steps or steps,
+        )
+
+
+def match_gradients(
+    data: ImageData,
+    preprocess: Preprocess,
+    network: NetworkConfig,
+    config: GradientMatchingConfig,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    on_iteration: Callable[[int, History], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> DistilledSet:
+    """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
+
+    Args:
+        data: the real set; only its training images are used.
+        preprocess: fitted on them.
+        network: the architecture whose gradients are matched.
+        config: everything else that the result depends on.
+        folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
+            from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
+        device: where the networks run.
+        progress: whether to show a progress bar.
+        on_iteration: called with (iteration, history) after every iteration; its loss is the mean over the
+            matches.
+        checkpoint_seconds: at most so many seconds of work, and one iteration, are lost to a kill.
+
+    Raises:
+        InputError: data, network and config do not fit together, or `folder` holds another run.
+        DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
+    """
+    task = Task(data, preprocess, network, config.resolved(data), torch.device(device))
+    return descend(
+        task,
+        _iterate,
+        folder=folder,
+        progress=progress,
+        on_iteration=on_iteration,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _iterate(
+    task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
+) -> torch.Tensor:
+    """The matches along the training of one fresh network; their mean loss."""
+    config = task.config
+    network = task.fresh_network(int(torch.randint(2**62, (), generator=random)))
+    losses = []
+    for match in range(config.matches_per_network):
+        if match > 0:
+            _train_on(images, network, task, random)
+        losses.append(step_images(task, images, optimizer, random, partial(pair_distance, network)))
+    return torch.stack(losses).mean()
+
+
+def _train_on(images: torch.Tensor, network: nn.Module, task: Task, random: torch.Generator) -> None:
+    config = task.config
+    for _ in train(
+        network,
+        images,
+        task.labels,
+        epochs=config.network_steps,
+        batch=config.network_batch,
+        rate=config.network_rate,
+        augment=config.augment,
+        generator=random,
+    ):
+        pass
+
+
+def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
+    """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
+    real = weight_gradients(network, pair.real, pair.label)
+    return gradient_distance(real, weight_gradients(network, pair.distilled, pair.label, create_graph=True))
+
+
+def weight_gradients(
+    network: nn.Module, images: torch.Tensor, label: int, *, create_graph: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of the mean cross-entropy on images of class `label`, one per weight of ≥ 2 dimensions.
+
+    Biases and the parameters of norms, which have one dimension, are left out as in the paper.
+    """
+    weights = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    labels = torch.full((len(images),), label, device=images.device)
+    loss = functional.cross_entropy(network(images), labels)
+    return torch.autograd.grad(loss, weights, create_graph=create_graph)
+
+
+def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum over layers and output rows of 1 − cosine between the rows: a scalar, at most 2 per row.
+
+    A row holds what leads to one output of the layer: gradients (outputs, inputs, ...) are flattened to
+    (outputs, rest). A row that is zero in both counts nothing, in one of them a half.
+    """
+    return sum(_row_distances(one, other).sum() for one, other in zip(first, second, strict=True))
+
+
+def _row_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
+    directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
+    return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)

@@ -1,0 +1,153 @@
+"""What a distilled set has to beat: real images, chosen at random, chosen well, or all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess
+from iadd_lab.data.sampling import check_class_sizes, draw_rows
+from iadd_lab.data.sets import ImageData
+from iadd_lab.errors import check_number, check_whole, require
+from iadd_lab.seeds import derive_seed, generator
+from iadd_lab.training.teachers import Teachers
+
+
+def random_real(
+    data: ImageData, preprocess: Preprocess, *, ipc: int, seed: int, alpha: float = 0.01
+) -> DistilledSet:
+    """`ipc` random training images of each class, as they are.
+
+    Args:
+        data: the real set.
+        preprocess: fitted on its training images.
+        ipc: images per class, at least 1 and at most the smallest class.
+        seed: of the choice.
+        alpha: the learning rate to train with; 0.01 is the field's.
+
+    Raises:
+        InputError: `ipc` is out of range.
+    """
+    check_whole("ipc", ipc, minimum=1)
+    check_class_sizes(data, ipc)
+    rows = draw_rows(data, ipc, generator(seed, "random real"))
+    return _real_set(data, preprocess, rows, alpha=alpha, method="random real")
+
+
+def random_draws(
+    data: ImageData, preprocess: Preprocess, *, ipc: int, count: int, seed: int, alpha: float = 0.01
+) -> list[DistilledSet]:
+    """`count` sets of random real images, each drawn anew: one for each network of an evaluation.
+
+    Args:
+        count: how many, at least 1.
+        seed: of all draws; the rest is as in `random_real`.
+    """
+    check_whole("count", count, minimum=1)
+    seeds = [derive_seed(seed, "random real", index) for index in range(count)]
+    return [random_real(data, preprocess, ipc=ipc, seed=own, alpha=alpha) for own in seeds]
+
+
+def herding(
+    data: ImageData,
+    teachers: Teachers,
+    *,
+    ipc: int,
+    teacher: int = 0,
+    alpha: float = 0.01,
+    device: torch.device | str = "cpu",
+) -> DistilledSet:
+    """The `ipc` training images of each class whose mean stays closest to the class's, as they are.
+
+    Herding (Welling, ICML 2009), as iCaRL uses it (Rebuffi et al., CVPR 2017), in the features that the
+    trained teacher's linear layer sees: one image after another, each the one that brings the mean of those
+    chosen so far nearest to the mean of the class. Nothing is random, so another set needs another teacher.
+
+    Args:
+        data: the real set.
+        teachers: trained on that very set; their preprocessing is the set's.
+        ipc: images per class, at least 1 and at most the smallest class.
+        teacher: the number of the one whose last snapshot gives the features.
+        alpha: the learning rate to train with; 0.01 is the field's.
+        device: where the features are computed.
+
+    Raises:
+        InputError: `ipc` or `teacher` is out of range, or the teachers are of other data.
+    """
+    check_whole("ipc", ipc, minimum=1)
+    check_whole("teacher", teacher, minimum=0, maximum=len(teachers) - 1)
+    require(
+        data.fingerprint == teachers.data_fingerprint,
+        f"the teachers in {teachers.folder} were trained on {teachers.data} (fingerprint "
+        f"{teachers.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+        "load that data, or train teachers on this.",
+    )
+    check_class_sizes(data, ipc)
+    features = _features(data, teachers, teacher, torch.device(device))
+    chosen = []
+    for label in range(len(data.classes)):
+        rows = torch.nonzero(data.train.labels == label).flatten()
+        chosen.append(rows[herd(features[rows], ipc)])
+    return _real_set(data, teachers.preprocess, torch.cat(chosen), alpha=alpha, method="herding")
+
+
+def herd(features: torch.Tensor, count: int) -> torch.Tensor:
+    """The rows that herding picks, in its order, each at most once: (count,) int64.
+
+    Args:
+        features: (images, dimensions); the mean to stay close to is theirs.
+        count: at most as many as there are images.
+    """
+    features = features.double()
+    mean, chosen_sum = features.mean(0), torch.zeros_like(features[0])  # (dimensions,) each
+    free = torch.ones(len(features), dtype=torch.bool)
+    picks: list[int] = []
+    while len(picks) < count:
+        # ‖mean − (chosen_sum + x) / k‖ is smallest for the x that is nearest to k · mean − chosen_sum.
+        wanted = (len(picks) + 1) * mean - chosen_sum
+        distances = (features - wanted).square().sum(1)  # (images,)
+        best = int(torch.where(free, distances, torch.inf).argmin())
+        free[best] = False
+        chosen_sum += features[best]
+        picks.append(best)
+    return torch.tensor(picks)
+
+
+def whole_set(data: ImageData, preprocess: Preprocess, *, alpha: float = 0.01) -> DistilledSet:
+    """All training images: what a distilled set can hardly do better than.
+
+    Where classes differ in size so do they here, and `ipc` is the whole part of their mean size.
+
+    Args:
+        data: the real set.
+        preprocess: fitted on its training images.
+        alpha: the learning rate to train with; 0.01 is the field's.
+    """
+    return _real_set(data, preprocess, torch.arange(len(data.train)), alpha=alpha, method="whole set")
+
+
+@torch.no_grad()
+def _features(data: ImageData, teachers: Teachers, teacher: int, device: torch.device) -> torch.Tensor:
+    """What the teacher's linear layer sees of all training images: (count, dimensions), on the CPU."""
+    network = teachers.network(0)
+    network.load_state_dict(teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs)))
+    network.to(device)
+    images = teachers.preprocess.apply(data.train.images)
+    return torch.cat([network.embed(chunk.to(device)).cpu() for chunk in images.split(1024)])
+
+
+def _real_set(
+    data: ImageData, preprocess: Preprocess, rows: torch.Tensor, *, alpha: float, method: str
+) -> DistilledSet:
+    """The training images at `rows`, as a set to train on."""
+    check_number("alpha", alpha, above=True)
+    return DistilledSet(
+        images=preprocess.apply(data.train.images[rows]),
+        labels=data.train.labels[rows],
+        alpha=alpha,
+        preprocess=preprocess,
+        classes=data.classes,
+        data=data.config,
+        data_fingerprint=data.fingerprint,
+        method=method,
+    )

@@ -1,0 +1,165 @@
+"""Trees of image files, decoded by a pool of threads and kept in a cache, which may fail without harm."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Container, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from iadd_lab.data.pixels import decode_file
+from iadd_lab.data.splits import Split
+from iadd_lab.errors import InputError, require
+from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart
+from iadd_lab.store.configs import fingerprint
+
+logger = logging.getLogger(__name__)
+
+KIND = "decoded images"
+CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are passed over
+FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it over
+
+
+class ImageFile(NamedTuple):
+    """One image file: where it is, its class, and what changes when it does."""
+
+    path: str
+    label: int
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What `decode_tree` returns: the parts of the tree, and why which paths were skipped."""
+
+    parts: dict[str, Split]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a set's parts ("train" and "test", or "all" if it has no split of its own)."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, list[ImageFile]]
+
+    @property
+    def files(self) -> list[ImageFile]:
+        """Those of all parts, in order."""
+        return [file for part in self.parts.values() for file in part]
+
+
+def decode_tree(
+    tree: Tree, *, name: str, size: int, channels: int, cache: Path, progress: bool, skip: bool = False
+) -> Decoded:
+    """The parts of `tree`, decoded, or from the folder `cache` if that has them as the files are now.
+
+    Args:
+        tree: the files.
+        name: of the data set, for the bar and the name of the cached file.
+        size, channels: of the decoded images.
+        cache: where decoded images are kept; one that can't be read or written is only logged.
+        progress: show a bar while decoding.
+        skip: leave files out that are no images, or damaged ones, in place of raising.
+
+    Raises:
+        InputError: a file can't be decoded, or not even read.
+    """
+    variant = f"{name}-{channels}x{size}x{size}"
+    key = fingerprint(CACHE_VERSION, variant, tree.classes, tree.parts)  # paths, sizes and times included
+    path = cache / f"{variant}-{key}.safetensors"
+    decoded = _from_cache(path, key, tree, (channels, size, size))
+    if decoded is None or (decoded.skipped and not skip):
+        bar = tqdm(total=len(tree.files), desc=name, unit="image", disable=not progress)
+        images, skipped = _decode_files([file.path for file in tree.files], size, channels, bar, skip=skip)
+        lengths = [len(files) for files in _kept(tree, skipped).values()]
+        decoded = _labelled(tree, dict(zip(tree.parts, images.split(lengths), strict=True)), skipped)
+        _to_cache(path, key, decoded)
+    return decoded
+
+
+def _kept(tree: Tree, skipped: Container[str]) -> dict[str, list[ImageFile]]:
+    return {part: [file for file in files if file.path not in skipped] for part, files in tree.parts.items()}
+
+
+def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> Decoded:
+    """`images` (by part, those of the files that were not skipped) with the files' labels."""
+    parts = {
+        part: Split(images[part], torch.tensor([file.label for file in files], dtype=torch.int64))
+        for part, files in _kept(tree, skipped).items()
+    }
+    return Decoded(parts, skipped)
+
+
+def _decode_files(
+    paths: list[str], size: int, channels: int, bar: tqdm, *, skip: bool
+) -> tuple[torch.Tensor, dict[str, str]]:
+    """The files decoded, (count, channels, size, size) uint8, by threads; and why which were skipped."""
+    images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    reasons: dict[int, str] = {}
+
+    def decode(start: int) -> int:
+        stop = min(start + FILES_PER_TASK, len(paths))
+        for index in range(start, stop):
+            try:
+                images[index] = decode_file(paths[index], size, channels)
+            except InputError as error:
+                if not skip or _passing(error):
+                    raise
+                reasons[index] = str(error)
+        return stop - start
+
+    pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
+    with bar:
+        try:
+            for count in pool.map(decode, range(0, len(paths), FILES_PER_TASK)):
+                bar.update(count)
+        finally:  # after the first bad file, don't decode the rest before saying so
+            pool.shutdown(cancel_futures=True)
+    if reasons:
+        images = np.delete(images, list(reasons), axis=0)
+    return torch.from_numpy(images), {paths[index]: reasons[index] for index in sorted(reasons)}
+
+
+def _passing(error: InputError) -> bool:
+    """Whether not the file is to blame but the machine, which may read it another time."""
+    cause = error.__cause__
+    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+
+
+def _from_cache(path: Path, key: str, tree: Tree, shape: tuple[int, int, int]) -> Decoded | None:
+    """What is cached under `key`, unharmed; else None.
+
+    Images stay mapped: whoever writes the file anew puts another in its place and leaves the mapped one be.
+    """
+    try:
+        if not path.is_file():
+            return None
+        cached = load_artefact(path, kind=KIND)
+        with taken_apart(path):
+            require(cached.metadata["key"] == key, "it holds other images")
+            decoded = _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
+            shapes = {tuple(split.images.shape[1:]) for split in decoded.parts.values()}
+            require(shapes == {shape}, f"its images have shapes {shapes}")
+    except (InputError, OSError) as error:
+        logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
+        return None
+    return decoded
+
+
+def _to_cache(path: Path, key: str, decoded: Decoded) -> None:
+    images = {part: split.images for part, split in decoded.parts.items()}
+    metadata = {"key": key} | ({"skipped": decoded.skipped} if decoded.skipped else {})
+    try:
+        save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        logger.warning("decoded images can't be kept in %s (%s)", path.parent, error)

@@ -1,0 +1,189 @@
+"""A distilled set: what is needed to train on it, and to test on real images in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.preprocess import (
+    Preprocess,
+    check_preprocess,
+    fit_preprocess,
+    preprocess_fingerprint,
+    preprocess_from_tensors,
+    preprocess_tensors,
+)
+from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
+from iadd_lab.errors import check_number, require
+from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart, tensor_fingerprint
+from iadd_lab.store.configs import describe, fingerprint, restore
+
+KIND = "distilled"
+REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
+
+
+def displayable(images: torch.Tensor) -> torch.Tensor:
+    """Images (count, channels, height, width) of any range as pictures in [0, 1]; see `pictures`."""
+    flat = images.flatten(1)  # (count, channels * height * width)
+    low, high = flat.quantile(torch.tensor([0.01, 0.99]).to(flat), dim=1).clamp(-1e6, 1e6)  # (count,) each
+    mean = flat.mean(1)
+    centre = mean.clamp(0.2, 0.8)  # a picture all outside the range is shifted into it
+    # A real picture's mean and quantiles lie in [0, 1] already: nothing is to be lowered.
+    above = (1 - centre) / (high - mean).clamp_min(1e-6)
+    below = centre / (mean - low).clamp_min(1e-6)
+    inside = (low >= 0) & (high <= 1)
+    factor = torch.where(inside, 1.0, torch.minimum(above, below).clamp_max(1.0))
+    moved = (flat - mean[:, None]) * factor[:, None] + torch.where(inside, mean, centre)[:, None]
+    return moved.clamp(0, 1).view(images.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet:
+    """A few images per class, with the preprocessing without which they mean nothing.
+
+    Real test images go through `preprocess` before a network trained on `images` sees them; `evaluate`
+    does that by itself.
+    """
+
+    images: torch.Tensor  # (classes * ipc, channels, height, width) float32, preprocessed
+    labels: torch.Tensor  # (classes * ipc,) int64
+    alpha: float  # the learning rate to train with
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    data: DataConfig  # of the real set
+    data_fingerprint: str
+    method: str  # how it was made, as in "learned" or "random real"
+    augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.images) // len(self.classes)
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """What networks that train on it see of it: the operations that it was made for."""
+        return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over all that training on the set, and testing beside it, depends on."""
+        state = preprocess_fingerprint(self.preprocess)
+        content = tensor_fingerprint({"images": self.images, "labels": self.labels})
+        return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
+
+    def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
+        """For the eye: the set's images (or others in its preprocessing), without it, in [0, 1].
+
+        Distilled pixels leave the range of real ones. The contrast of a picture is lowered about its mean,
+        as far as it takes for 98 % of its values to fit; real images stay as they are.
+        """
+        return displayable(self.preprocess.invert(self.images if images is None else images))
+
+    def check_data(self, data: ImageData) -> None:
+        """Require that `data` is the real set, split as it was, that this set stands for."""
+        require(
+            data.fingerprint == self.data_fingerprint,
+            f"this set was made from {self.data} (fingerprint {self.data_fingerprint}), but the data given "
+            f"is {data.config} (fingerprint {data.fingerprint}): load the data that the set was made from.",
+        )
+
+    def save(
+        self,
+        path: Path,
+        *,
+        refit: bool = False,
+        more_tensors: Mapping[str, torch.Tensor] | None = None,
+        more_metadata: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Store the set at `path`, atomically, with whatever else describes how it was made.
+
+        Args:
+            path: of the file.
+            refit: leave the fitted preprocessing out (whitening is 38 MB at 32 × 32 pixels in colour). Who
+                loads the file needs the real set as well: it is fitted anew, in half a minute.
+            more_tensors: stored beside the set's own.
+            more_metadata: likewise.
+        """
+        tensors = {"images": self.images, "labels": self.labels}
+        if not refit:
+            tensors |= preprocess_tensors(self.preprocess)
+        metadata = ({REFIT: self.preprocess.kind} if refit else {}) | {
+            "alpha": self.alpha,
+            "classes": list(self.classes),
+            "data": describe(self.data),
+            "data_fingerprint": self.data_fingerprint,
+            "method": self.method,
+            "augment": None if self.augment is None else describe(self.augment),
+        }
+        return save_artefact(
+            path,
+            kind=KIND,
+            tensors=tensors | dict(more_tensors or {}),
+            metadata=metadata | dict(more_metadata or {}),
+        )
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> DistilledSet:
+        """The set among the tensors and metadata of an artefact.
+
+        Raises:
+            InputError: images, labels and classes do not belong together.
+        """
+        images, labels = tensors["images"], tensors["labels"]
+        require(
+            images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1],
+            f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
+            f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
+        )
+        check_number("alpha", metadata["alpha"], above=True)
+        preprocess = preprocess_from_tensors(tensors)
+        check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
+        return cls(
+            images=images,
+            labels=labels,
+            alpha=metadata["alpha"],
+            preprocess=preprocess,
+            classes=tuple(metadata["classes"]),
+            data=restore(DataConfig, metadata["data"]),
+            data_fingerprint=metadata["data_fingerprint"],
+            method=metadata["method"],
+            augment=restore(AugmentConfig, metadata["augment"]) if metadata.get("augment") else None,
+        )
+
+    @classmethod
+    def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:
+        """Read and verify the set at `path`, whoever of this package wrote it.
+
+        Args:
+            path: of the file.
+            root: where the real set lies, for a file without its preprocessing; None for the usual place.
+
+        Raises:
+            InputError: the file is missing, damaged, or not a distilled set; or its preprocessing was left
+                out, and the real set to fit it on is not there.
+        """
+        artefact = load_artefact(path, kind=KIND)
+        tensors, metadata = artefact.tensors, artefact.metadata
+        if REFIT in metadata:
+            with taken_apart(path):
+                config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
+            tensors = tensors | preprocess_tensors(_refit(metadata[REFIT], config, made_from, root))
+        with taken_apart(path):
+            return cls.from_parts(tensors, metadata)
+
+
+def _refit(kind: str, config: DataConfig, made_from: str, root: Path | None) -> Preprocess:
+    data = load_data(config, root=root)
+    require(
+        data.fingerprint == made_from,
+        f"this file leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from}), but "
+        f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
+    )
+    return fit_preprocess(kind, data.train.images)

@@ -1,0 +1,235 @@
+"""Distilled sets in MTT's format, `images_best.pt` and `labels_best.pt`: others' read, our own written.
+
+The format holds preprocessed images and their labels, and nothing about the preprocessing. MTT's code
+(Cazenavette et al., CVPR 2022) either whitens by ZCA, fitted on all training images, or standardises by
+constants; its successors keep that. A set that this package writes carries a third file,
+`iadd_lab.safetensors`, with the fitted preprocessing and α, so that reading it back gives the very same set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess, Standardise, Zca, as_float
+from iadd_lab.data.sets import DATASETS, ImageData
+from iadd_lab.errors import check_number, choose, require
+from iadd_lab.store.artefacts import atomic_path
+from iadd_lab.store.foreign_files import load_safely
+
+logger = logging.getLogger(__name__)
+
+IMAGES, LABELS = "images_best.pt", "labels_best.pt"
+COMPANION = "iadd_lab.safetensors"  # what the format has no place for
+RATES = ("lr_best.pt", "syn_lr_best.pt")  # where some of MTT's successors keep the learned rate
+FIELD_RATE = 0.01  # to train with where nothing is said
+
+# What MTT's code standardises with (the deviations of CIFAR are smaller than those of all pixels).
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CONSTANTS = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tiny_imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+_SAMPLE = 1000  # real images that statistics are taken from
+_GRID = 4  # what is coarse in an image: the means over so many cells by as many
+
+
+def _standardise(data: ImageData) -> Preprocess:
+    """MTT's constants, or for sets that it does not know what all training images give."""
+    if data.name in CONSTANTS and data.channels == 3:
+        mean, deviation = map(torch.tensor, CONSTANTS[data.name])
+        return Standardise(mean=mean, deviation=deviation)
+    return Standardise.fit(_training_images(data))
+
+
+def _zca(data: ImageData) -> Preprocess:
+    return Zca.fit(_training_images(data))
+
+
+# How the makers of a foreign set preprocessed the real images, by the name of the option.
+FITS: dict[str, Callable[[ImageData], Preprocess]] = {"standardise": _standardise, "zca": _zca}
+
+
+def _training_images(data: ImageData) -> torch.Tensor:
+    """All training images: those held out here for validation were among others' training images."""
+    return torch.cat([data.train.images, data.validation.images])
+
+
+def export_mtt(distilled: DistilledSet, folder: Path) -> None:
+    """Write `distilled` into `folder` in MTT's format, with a companion that holds what the format lacks."""
+    for name, tensor in ((IMAGES, distilled.images), (LABELS, distilled.labels)):
+        with atomic_path(Path(folder) / name) as temporary:
+            torch.save(tensor.detach().cpu().clone(), temporary)
+    empty = replace(distilled, images=distilled.images[:0], labels=distilled.labels[:0])
+    empty.save(Path(folder) / COMPANION)
+
+
+def has_companion(folder: Path) -> bool:
+    """Whether the set in `folder` was written by this package, and says all about itself."""
+    return (Path(folder) / COMPANION).is_file()
+
+
+def reread_mtt(folder: Path) -> DistilledSet:
+    """The set that `export_mtt` wrote into `folder`, bit for bit.
+
+    Raises:
+        InputError: a file is missing, damaged or refused, or they do not belong together.
+    """
+    folder = Path(folder)
+    stored = DistilledSet.load(folder / COMPANION)
+    images, labels = _read(folder, tuple(stored.images.shape[1:]), stored.classes)
+    return replace(stored, images=images, labels=labels)
+
+
+def import_mtt(
+    folder: Path,
+    data: ImageData,
+    *,
+    preprocess: str,
+    alpha: float | None = None,
+    method: str = "imported",
+) -> DistilledSet:
+    """A released set of MTT or a successor, as one that `evaluate` takes.
+
+    What the images' statistics say against `preprocess` is logged as a warning.
+
+    Args:
+        folder: holds images_best.pt and labels_best.pt.
+        data: the real set, all of its training images.
+        preprocess: a key of `FITS`: how the makers preprocessed images.
+        alpha: the learning rate to train with; None takes lr_best.pt where it is there, else 0.01.
+        method: its name in tables.
+
+    Raises:
+        InputError: a file is missing, damaged or refused, or does not fit `data`.
+    """
+    fit = choose("preprocess", preprocess, FITS)
+    limited = data.config.train_limit is not None
+    require(
+        not limited, "train_limit is set, but others fitted on all training images: load the data without it."
+    )
+    shape = (data.channels, data.size, data.size)
+    images, labels = _read(Path(folder), shape, data.classes)
+    _warn(images, data, preprocess)
+    rate = _rate(Path(folder)) if alpha is None else alpha
+    check_number("alpha", rate, above=True)
+    return DistilledSet(
+        images=images,
+        labels=labels,
+        alpha=float(rate),
+        preprocess=fit(data),
+        classes=data.classes,
+        data=data.config,
+        data_fingerprint=data.fingerprint,
+        method=method,
+    )
+
+
+def _read(
+    folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels that fit images of `shape` and `classes`, checked."""
+    expected = f"{IMAGES} and {LABELS} as MTT's code writes them"
+    images, labels = (load_safely(folder / name, expected=expected) for name in (IMAGES, LABELS))
+    tensors = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
+    require(tensors, f"{folder} holds no single tensors: expected {expected}.")
+    require(
+        images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape,
+        f"{folder / IMAGES} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
+        f"(count, {', '.join(map(str, shape))}): name the data set and size that it was made from.",
+    )
+    require(
+        bool(torch.isfinite(images).all()),
+        f"{folder / IMAGES} holds values that are not finite: get it again.",
+    )
+    require(
+        labels.shape == images.shape[:1] and not labels.is_floating_point(),
+        f"{folder / LABELS} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are "
+        "needed (soft labels are not supported): pass a set with hard labels.",
+    )
+    _check_labels(folder / LABELS, labels, classes)
+    return images.detach().float().contiguous(), labels.detach().long()
+
+
+def _check_labels(path: Path, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+    inside = len(labels) > 0 and bool((labels >= 0).all()) and int(labels.max()) < len(classes)
+    require(
+        inside, f"{path} has labels outside of 0 to {len(classes) - 1}: name the data set it was made from."
+    )
+    counts = torch.bincount(labels.long(), minlength=len(classes))
+    require(
+        int(counts.min()) == int(counts.max()),
+        f"{path} has from {int(counts.min())} to {int(counts.max())} images of a class; "
+        "each of the data set's classes needs as many: name the data set it was made from.",
+    )
+
+
+def _rate(folder: Path) -> float:
+    found = next((folder / name for name in RATES if (folder / name).is_file()), None)
+    if found is None:
+        return FIELD_RATE
+    rate = load_safely(found, expected="a learning rate")
+    single = isinstance(rate, (int, float)) or (isinstance(rate, torch.Tensor) and rate.numel() == 1)
+    require(single, f"{found} holds no single number: pass alpha, the learning rate to train with.")
+    return float(rate)
+
+
+def coarseness(images: torch.Tensor) -> float:
+    """The spread of the means over a 4×4 grid, in spreads of single pixels: low where images are whitened.
+
+    Whatever contrast distillation gave the images divides out.
+    """
+    means = functional.adaptive_avg_pool2d(images, _GRID)
+    return (means.std() / images.std().clamp_min(1e-9)).item()
+
+
+def likely_preprocess(images: torch.Tensor, data: ImageData) -> str:
+    """The key of `FITS` whose real images are as coarse as `images`, nearest on a logarithmic scale."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(data.train), generator=generator)[:_SAMPLE]
+    real = as_float(data.train.images[rows])
+    found = torch.tensor(coarseness(images)).log()
+    expected = {
+        "standardise": coarseness(Standardise.fit(real).apply(real)),
+        "zca": coarseness(_whitened(real)),
+    }
+    return min(expected, key=lambda kind: abs(found - torch.tensor(expected[kind]).log()).item())
+
+
+def _whitened(real: torch.Tensor) -> torch.Tensor:
+    """A sample whitened by its own covariance, as `Zca` does; the sample's rank bounds the work."""
+    columns = real.flatten(1)
+    left, scales, right = torch.linalg.svd(columns - columns.mean(0), full_matrices=False)
+    variances = scales.square() / max(len(real) - 1, 1)
+    whitened = (left * (scales * (variances + Zca.regularisation).rsqrt())) @ right
+    return whitened.view(real.shape)
+
+
+def _warn(images: torch.Tensor, data: ImageData, preprocess: str) -> None:
+    likely = likely_preprocess(images, data)
+    if likely != preprocess:
+        logger.warning(
+            "the images look as if their preprocessing was %r, but %r was given: if the accuracy is poor, "
+            "import them again with the other one.",
+            likely,
+            preprocess,
+        )
+    warn_of_class_order(data)
+
+
+def warn_of_class_order(data: ImageData) -> None:
+    """Log a warning where MTT's code, and with it whatever it made, numbers classes otherwise than ours."""
+    if data.name == "tiny_imagenet":
+        logger.warning(
+            "MTT numbers the classes of %s by sorted folder names, this package as in wnids.txt: where these "
+            "differ, labels name other classes.",
+            DATASETS[data.name].title,
+        )

@@ -1,0 +1,185 @@
+"""Standardising and ZCA-whitening, with inverses; the fitted state travels with every artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from iadd_lab.errors import InputError, choose, require
+from iadd_lab.store.artefacts import tensor_fingerprint
+
+_CHUNK = 4096  # images converted to float at a time: bounds memory on large sets
+_ZCA_LIMIT = 3 * 64 * 64  # the whitening matrix has this many columns at most: 600 MB
+
+
+def as_float(images: torch.Tensor) -> torch.Tensor:
+    """Images as floats in [0, 1]: uint8 is divided by 255 in float32, floating point is taken as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _chunks(images: torch.Tensor) -> Iterable[torch.Tensor]:
+    return (as_float(chunk) for chunk in images.split(_CHUNK))
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise:
+    """Each channel to mean 0 and standard deviation 1 over the training images."""
+
+    mean: torch.Tensor  # (channels,)
+    deviation: torch.Tensor  # (channels,)
+    kind: ClassVar[str] = "standardise"
+
+    @classmethod
+    def fit(cls, images: torch.Tensor) -> Standardise:
+        """Fit on images of shape (count, channels, height, width), uint8 or float in [0, 1]."""
+        count = images.numel() // images.shape[1]
+        mean = sum(chunk.double().sum((0, 2, 3)) for chunk in _chunks(images)) / count
+        centred = (chunk.double() - mean[:, None, None] for chunk in _chunks(images))
+        deviation = (sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count).sqrt()
+        # A constant channel carries nothing; dividing by a tiny number would only blow up rounding.
+        return cls(mean=mean.float(), deviation=deviation.float().clamp_min(1e-3))
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (uint8, or float in [0, 1]) to network input of the same shape, float, on their device."""
+        mean, deviation = self._columns(images.device)
+        return torch.cat([(chunk - mean) / deviation for chunk in _chunks(images)])
+
+    def invert(self, images: torch.Tensor) -> torch.Tensor:
+        """Network input back to images whose real ones lie in [0, 1]; distilled ones may lie outside."""
+        mean, deviation = self._columns(images.device)
+        return images * deviation + mean
+
+    def _columns(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.mean.to(device)[:, None, None], self.deviation.to(device)[
+            :, None, None
+        ]  # (channels, 1, 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fitted state, for `preprocess_from_tensors`."""
+        return {"mean": self.mean, "deviation": self.deviation}
+
+
+@dataclass(frozen=True, eq=False)
+class Zca:
+    """Centre and decorrelate all pixels in [0, 1] with the symmetric whitening matrix (C + 0.1·I)^(-1/2).
+
+    Pixels are not standardised first, and 0.1 is added to the eigenvalues of their covariance C: MTT and its
+    successors do so, and their learning rates of images belong to that scale.
+    """
+
+    centre: torch.Tensor  # (channels * height * width,)
+    eigenvalues: torch.Tensor  # (channels * height * width,), of C
+    eigenvectors: torch.Tensor  # (channels * height * width,) squared, in columns
+    kind: ClassVar[str] = "zca"
+    regularisation: ClassVar[float] = 0.1
+
+    @classmethod
+    def fit(cls, images: torch.Tensor) -> Zca:
+        """Fit on images of shape (count, channels, height, width), uint8 or float in [0, 1].
+
+        Raises:
+            InputError: the images are too large for a dense whitening matrix.
+        """
+        columns = images[0].numel()
+        require(
+            columns <= _ZCA_LIMIT,
+            f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; at most "
+            f"{_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
+        )
+        centre = sum(chunk.flatten(1).double().sum(0) for chunk in _chunks(images))
+        centre = (centre / len(images)).float()
+        covariance = torch.zeros(columns, columns, dtype=torch.float64)
+        for chunk in _chunks(images):
+            centred = chunk.float().flatten(1) - centre  # (chunk, columns)
+            covariance += (centred.T @ centred).double()
+        eigenvalues, eigenvectors = torch.linalg.eigh((covariance / max(len(images) - 1, 1)).float())
+        return cls(centre, eigenvalues.clamp_min(0), eigenvectors.contiguous())
+
+    @cached_property
+    def _whiten(self) -> torch.Tensor:
+        scale = (self.eigenvalues + self.regularisation).rsqrt()
+        return (self.eigenvectors * scale) @ self.eigenvectors.T
+
+    @cached_property
+    def _colour(self) -> torch.Tensor:
+        scale = (self.eigenvalues + self.regularisation).sqrt()
+        return (self.eigenvectors * scale) @ self.eigenvectors.T
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
+        whitened = []
+        for chunk in _chunks(images):
+            columns = chunk.flatten(1)  # (chunk, channels * height * width)
+            whitened.append((columns - self.centre.to(columns)) @ self._whiten.to(columns))
+        return torch.cat(whitened).view(images.shape)
+
+    def invert(self, images: torch.Tensor) -> torch.Tensor:
+        """Whitened network input back to images whose real ones lie in [0, 1]."""
+        columns = images.flatten(1) @ self._colour.to(images) + self.centre.to(images)
+        return columns.view(images.shape)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fitted state, for `preprocess_from_tensors`."""
+        return {"centre": self.centre, "eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
+
+
+Preprocess = Standardise | Zca
+
+
+def check_preprocess(preprocess: Preprocess, *, channels: int, size: int) -> None:
+    """Require that `preprocess` was fitted on images (channels, size, size).
+
+    Raises:
+        InputError: its tensors are not floats, or have other shapes.
+    """
+    columns = channels * size * size
+    shapes = {
+        "standardise": {"mean": (channels,), "deviation": (channels,)},
+        "zca": {"centre": (columns,), "eigenvalues": (columns,), "eigenvectors": (columns, columns)},
+    }[preprocess.kind]
+    for name, tensor in preprocess.tensors().items():
+        require(
+            tensor.is_floating_point() and tuple(tensor.shape) == shapes[name],
+            f"{name} of the preprocessing has {tuple(tensor.shape)} {tensor.dtype}; images of {channels} "
+            f"channels and {size} px need {shapes[name]} floats: fit it on such images.",
+        )
+
+
+PREPROCESSES: dict[str, type[Standardise] | type[Zca]] = {"standardise": Standardise, "zca": Zca}
+
+
+def fit_preprocess(kind: str, images: torch.Tensor) -> Preprocess:
+    """Fit the preprocessing named `kind` (a key of `PREPROCESSES`) on training images.
+
+    Raises:
+        InputError: `kind` is unknown, or the images are too large for it.
+    """
+    return choose("preprocess", kind, PREPROCESSES).fit(images)
+
+
+def preprocess_tensors(preprocess: Preprocess) -> dict[str, torch.Tensor]:
+    """The state as it is stored in an artefact: every name starts with `preprocess/<kind>/`."""
+    return {f"preprocess/{preprocess.kind}/{name}": tensor for name, tensor in preprocess.tensors().items()}
+
+
+def preprocess_from_tensors(tensors: Mapping[str, torch.Tensor]) -> Preprocess:
+    """The preprocessing that `preprocess_tensors` put among an artefact's tensors.
+
+    Raises:
+        InputError: there is none, or a part of it is missing.
+    """
+    stored = {tuple(name.split("/")[1:]): t for name, t in tensors.items() if name.startswith("preprocess/")}
+    try:
+        (kind,) = {key[0] for key in stored} & PREPROCESSES.keys()
+        return PREPROCESSES[kind](**{key[1]: tensor for key, tensor in stored.items()})
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError("the artefact carries no complete preprocessing: make it again.") from error
+
+
+def preprocess_fingerprint(preprocess: Preprocess) -> str:
+    """16 hex digits that identify the fitted state."""
+    return tensor_fingerprint(preprocess_tensors(preprocess))

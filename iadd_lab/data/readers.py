@@ -1,0 +1,309 @@
+"""What is found on disk for a data set, read: arrays that libraries hand over, and trees of image files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import torch
+
+from iadd_lab.data.decoded import Decoded, ImageFile, Tree, decode_tree
+from iadd_lab.data.pixels import is_grey, resize_arrays
+from iadd_lab.data.splits import Split, hold_out
+from iadd_lab.errors import InputError, require
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+HIDDEN = (".", "__MACOSX")  # what unpacking leaves behind
+NAMED = 10  # skipped images are named up to so many
+TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
+TINY_CLASSES = 200  # of the whole of Tiny ImageNet
+PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for.
+
+    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
+    refused, or left out if `skip_bad`.
+    """
+
+    name: str
+    title: str
+    root: Path
+    folder: Path
+    cache: Path
+    size: int
+    channels: int | None
+    progress: bool
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """What a reader returns: the data before validation is held out."""
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    remark: str = ""
+
+
+def read_digits(request: Request) -> RawData:
+    """scikit-learn's 1,797 digits, values 0..16 stretched to 0..255; a quarter is the test part."""
+    from sklearn.datasets import load_digits  # takes a second to import, and only this set needs it
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    train, test = hold_out(_from_arrays(images, digits.target, request), 0.25, seed=[TEST_SEED])
+    return RawData(tuple(str(name) for name in digits.target_names), train, test)
+
+
+def read_torchvision(dataset: str, request: Request) -> RawData:
+    """A set that `torchvision.datasets` reads, by the name of its class there.
+
+    torchvision compares the MD5 sums of CIFAR's pickles before it opens them; that is what makes it safe.
+    """
+    kind = _torchvision_class(dataset)
+    try:
+        parts = [kind(request.root, train=train, download=False) for train in (True, False)]
+        classes = tuple(parts[0].classes)
+        train, test = (_from_arrays(np.asarray(part.data), part.targets, request) for part in parts)
+        highest = int(torch.cat([train.labels, test.labels]).max())
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a parser that meets damaged files may raise almost anything
+        again = f"delete that folder, then `iadd-lab data fetch {request.name}`"
+        raise InputError(f"{request.title} in {request.folder} is incomplete or damaged: {again}.") from error
+    known = highest < len(classes)
+    require(known, f"{request.title} in {request.folder} has a label {highest}, but {len(classes)} classes.")
+    return RawData(classes, train, test)
+
+
+def download_torchvision(dataset: str, root: Path) -> None:
+    """Have torchvision download the set of that class into `root`, where it is not there yet."""
+    _torchvision_class(dataset)(root, train=True, download=True)
+
+
+def _from_arrays(
+    images: np.ndarray, labels: np.ndarray | torch.Tensor | list[int], request: Request
+) -> Split:
+    planes = resize_arrays(images, request.size, request.channels)
+    return Split(torch.from_numpy(planes), torch.as_tensor(labels, dtype=torch.int64))
+
+
+def _torchvision_class(name: str) -> Callable:
+    import torchvision.datasets  # takes two seconds to import, which only its own sets should cost
+
+    return getattr(torchvision.datasets, name)
+
+
+def read_cifar10(request: Request) -> RawData:
+    """CIFAR-10 from torchvision's pickles, or from a tree {train,test}/<class>/*.jpg|png."""
+    if request.folder.name == PICKLES:
+        return read_torchvision("CIFAR10", request)
+    tree = _split_tree(request.folder)
+    lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
+    raw = _read_tree(tree, request)
+    return _with_remark(raw, "CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+
+
+def _with_remark(raw: RawData, remark: str) -> RawData:
+    """`raw` with one remark more, unless it is empty."""
+    return replace(raw, remark="; ".join(filter(None, (raw.remark, remark))))
+
+
+def read_covid19(request: Request) -> RawData:
+    """Chest X-rays in a folder per class, masks aside; a quarter is the test part."""
+    return _read_tree(_one_tree(request.folder), request, test_fraction=0.25)
+
+
+def read_image_folder(request: Request) -> RawData:
+    """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part.
+
+    Beside train and test, other folders are left alone.
+    """
+    parts = [(request.folder / part).is_dir() for part in ("train", "test")]
+    require(
+        all(parts) or not any(parts),
+        f"{request.folder} has only one of train and test: give both, or a folder per class.",
+    )
+    tree = _split_tree(request.folder) if all(parts) else _one_tree(request.folder)
+    if request.channels is None:
+        request = replace(request, channels=1 if _is_grey(tree) else 3)
+    return _read_tree(tree, request, test_fraction=0.2)
+
+
+def read_tiny_imagenet(request: Request) -> RawData:
+    """Tiny ImageNet in its official layout; its validation images, which have labels, are the test part."""
+    folder = request.folder
+    listed = folder / "wnids.txt"
+    identifiers = [_plain_name(line, listed) for line in _read_text(listed).split()]
+    twice = len(set(identifiers)) < len(identifiers)
+    require(bool(identifiers) and not twice, f"{listed} is empty or names a class twice: unpack it again.")
+    train = [
+        file
+        for label, identifier in enumerate(identifiers)
+        for file in _class_files(folder / "train" / identifier, label)
+    ]
+    tree = Tree(_tiny_names(folder, identifiers), {"train": train, "test": _tiny_test(folder, identifiers)})
+    part = len(identifiers) < TINY_CLASSES
+    # Fewer classes are easier to tell apart: published numbers are of all of them.
+    remark = f"Tiny ImageNet with {len(identifiers)} of its {TINY_CLASSES} classes" if part else ""
+    return _with_remark(_read_tree(tree, request), remark)
+
+
+def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
+    """Class names: the first word of words.txt for each identifier, else the identifier itself."""
+    words = {}
+    if (folder / "words.txt").is_file():
+        for line in _read_text(folder / "words.txt").splitlines():
+            identifier, _, names = line.partition("\t")
+            words[identifier.strip()] = names.split(",")[0].strip()
+    return tuple(words.get(identifier) or identifier for identifier in identifiers)
+
+
+def _tiny_test(folder: Path, identifiers: list[str]) -> list[ImageFile]:
+    """The files that val_annotations.txt gives to one of `identifiers`."""
+    labels = {identifier: label for label, identifier in enumerate(identifiers)}
+    notes = folder / "val" / "val_annotations.txt"
+    files: dict[str, ImageFile] = {}
+    for number, line in enumerate(_read_text(notes).splitlines(), start=1):
+        name, _, rest = line.partition("\t")
+        identifier = rest.split("\t")[0].strip()
+        if identifier in labels:
+            path = folder / "val" / "images" / _plain_name(name.strip(), notes)
+            require(path.is_file(), f"{path} is missing, though line {number} of {notes} names it.")
+            require(str(path) not in files, f"line {number} of {notes} names {path.name} a second time.")
+            status = path.stat()
+            file = ImageFile(str(path), labels[identifier], status.st_size, status.st_mtime_ns)
+            files[file.path] = file
+        else:
+            require(
+                bool(identifier) or not line.strip(),
+                f"line {number} of {notes} is {line!r}; it names no class.",
+            )
+    return list(files.values())
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _plain_name(name: str, source: Path) -> str:
+    """`name`, unless it could lead out of its folder."""
+    alone = name not in ("", ".", "..") and PureWindowsPath(name).name == name and "/" not in name
+    require(alone and _is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
+    return name
+
+
+def _is_text(name: str) -> bool:
+    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def _split_tree(folder: Path) -> Tree:
+    """The tree {train,test}/<class>/...; both parts must have the same classes."""
+    for part in ("train", "test"):
+        require((folder / part).is_dir(), f"{folder / part} is missing: {folder} needs train and test.")
+    trees = {part: _one_tree(folder / part) for part in ("train", "test")}
+    odd = sorted(set(trees["train"].classes) ^ set(trees["test"].classes))
+    names = ", ".join(odd)
+    require(not odd, f"{folder} has class folders in only one of train and test ({names}): give both.")
+    return Tree(trees["train"].classes, {part: tree.parts["all"] for part, tree in trees.items()})
+
+
+def _one_tree(folder: Path) -> Tree:
+    """The tree <class>/..., classes by name."""
+    with os.scandir(folder) as entries:
+        classes = sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(HIDDEN)
+        )
+    require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
+    for name in classes:
+        require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
+    files = [file for label, name in enumerate(classes) for file in _class_files(folder / name, label)]
+    return Tree(tuple(classes), {"all": files})
+
+
+def _class_files(folder: Path, label: int) -> list[ImageFile]:
+    """The images of a class folder, sorted; only those in `images` if it has that (masks lie beside)."""
+    require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
+    inner = folder / "images"
+    files = sorted(_walk(str(inner if inner.is_dir() else folder), label))
+    extensions = " ".join(IMAGE_EXTENSIONS)
+    require(bool(files), f"the class folder {folder} has no images ({extensions}): fill it or remove it.")
+    return files
+
+
+def _walk(folder: str, label: int) -> Iterator[ImageFile]:
+    """Image files below `folder`, hidden ones aside; linked folders are not entered, they might be loops."""
+    folders = [folder]
+    while folders:  # not by recursion, which a deep tree would exhaust
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith(HIDDEN):
+                    continue
+                if entry.is_dir():
+                    if not entry.is_symlink():
+                        folders.append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                    yield _image_file(entry, label)
+
+
+def _image_file(entry: os.DirEntry[str], label: int) -> ImageFile:
+    status = entry.stat()
+    # Opening a pipe would wait for ever.
+    require(stat.S_ISREG(status.st_mode), f"{entry.path} is no regular file: remove it.")
+    return ImageFile(entry.path, label, status.st_size, status.st_mtime_ns)
+
+
+def _is_grey(tree: Tree) -> bool:
+    """Whether at most 50 files, evenly spread over the classes, are all grey."""
+    files = tree.files
+    return all(is_grey(file.path) for file in files[:: -(-len(files) // 50)])
+
+
+def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0) -> RawData:
+    """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
+    decoded = decode_tree(
+        tree,
+        name=request.name,
+        size=request.size,
+        channels=request.channels,
+        cache=request.cache,
+        progress=request.progress,
+        skip=request.skip_bad,
+    )
+    splits = dict(decoded.parts)
+    remark = _say_skipped(tree, decoded, request) if decoded.skipped else ""
+    if "all" in splits:
+        splits["train"], splits["test"] = hold_out(splits["all"], test_fraction, seed=[TEST_SEED])
+    return RawData(tree.classes, splits["train"], splits["test"], remark)
+
+
+def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
+    """Log which images were skipped, and return the same as a remark.
+
+    Raises:
+        InputError: no image of a class is left in a part.
+    """
+    names = [os.path.relpath(path, request.folder) for path in decoded.skipped]
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({shown})"
+    for part, split in decoded.parts.items():
+        had = {file.label for file in tree.parts[part]}
+        for label in sorted(had - set(split.labels.tolist())):
+            emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
+            raise InputError(f"{emptied}: {said}; replace them.")
+    remark = f"{said} and were skipped"
+    logger.warning("%s: %s", request.folder, remark)
+    return remark

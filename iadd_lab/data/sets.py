@@ -1,0 +1,378 @@
+"""Data sets as plain tensors: which there are, where they lie, and how one is loaded.
+
+`load_data("cifar10")` returns an `ImageData`; `DATASETS` lists what it knows. Nothing here downloads,
+except `fetch_data`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.readers import (
+    PICKLES,
+    RawData,
+    Request,
+    download_torchvision,
+    read_cifar10,
+    read_covid19,
+    read_digits,
+    read_image_folder,
+    read_tiny_imagenet,
+    read_torchvision,
+)
+from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
+from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.store.configs import added_field
+
+BAD_IMAGES = ("refuse", "skip")
+ALL_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+# A mirrored digit is another sign, and a mirrored chest has its heart on the wrong side.
+UNMIRRORED = tuple(operation for operation in ALL_OPERATIONS if operation != "flip")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to load. Stored with every artefact.
+
+    Args:
+        name: a key of `DATASETS`.
+        size: side in pixels; None is the set's own. Other sizes are resized (antialiased, bilinear); of an
+            image that is not square, the shorter side is resized and the middle is kept.
+        channels: 1 (grey) or 3 (colour); None is the set's own.
+        validation_fraction: share of the training part held out for validation, in (0, 0.5].
+        seed: of the validation split and of `train_limit`. Test images never depend on it.
+        train_limit: at most so many training images, drawn by class after validation was held out.
+        bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
+            and the data's remark then say how many and which.
+
+    Raises:
+        InputError: a value outside these ranges.
+    """
+
+    name: str
+    size: int | None = None
+    channels: int | None = None
+    validation_fraction: float = 0.1
+    seed: int = 0
+    train_limit: int | None = None
+    bad_images: str = added_field("refuse")
+
+    def __post_init__(self) -> None:
+        choose("data set", self.name, DATASETS)
+        if self.size is not None:
+            check_whole("size", self.size, minimum=1, maximum=LARGEST_SIZE)
+        known = self.channels is None or (type(self.channels) is int and self.channels in (1, 3))  # not True
+        require(known, f"channels is {self.channels!r}; it must be 1 or 3.")
+        check_number("validation_fraction", self.validation_fraction, maximum=0.5, above=True)
+        check_whole("seed", self.seed, minimum=0)
+        if self.train_limit is not None:
+            check_whole("train_limit", self.train_limit, minimum=1)
+        choose("bad_images", self.bad_images, dict.fromkeys(BAD_IMAGES))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A loaded data set.
+
+    Attributes:
+        config: as it was asked for.
+        classes: their names; a label is an index into them.
+        train, validation, test: disjoint; each has every class. Images keep the order of the files.
+        fingerprint: 16 hex digits over classes, images and labels of the three splits.
+        remark: what must be said beside a number measured on this copy; else empty.
+    """
+
+    config: DataConfig
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    remark: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.train.images.shape[-1]
+
+    def augmentation(self, given: AugmentConfig | None) -> AugmentConfig:
+        """`given`, or the operations that keep the meaning of these images where it is None."""
+        return given or AugmentConfig(operations=DATASETS[self.name].augment)
+
+    def split(self, name: str) -> Split:
+        """The split called "train", "validation" or "test"; InputError for another name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return choose("split", name, splits)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One entry of `DATASETS`.
+
+    Attributes:
+        title: its name in text.
+        size, channels: defaults; channels None means those of the files.
+        folders: where it may lie under the data root, best first; "." for what has no place of its own.
+        reader: decodes it.
+        where: one clause that says how to get it.
+        augment: the siamese augmentations that keep the meaning of its images.
+        fetcher: downloads it into a data root; None if nothing can.
+        describe: a few words for a listing.
+        licence: what the source itself says; where that was not looked up, who to ask.
+    """
+
+    title: str
+    size: int
+    channels: int | None
+    folders: tuple[str, ...]
+    reader: Callable[[Request], RawData]
+    where: str
+    augment: tuple[str, ...] = ALL_OPERATIONS
+    fetcher: Callable[[Path], object] | None = None
+    describe: str = ""
+    licence: str = "see the source"
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether it lies wherever the user says, not in a folder of its own under the data root."""
+        return self.folders == (".",)
+
+
+def data_root() -> Path:
+    """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
+    return _folder_from("IADD_DATA", "data")
+
+
+def cache_root() -> Path:
+    """The folder of decoded images: `IADD_CACHE`, else the platform's cache folder."""
+    return _folder_from("IADD_CACHE", "decoded")
+
+
+def _folder_from(variable: str, leaf: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("iadd-lab") / leaf
+
+
+def _base(root: Path | None) -> Path:
+    return (data_root() if root is None else Path(root).expanduser()).absolute()
+
+
+def locate(name: str, *, root: Path | None = None) -> Path | None:
+    """The folder in which data set `name` lies under `root`, or None if there is none.
+
+    `root` None is `data_root()`; for "image_folder", which has no fixed place, it is None again.
+    """
+    spec = choose("data set", name, DATASETS)
+    if root is None and spec.needs_root:
+        return None
+    base = _base(root)
+    return next((base / folder for folder in spec.folders if (base / folder).is_dir()), None)
+
+
+def fetch_data(name: str, *, root: Path | None = None) -> Path:
+    """Download data set `name` into `root` (None: `data_root()`) unless it is there; return its folder.
+
+    Raises:
+        InputError: it can't be fetched by a program (the message says where to get it), or the download
+            failed.
+    """
+    spec = choose("data set", name, DATASETS)
+    if spec.fetcher is None:
+        raise InputError(f"{spec.title} can't be fetched: {spec.where}.")
+    base = _base(root)
+    try:
+        spec.fetcher(base)
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{spec.title} could not be fetched into {base} ({reason}).") from error
+    return _find(name, base)
+
+
+def require_data(name: str, *, root: Path | None = None) -> Path:
+    """The folder in which data set `name` lies; what `load_data` would need, without reading it.
+
+    Raises:
+        InputError: the name is unknown, or the set is not there.
+    """
+    choose("data set", name, DATASETS)
+    return _find(name, root)
+
+
+def _find(name: str, root: Path | None) -> Path:
+    spec = DATASETS[name]
+    if root is None and spec.needs_root:
+        raise InputError(
+            f"{name} needs a folder: pass the one that holds your images as root, or set it in the notebook "
+            "your_data."
+        )
+    folder = locate(name, root=root)
+    if folder is None:
+        tried = " or ".join(str(_base(root) / leaf) for leaf in spec.folders)
+        raise InputError(f"{spec.title} was looked for in {tried}, which is not there: {spec.where}.")
+    return folder
+
+
+def load_data(config: DataConfig | str, *, root: Path | None = None, progress: bool = True) -> ImageData:
+    """Load a data set from disk and split it.
+
+    Args:
+        config: what to load; a bare name means its defaults.
+        root: the folder that holds the data sets (None: `data_root()`); for "image_folder", the images' own.
+        progress: show a bar while image files are decoded.
+
+    Raises:
+        InputError: the set is missing, damaged or incomplete, or has too few images of a class.
+    """
+    config = DataConfig(config) if isinstance(config, str) else config
+    spec = DATASETS[config.name]
+    request = Request(
+        name=config.name,
+        title=spec.title,
+        root=_base(root),
+        folder=_find(config.name, root),
+        cache=cache_root(),
+        size=config.size or spec.size,
+        channels=config.channels or spec.channels,
+        progress=progress,
+        skip_bad=config.bad_images == "skip",
+    )
+    try:
+        raw = spec.reader(request)
+    except OSError as error:
+        raise InputError(f"{spec.title} in {request.folder} can't be read ({error}).") from error
+    return _split(raw, config, spec.title)
+
+
+def _split(raw: RawData, config: DataConfig, title: str) -> ImageData:
+    """Hold validation out, apply `train_limit`, check the classes and fingerprint the outcome."""
+    train, validation = hold_out(raw.train, config.validation_fraction, seed=[config.seed, 0])
+    if config.train_limit is not None and config.train_limit < len(train):
+        enough = config.train_limit >= len(raw.classes)
+        least = f"at least the number of classes, {len(raw.classes)}"
+        require(enough, f"train_limit is {config.train_limit}; for {title} it must be {least}.")
+        generator = np.random.default_rng([config.seed, 1])
+        train = train.take(draw(train.labels.numpy(), config.train_limit, generator))
+    splits = {"train": train, "validation": validation, "test": raw.test}
+    check_classes(title, raw.classes, splits)
+    return ImageData(
+        config=config,
+        classes=raw.classes,
+        **splits,
+        fingerprint=fingerprint_splits(raw.classes, splits.values()),
+        remark=raw.remark,
+    )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(
+        title="Digits",
+        size=8,
+        channels=1,
+        # An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
+        folders=(str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data"),),
+        reader=read_digits,
+        where="it comes with scikit-learn, install that again",
+        augment=UNMIRRORED,
+        fetcher=lambda root: None,
+        describe="1,797 handwritten digits that come with scikit-learn",
+        licence="part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: see the source, "
+        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    ),
+    "mnist": DatasetSpec(
+        title="MNIST",
+        size=28,
+        channels=1,
+        folders=("MNIST/raw",),
+        reader=partial(read_torchvision, "MNIST"),
+        where="fetch it with `iadd-lab data fetch mnist`",
+        augment=UNMIRRORED,
+        fetcher=partial(download_torchvision, "MNIST"),
+        describe="70,000 handwritten digits",
+        licence="see the source, http://yann.lecun.com/exdb/mnist/",
+    ),
+    "fashion_mnist": DatasetSpec(
+        title="Fashion-MNIST",
+        size=28,
+        channels=1,
+        folders=("FashionMNIST/raw",),
+        reader=partial(read_torchvision, "FashionMNIST"),
+        where="fetch it with `iadd-lab data fetch fashion_mnist`",
+        fetcher=partial(download_torchvision, "FashionMNIST"),
+        describe="70,000 pieces of clothing",
+        licence="MIT licence, copyright Zalando SE "
+        "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
+    ),
+    "cifar10": DatasetSpec(
+        title="CIFAR-10",
+        size=32,
+        channels=3,
+        folders=(PICKLES, "cifar10"),
+        reader=read_cifar10,
+        where="fetch it with `iadd-lab data fetch cifar10`",
+        fetcher=partial(download_torchvision, "CIFAR10"),
+        describe="60,000 photographs of 10 things",
+        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": DatasetSpec(
+        title="CIFAR-100",
+        size=32,
+        channels=3,
+        folders=("cifar-100-python",),
+        reader=partial(read_torchvision, "CIFAR100"),
+        where="fetch it with `iadd-lab data fetch cifar100`",
+        fetcher=partial(download_torchvision, "CIFAR100"),
+        describe="60,000 photographs of 100 things",
+        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "tiny_imagenet": DatasetSpec(
+        title="Tiny ImageNet",
+        size=64,
+        channels=3,
+        folders=("tiny-imagenet-200",),
+        reader=read_tiny_imagenet,
+        where="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
+        describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
+        licence="see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
+        "https://www.image-net.org/download",
+    ),
+    "covid19": DatasetSpec(
+        title="COVID-19 X-rays",
+        size=112,
+        channels=1,
+        folders=("covid19", "COVID-19_Radiography_Dataset"),
+        reader=read_covid19,
+        where="unpack https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database there, "
+        "or put a folder of chest X-rays per class there",
+        augment=UNMIRRORED,
+        describe="chest X-rays, a folder per class",
+        licence="see the source of the copy used, as in "
+        "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
+    ),
+    "image_folder": DatasetSpec(
+        title="The image folder",
+        size=32,
+        channels=None,
+        folders=(".",),
+        reader=read_image_folder,
+        where="pass a folder of your own, with train and test inside or a folder per class",
+        describe="your own images, a folder per class",
+        licence="that of the pictures in the folder: see their source",
+    ),
+}

@@ -1,0 +1,91 @@
+"""Everything that the result of a distillation depends on, besides the data and the teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.sampling import INITIAL_IMAGES
+from iadd_lab.distillation.matching import Learned, Matching
+from iadd_lab.distillation.unroll import ENGINES
+from iadd_lab.errors import check_kind, check_number, check_rate, check_whole, choose, require
+from iadd_lab.store.configs import added_field
+
+OPTIMIZERS = {
+    "sgd": lambda parameters, config: torch.optim.SGD(
+        parameters, lr=config.image_rate, momentum=config.momentum
+    ),
+    "adam": lambda parameters, config: torch.optim.Adam(parameters, lr=config.image_rate),
+}
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One distillation; the defaults are MTT's for CIFAR-10 at IPC 1, with learned importance.
+
+    Args:
+        ipc: distilled images per class.
+        iterations: updates of images, α and W.
+        student_steps: J, the student's steps on the distilled set in each iteration.
+        teacher_epochs: K, the teacher's epochs that those J steps are to match.
+        max_start_epoch: start epochs are drawn from [0, max_start_epoch).
+        segments: pieces of trajectories in each iteration; gradients and losses are their means.
+        batch: distilled images per student step, in an order drawn anew in each iteration; None takes all.
+        image_rate: learning rate of the images.
+        image_optimizer: "sgd" (with `momentum`; the field's) or "adam".
+        alpha_rate: learning rate of α (SGD with `momentum`); 0 keeps α as it is.
+        alpha: α before the first iteration.
+        momentum: of SGD, in [0, 1).
+        matching: `Uniform()` (MTT), `Pruned()` (DDPP) or `Learned()` (IADD).
+        gradient: the engine, "adjoint", "full" or "frozen"; see `iadd_lab.distillation.unroll`.
+        initial_images: "real" (drawn from the training images) or "noise".
+        augment: differentiable siamese augmentation of every student batch; None takes the data set's own.
+        back_offs: how often a loss that is not finite, or an update that would not be, may be answered by
+            going back to the last good state and halving the rate at fault. After that, or at once where it
+            is 0, the run stops.
+        snapshots: how many states of images and W to keep, evenly spaced, first and last included.
+        seed: of initial images, segments, batches and augmentation.
+    """
+
+    ipc: int = 1
+    iterations: int = 5000
+    student_steps: int = 50
+    teacher_epochs: int = 2
+    max_start_epoch: int = 2
+    segments: int = 1
+    batch: int | None = None
+    image_rate: float = 100.0
+    image_optimizer: str = "sgd"
+    alpha_rate: float = 1e-7
+    alpha: float = 0.01
+    momentum: float = 0.5
+    matching: Matching = Learned()
+    gradient: str = "adjoint"
+    initial_images: str = "real"
+    augment: AugmentConfig | None = None
+    back_offs: int = added_field(5)
+    snapshots: int = 11
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "segments"):
+            check_whole(name, getattr(self, name), minimum=1)
+        if self.batch is not None:
+            check_whole("batch", self.batch, minimum=1)
+        check_rate("image_rate", self.image_rate)
+        choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
+        check_rate("alpha_rate", self.alpha_rate, above=False)
+        check_rate("alpha", self.alpha)
+        check_number("momentum", self.momentum, maximum=0.999)
+        choose("gradient", self.gradient, ENGINES)
+        choose("initial_images", self.initial_images, INITIAL_IMAGES)
+        check_whole("back_offs", self.back_offs, minimum=0)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
+        check_whole("snapshots", self.snapshots, minimum=2)
+        check_whole("seed", self.seed, minimum=0)
+        require(
+            isinstance(self.matching, Matching) and type(self.matching) is not Matching,
+            f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
+        )

@@ -1,0 +1,79 @@
+"""What a distillation made: the set, W, and how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iadd_lab.data.distilled import KIND, DistilledSet
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.distillation.history import History
+from iadd_lab.errors import require
+from iadd_lab.store.artefacts import load_artefact, taken_apart
+from iadd_lab.store.configs import describe, restore
+from iadd_lab.training.teachers import TeacherConfig
+
+
+@dataclass(frozen=True, eq=False)
+class DistillResult:
+    """What a distillation made, and how."""
+
+    distilled: DistilledSet
+    importance: torch.Tensor  # W at the end, (P,); ones where nothing is learned
+    raw: torch.Tensor  # the matching's learned values behind W, (0,) where there are none
+    history: History
+    config: DistillConfig
+    teachers: dict[str, Any]  # the teachers' configuration, fingerprint and count, as stored
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The distilled images, (classes * ipc, channels, height, width), preprocessed."""
+        return self.distilled.images
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Their classes, (classes * ipc,)."""
+        return self.distilled.labels
+
+    @property
+    def alpha(self) -> float:
+        """The student's learning rate."""
+        return self.distilled.alpha
+
+    @property
+    def teacher_config(self) -> TeacherConfig:
+        """How the teachers were trained, their network and preprocessing included."""
+        return restore(TeacherConfig, self.teachers["config"])
+
+    def save(self, path: Path) -> Path:
+        """Store everything in one file, from which `DistilledSet.load` reads the set alone."""
+        return self.distilled.save(
+            path,
+            more_tensors=self.history.tensors() | {"importance": self.importance, "raw": self.raw},
+            more_metadata={"config": describe(self.config), "teachers": self.teachers},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> DistillResult:
+        """Read and verify the result at `path`.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds a set that was not distilled here.
+        """
+        artefact = load_artefact(path, kind=KIND)
+        require(
+            "config" in artefact.metadata,
+            f"{path} holds a set without a distillation: use DistilledSet.load.",
+        )
+        with taken_apart(path):
+            return cls(
+                distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
+                importance=artefact.tensors["importance"],
+                raw=artefact.tensors["raw"],
+                history=History.from_tensors(artefact.tensors),
+                config=restore(DistillConfig, artefact.metadata["config"]),
+                teachers=artefact.metadata["teachers"],
+            )

@@ -1,0 +1,142 @@
+"""The student's J steps, and the gradient of the matching loss through them.
+
+Three engines, one signature. With θ̃_{j+1} = θ̃_j − α ∇ℓ(x_j; θ̃_j) and λ_J = ∂L/∂θ̃_J:
+
+- `full`: one graph over all J steps, backpropagated once, as MTT's code does. Memory grows with J × batch.
+- `adjoint`: exact, in memory that does not grow with J but for the J+1 stored parameter vectors. It walks
+  back with one scalar per step, s_j = ⟨∇_θ ℓ(x_j; θ̃_j), λ_{j+1}⟩, whose derivatives are all that is needed:
+  ∂L/∂α −= s_j,  ∂L/∂x_j = −α ∇_x s_j,  λ_j = λ_{j+1} − α ∇_θ s_j.
+- `frozen`: λ_j ≡ λ_J, as TESLA's code does (Cui et al., ICML 2023). It drops the curvature term ∇_θ s_j: an
+  approximation, kept for study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from iadd_lab.data.augment import Augmentation
+from iadd_lab.training.student import StudentLoss, leaf
+
+# (θ̃_J, raw importance) -> the matching loss L; see `Matching.loss`.
+Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of the student: which distilled images it sees, and how they are augmented."""
+
+    rows: torch.Tensor  # (batch,) int64 indices into the distilled set
+    augmentation: Augmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """What one iteration drew: a piece of a teacher's trajectory, and the student's steps."""
+
+    start: torch.Tensor  # θ_i, (P,)
+    target: torch.Tensor  # θ_{i+K}, (P,)
+    steps: tuple[Step, ...]  # J of them
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """What is optimised (images, alpha, raw) and the labels that go with the images."""
+
+    images: torch.Tensor  # (classes * ipc, channels, height, width)
+    labels: torch.Tensor  # (classes * ipc,) int64
+    alpha: torch.Tensor  # (), the student's learning rate
+    raw: torch.Tensor  # the matching's learnable values, (0,) where there are none
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The matching loss, its gradient with respect to each variable, and where the student arrived."""
+
+    loss: torch.Tensor  # ()
+    images: torch.Tensor
+    alpha: torch.Tensor
+    raw: torch.Tensor
+    end: torch.Tensor  # θ̃_J, (P,)
+
+
+Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
+
+
+def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective) -> Gradients:
+    """Exact gradients from one graph over all steps; memory grows with J × batch."""
+    images, alpha, raw = (leaf(v) for v in (variables.images, variables.alpha, variables.raw))
+    flat = leaf(segment.start)
+    for step in segment.steps:
+        batch = step.augmentation(images[step.rows])  # (batch, channels, height, width)
+        value = loss(flat, batch, variables.labels[step.rows])
+        (slope,) = torch.autograd.grad(value, flat, create_graph=True)  # (P,)
+        flat = flat - alpha * slope
+    value = objective(flat, raw)
+    slopes = torch.autograd.grad(value, (images, alpha, raw), allow_unused=True, materialize_grads=True)
+    return Gradients(value.detach(), *slopes, flat.detach())
+
+
+def adjoint(
+    loss: StudentLoss,
+    segment: Segment,
+    variables: Variables,
+    objective: Objective,
+    *,
+    curvature: bool = True,
+) -> Gradients:
+    """Exact gradients step by step backwards; memory constant in J but for J+1 parameter vectors.
+
+    `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
+    """
+    path = walk(loss, segment, variables)  # (J + 1, P)
+    end, raw = leaf(path[-1]), leaf(variables.raw)
+    value = objective(end, raw)
+    costate, raw_gradient = torch.autograd.grad(
+        value, (end, raw), allow_unused=True, materialize_grads=True
+    )  # λ_J (P,), and the shape of raw
+
+    images_gradient = torch.zeros_like(variables.images)
+    alpha_gradient = torch.zeros_like(variables.alpha)
+    for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
+        batch = variables.images[step.rows]  # (batch, channels, height, width)
+        scalar, batch_gradient, flat_gradient = loss.along(
+            flat, costate, batch, variables.labels[step.rows], step.augmentation, curvature=curvature
+        )
+        alpha_gradient -= scalar
+        # α as a tensor: reading it would make a GPU wait in every step.
+        images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
+        if curvature:
+            costate = costate - variables.alpha * flat_gradient
+    return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
+
+
+def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torch.Tensor]:
+    """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
+    path = [segment.start.detach()]
+    for step in segment.steps:
+        batch, labels = variables.images[step.rows], variables.labels[step.rows]
+        slope = loss.slope(path[-1], batch, labels, step.augmentation)
+        path.append(path[-1] - variables.alpha * slope)
+    return path
+
+
+def mean_gradients(parts: Sequence[Gradients]) -> Gradients:
+    """The means over several segments; `end` is the last one's."""
+    if len(parts) == 1:
+        return parts[0]
+    means = (
+        torch.stack([getattr(part, name) for part in parts]).mean(0)
+        for name in ("loss", "images", "alpha", "raw")
+    )
+    return Gradients(*means, parts[-1].end)
+
+
+ENGINES: dict[str, Engine] = {
+    "adjoint": adjoint,
+    "full": full,
+    "frozen": partial(adjoint, curvature=False),
+}

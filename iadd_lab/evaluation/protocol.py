@@ -1,0 +1,475 @@
+"""The accuracy of fresh networks trained on a distilled set: the one protocol that every method shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from iadd_lab.baselines.real_images import random_draws
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.cluster import IN_PROCESS, Engine, Report, share_data
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.data.sets import ImageData
+from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
+from iadd_lab.seeds import derive_seed, generator
+from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart
+from iadd_lab.store.configs import describe, fingerprint, restore
+from iadd_lab.store.locks import alone, alone_in, sweep
+from iadd_lab.store.resumable import Checkpoint, State
+from iadd_lab.training.fast.compiling import choose_kernels
+from iadd_lab.training.fast.losses import student_loss
+from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.sgd import Training, predict, training_flops
+
+SPLITS = ("train", "validation", "test")
+FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
+UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How fresh networks are trained and tested; the defaults are the field's (MTT, DC-BENCH).
+
+    Args:
+        network: any architecture, the one distilled with or another.
+        networks: how many, each with an initialisation of its own.
+        epochs: on the distilled set.
+        rate: learning rate of SGD, times 0.1 at half time; None takes the set's own α.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        batch: images per step at most.
+        augment: differentiable siamese augmentation of every batch; None takes the data set's own.
+        split: "test", or "validation" for choosing anything at all.
+        seed: of initialisations, order and augmentation.
+    """
+
+    network: NetworkConfig = NetworkConfig()
+    networks: int = 5
+    epochs: int = 1000
+    rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 256
+    augment: AugmentConfig | None = None
+    split: str = "test"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_kind("network", self.network, NetworkConfig)
+        check_whole("networks", self.networks, minimum=1)
+        check_whole("epochs", self.epochs, minimum=1)
+        if self.rate is not None:
+            check_number("rate", self.rate, above=True)
+        choose("split", self.split, dict.fromkeys(SPLITS))
+        check_number("momentum", self.momentum, maximum=0.999)
+        check_number("weight_decay", self.weight_decay)
+        check_whole("batch", self.batch, minimum=1)
+        check_kind("augment", self.augment, AugmentConfig, optional=True)
+        check_whole("seed", self.seed, minimum=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the networks got right, from their final states."""
+
+    confusion: torch.Tensor  # (networks, classes, classes) int64: [n, true, predicted] counts
+    classes: tuple[str, ...]
+    method: str
+    config: EvaluateConfig
+    identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
+    # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
+    losses: torch.Tensor | None = None
+
+    @property
+    def unfitted(self) -> int:
+        """How many networks ended with a training loss above `FITTED` of that of guessing; 0 if not known.
+
+        Their accuracies tell of speed and luck rather than of what the set is worth.
+        """
+        if self.losses is None:
+            return 0
+        return int((self.losses > FITTED * math.log(len(self.classes))).sum())
+
+    @property
+    def remark(self) -> str:
+        """What must be said beside the accuracy; empty for nothing."""
+        if not self.unfitted:
+            return ""
+        count = len(self.confusion)
+        return (
+            f"{self.unfitted} of {count} networks {UNLEARNED}: the accuracy tells of speed and luck; "
+            f"train for more epochs than {self.config.epochs}."
+        )
+
+    @property
+    def accuracies(self) -> torch.Tensor:
+        """The share of images classified correctly by each network: (networks,) in [0, 1]."""
+        correct = self.confusion.diagonal(dim1=1, dim2=2).sum(1)
+        return correct.double() / self.confusion.sum((1, 2))
+
+    @property
+    def balanced_accuracies(self) -> torch.Tensor:
+        """The mean of the classes' recalls for each network: (networks,) in [0, 1]."""
+        recalls = self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)
+        return recalls.mean(1)
+
+    def summary(self) -> dict[str, float | int | str]:
+        """Means and standard deviations over the networks, in per cent, as a row of a table."""
+        return {
+            "method": self.method,
+            "network": self.config.network.name,
+            "split": self.config.split,
+            "networks": self.config.networks,
+            "accuracy": 100 * self.accuracies.mean().item(),
+            "std": 100 * spread(self.accuracies),
+            "balanced accuracy": 100 * self.balanced_accuracies.mean().item(),
+            "balanced std": 100 * spread(self.balanced_accuracies),
+        }
+
+    def __str__(self) -> str:
+        row = self.summary()
+        return (
+            f"{self.method}: {row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy, "
+            f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced "
+            f"({row['networks']} × {row['network']})"
+        )
+
+    def save(self, path: Path) -> Path:
+        """Store the evaluation at `path`, atomically."""
+        metadata = {
+            "classes": list(self.classes),
+            "method": self.method,
+            "config": describe(self.config),
+            "identity": self.identity,
+        }
+        tensors = {"confusion": self.confusion}
+        if self.losses is not None:
+            tensors["losses"] = self.losses
+        return save_artefact(path, kind="evaluation", tensors=tensors, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read and verify the evaluation at `path`.
+
+        Raises:
+            InputError: the file is missing, damaged, or no evaluation.
+        """
+        artefact = load_artefact(path, kind="evaluation")
+        stored: dict[str, Any] = artefact.metadata
+        with taken_apart(path):
+            confusion, classes = artefact.tensors["confusion"], tuple(stored["classes"])
+            shape = tuple(confusion.shape)
+            fits = confusion.dtype == torch.int64 and shape[1:] == (len(classes), len(classes))
+            require(fits, f"its counts have {shape} {confusion.dtype} for {len(classes)} classes")
+            losses = artefact.tensors.get("losses")
+            fits = losses is None or losses.shape == shape[:1]
+            require(fits, f"its losses are not those of {shape[0]} networks")
+            config = restore(EvaluateConfig, stored["config"])
+            return cls(confusion, classes, stored["method"], config, stored.get("identity", ""), losses)
+
+
+def spread(values: torch.Tensor) -> float:
+    """The sample standard deviation; 0 for a single value."""
+    return values.std().item() if len(values) > 1 else 0.0
+
+
+def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, **options: Any) -> Evaluation:
+    """Train fresh networks on `distilled` and test them on real images of `config.split`.
+
+    Args:
+        distilled: what networks are trained on.
+        data: the real set; it goes through the set's own preprocessing.
+        config: how they are trained, and what they are tested on.
+        options: as of `evaluate_each`: `device`, `compile`, `progress`, `save_to`, `checkpoint_seconds`.
+
+    Raises:
+        InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
+        DivergenceError: a training loss is not finite.
+    """
+    return evaluate_each([distilled] * config.networks, data, config, **options)
+
+
+def evaluate_random(
+    data: ImageData, preprocess: Preprocess, config: EvaluateConfig, *, ipc: int, **options: Any
+) -> Evaluation:
+    """What random real images are worth: `ipc` per class, another draw for each network.
+
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `options` are those of
+    `evaluate_each`.
+
+    Raises:
+        InputError: a class has fewer than `ipc` training images.
+    """
+    rate = config.rate or 0.01
+    sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
+    return evaluate_each(sets, data, config, **options)
+
+
+@alone_in("save_to")
+def evaluate_each(
+    sets: Iterable[DistilledSet],
+    data: ImageData,
+    config: EvaluateConfig,
+    *,
+    device: torch.device | str = "cpu",
+    compile: str = "auto",
+    progress: bool = True,
+    save_to: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    engine: Engine = IN_PROCESS,
+) -> Evaluation:
+    """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
+
+    `config.networks` is not used. The spread then covers the sets' randomness as well.
+
+    Args:
+        sets: one for each network.
+        data: the real set.
+        config: how networks are trained, and what they are tested on.
+        device: where.
+        compile: "auto", "always" or "never"; see `training.fast.compiling`. Compiled, small sets
+            train several networks side by side.
+        progress: whether to show a progress bar.
+        save_to: a file to store the evaluation in. One that is there already is read; an interrupted one
+            goes on from a checkpoint beside it, on the CPU bit for bit. None keeps nothing.
+        checkpoint_seconds: at most so many seconds of work are lost to a kill.
+        engine: where networks are trained, as many together as in this process; see `iadd_lab.data.cluster`.
+
+    Raises:
+        InputError: as `evaluate`, or `save_to` is the evaluation of something else.
+        DivergenceError: a training loss is not finite.
+    """
+    sets = list(sets)
+    config = replace(config, augment=data.augmentation(config.augment))
+    for distilled in sets:
+        distilled.check_data(data)
+    states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
+    require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
+    identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
+    path = Path(save_to) if save_to is not None else None
+    if path is not None and path.exists():
+        _tidy(path)  # after a kill between writing the result and removing them
+        return _finished(path, identity, config)
+    job = _Job(tuple(sets), config, identity, str(device), compile, path, checkpoint_seconds)
+    shared, title = share_data(engine, data), f"evaluate {sets[0].method}"
+    together = 1 if engine is IN_PROCESS else _together(job, data)
+    pieces = engine.pieces(len(sets), together)
+    with tqdm(
+        total=len(sets) * config.epochs, desc=title, unit="epoch", leave=None, disable=not progress
+    ) as bar:
+        tasks = [(job.piece(numbers), shared) for numbers in pieces]
+        found = {each.number: each.value for each in engine.run(_evaluate_piece, tasks, bar=bar)}
+    evaluation = job.evaluation(*map(torch.cat, zip(*(found[n] for n in range(len(pieces))), strict=True)))
+    if path is not None and len(pieces) > 1:
+        evaluation.save(path)
+        _tidy(path)
+    return evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An evaluation, or a piece of one: a task of its own."""
+
+    sets: tuple[DistilledSet, ...]  # of the piece
+    config: EvaluateConfig
+    identity: str  # of the whole evaluation
+    device: str
+    compile: str
+    save_to: Path | None  # of the whole evaluation
+    seconds: float  # between two checkpoints
+    first: int = 0  # number of the piece's first network
+    count: int | None = None  # networks of the whole evaluation; None for all that are here
+
+    @property
+    def networks(self) -> int:
+        """How many networks the whole evaluation has."""
+        return self.count or len(self.sets)
+
+    def piece(self, numbers: range) -> _Job:
+        """The job for networks `numbers`; all of them are the job itself."""
+        if len(numbers) == self.networks:
+            return self
+        sets = self.sets[numbers.start : numbers.stop]
+        save_to = self.save_to.absolute() if self.save_to is not None else None
+        return replace(self, sets=sets, first=numbers.start, count=self.networks, save_to=save_to)
+
+    def evaluation(self, confusion: torch.Tensor, losses: torch.Tensor) -> Evaluation:
+        """What all networks together found: counts [network, true, predicted] and last losses [network]."""
+        first = self.sets[0]
+        known = None if losses.isnan().any() else losses
+        return Evaluation(confusion, first.classes, first.method, self.config, self.identity, known)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the state is kept; None where nothing is."""
+        if self.save_to is None:
+            return None
+        piece = f".{self.first}" if self.count else ""
+        return self.save_to.with_name(f"{self.save_to.stem}{piece}.checkpoint")
+
+
+def _lock(checkpoint: Path) -> Path:
+    """What is locked while a piece of an evaluation is computed."""
+    return checkpoint.with_name(f".{checkpoint.name}.lock")
+
+
+def _tidy(path: Path) -> None:
+    """Remove what interrupted processes left beside the evaluation at `path`."""
+    folder, stem = path.parent, path.stem
+    for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
+        left.unlink()
+    for lock in folder.glob(f".{stem}.*.checkpoint.lock"):
+        sweep(lock)
+
+
+def _together(job: _Job, data: ImageData) -> int:
+    """How many networks of a job are trained at once."""
+    return _Run(job, data).together
+
+
+def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train and test the networks of `job`: counts [network, true, predicted] and last losses [network]."""
+    path = job.checkpoint
+    lock = alone(_lock(path), str(path)) if job.count and path else nullcontext()
+    # A worker that the scheduler gave up may still be at it.
+    with lock:
+        run = _Run(job, data)
+        identity = fingerprint(job.identity, job.first, len(job.sets)) if job.count else job.identity
+        with Checkpoint(path, run=identity, unit="epoch", seconds=job.seconds) as checkpoint:
+            stored = checkpoint.load()
+            if stored is not None:
+                with taken_apart(stored.path):
+                    run.restore(stored.tensors)
+            report(run.epochs)
+            while not run.ended:
+                run.advance()
+                report(run.epochs)
+                checkpoint.keep(run.epochs, run.state)
+            found = torch.stack(run.confusions), run.last_losses()
+            if path is not None and job.count:
+                checkpoint.save(run.state)  # the other pieces may take hours
+            elif path is not None:
+                job.evaluation(*found).save(job.save_to)
+                checkpoint.remove()
+    return found
+
+
+def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
+    evaluation = Evaluation.load(path)
+    # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
+    same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
+    require(
+        same,
+        f"{path} is the evaluation of another set or protocol: choose another name, or delete it.",
+    )
+    return evaluation
+
+
+class _Run:
+    """The mutable state of one evaluation: all that a checkpoint holds."""
+
+    def __init__(self, job: _Job, data: ImageData):
+        self.sets, self.config, self.data, self.first = job.sets, job.config, data, job.first
+        config, split = job.config, data.split(job.config.split)
+        # (count, channels, height, width)
+        self.real = job.sets[0].preprocess.apply(split.images.to(job.device))
+        network, images = _fresh(data, config, 0), len(job.sets[0].images)
+        # By the work of the whole evaluation, however it is cut.
+        work = job.networks * training_flops(network, data, images=images, epochs=config.epochs)
+        self.kernels = choose_kernels(job.compile, work=work, device=job.device)
+        loss = student_loss(network, self.kernels)
+        self.together = loss.together(self.real, batch=min(config.batch, images))
+        self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
+        self.losses: list[float] = []  # of each network that is ready, in its last epoch
+        self.training: Training | None = None  # of the networks that are on their way
+
+    @property
+    def ended(self) -> bool:
+        return len(self.confusions) == len(self.sets)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs of single networks are behind it."""
+        underway = self.training.epoch * len(self.training.networks) if self.training else 0
+        return len(self.confusions) * self.config.epochs + underway
+
+    def advance(self) -> int:
+        """One epoch of the networks on their way, and at the end their test; returns how many they are."""
+        if self.training is None:
+            self.training = self.begin(min(self.together, len(self.sets) - len(self.confusions)))
+        losses = self.training.advance()
+        count = len(self.training.networks)
+        if self.training.epoch == self.config.epochs:
+            self.confusions += [self.test(network) for network in self.training.networks]
+            self.losses += losses
+            self.training = None
+        return count
+
+    def begin(self, count: int) -> Training:
+        """The next `count` networks at their start."""
+        config, device = self.config, self.real.device
+        places = range(len(self.confusions), len(self.confusions) + count)
+        sets = [self.sets[place] for place in places]
+        numbers = [self.first + place for place in places]
+        return Training(
+            [_fresh(self.data, config, number).to(device) for number in numbers],
+            [distilled.images.to(device) for distilled in sets],
+            [distilled.labels.to(device) for distilled in sets],
+            batch=config.batch,
+            rates=[config.rate or distilled.alpha for distilled in sets],
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            decay_at=max(config.epochs // 2, 1),
+            augment=config.augment,
+            generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],
+            kernels=self.kernels,
+        )
+
+    def test(self, network: nn.Module) -> torch.Tensor:
+        """[true, predicted] counts on the split, (classes, classes)."""
+        predicted = predict(network, self.real, kernels=self.kernels)
+        return _confusion(self.data.split(self.config.split).labels, predicted, len(self.data.classes))
+
+    def state(self) -> State:
+        tensors = {} if self.training is None else self.training.state()
+        classes = len(self.data.classes)
+        done = torch.stack(self.confusions) if self.confusions else torch.zeros(0, classes, classes)
+        return tensors | {"confusions": done.long(), "losses": self.last_losses()}, {}
+
+    def last_losses(self) -> torch.Tensor:
+        """(networks that are ready,) float64."""
+        return torch.tensor(self.losses, dtype=torch.float64)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.confusions = list(tensors["confusions"])
+        # Checkpoints of before there were losses have none.
+        unknown = torch.full((len(self.confusions),), math.nan)
+        self.losses = tensors.get("losses", unknown).tolist()
+        if "parameters" in tensors:
+            self.training = self.begin(len(tensors["parameters"]))
+            self.training.restore(tensors)
+
+
+def _fresh(data: ImageData, config: EvaluateConfig, index: int) -> nn.Module:
+    return build_network(
+        config.network,
+        channels=data.channels,
+        size=data.size,
+        classes=len(data.classes),
+        seed=derive_seed(config.seed, "evaluation", index),
+    )
+
+
+def _confusion(true: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
+    flat = torch.bincount(true * classes + predicted, minlength=classes * classes)
+    return flat.view(classes, classes)  # [true, predicted]

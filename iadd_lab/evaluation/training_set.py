@@ -1,0 +1,193 @@
+"""A distilled set in other people's programs: a PyTorch data set, and the transform for real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.pixels import planes_of
+from iadd_lab.data.preprocess import Preprocess, as_float
+from iadd_lab.errors import check_whole, require
+from iadd_lab.seeds import generator
+from iadd_lab.training.sgd import train
+
+FILE = "distilled.safetensors"  # the name of a set in the folder of its run
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow makes colour grey
+
+
+def set_file(path: Path | str) -> Path:
+    """The file of a distilled set, given itself or the folder that holds it."""
+    path = Path(path).expanduser()
+    return path / FILE if path.is_dir() else path
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Makes real images what networks trained on a distilled set expect; a torchvision transform.
+
+    It takes a Pillow image, or a tensor (channels, height, width) or (count, channels, height, width) of
+    uint8, or of floats in [0, 1]. What is no square of the set's size is resized to cover the square,
+    and their middle is kept, as when the set's own data were read.
+    """
+
+    preprocess: Preprocess
+    channels: int  # of the preprocessing
+    size: int
+    repeat: int = 1  # so many copies of a grey image as channels, for networks that expect colour
+
+    def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """The preprocessed image (channels, size, size), or images with their count before that."""
+        planes = self._planes(image)
+        batch = planes[None] if planes.ndim == 3 else planes
+        ready = self.preprocess.apply(batch).float().repeat(1, self.repeat, 1, 1)
+        return ready[0] if planes.ndim == 3 else ready
+
+    def _planes(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        if isinstance(image, Image.Image):
+            return torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
+        require(
+            isinstance(image, torch.Tensor) and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
+            f"a real image is {_named(image)}; it must be a Pillow image, or a tensor (channels, height, "
+            "width) of 1 or 3 channels, alone or in a batch.",
+        )
+        require(
+            image.dtype == torch.uint8 or image.is_floating_point(),
+            f"a real image has dtype {image.dtype}; give uint8, or floats in [0, 1].",
+        )
+        return _cover(_channels(image, self.channels), self.size)
+
+
+def _named(value: object) -> str:
+    return (
+        f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    )
+
+
+def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """The tensor (..., 1 or 3, height, width) with `channels` channels."""
+    if image.shape[-3] == channels:
+        return image
+    if channels == 3:
+        return torch.cat([image] * 3, dim=-3)
+    weights = torch.tensor(_LUMA, device=image.device)[:, None, None]
+    return (as_float(image) * weights).sum(-3, keepdim=True)
+
+
+def _cover(image: torch.Tensor, size: int) -> torch.Tensor:
+    """The tensor (..., channels, height, width) resized to cover a square of `size`, its middle kept."""
+    height, width = image.shape[-2:]
+    if (height, width) == (size, size):
+        return image
+    scale = size / min(height, width)
+    shape = tuple(max(round(side * scale), size) for side in (height, width))
+    batch = as_float(image) if image.ndim == 4 else as_float(image)[None]
+    resized = functional.interpolate(batch, shape, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    cut = resized[:, :, top : top + size, left : left + size]
+    return cut if image.ndim == 4 else cut[0]
+
+
+class TrainingSet(Dataset):
+    """A distilled set as a PyTorch data set of (image, label); see `load`.
+
+    Attributes:
+        distilled: the set itself.
+        images: (classes * ipc, channels, height, width), preprocessed already.
+        labels: (classes * ipc,) int64.
+        alpha: the learning rate to train with, by plain SGD.
+        classes: their names; a label is an index into them.
+        transform: what real images have to go through before a network that was trained on the set sees them.
+    """
+
+    def __init__(self, distilled: DistilledSet, *, channels: int | None = None):
+        own = distilled.images.shape[1]
+        require(
+            channels in (None, own) or (own, channels) == (1, 3),
+            f"channels is {channels!r}, but the set has {own}: only grey images can be repeated, as 3.",
+        )
+        repeat = (channels or own) // own
+        self.distilled = distilled
+        self.images = distilled.images.repeat(1, repeat, 1, 1)
+        self.labels = distilled.labels
+        self.alpha, self.classes = distilled.alpha, distilled.classes
+        size = distilled.images.shape[-1]
+        self.transform = RealImages(distilled.preprocess, channels=own, size=size, repeat=repeat)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def fit(
+        self,
+        network: nn.Module,
+        *,
+        epochs: int = 300,
+        rate: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        batch: int = 256,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """Train any network on the set as `evaluate` does, in place; returns it ready to predict.
+
+        SGD, its rate times 0.1 from half time on, with the siamese augmentation that the set was made for.
+
+        Args:
+            network: takes the set's images and returns a score for each of its classes.
+            epochs: passes over the set.
+            rate: learning rate; None takes the set's α.
+            momentum: of SGD.
+            weight_decay: of SGD.
+            batch: images per step at most.
+            augment: another augmentation than the set's own.
+            seed: of order and augmentation.
+            device: where.
+
+        Raises:
+            DivergenceError: the training loss is not finite.
+        """
+        check_whole("epochs", epochs, minimum=1)
+        place = torch.device(device)
+        steps = train(
+            network.to(place).train(),
+            self.images.to(place),
+            self.labels.to(place),
+            epochs=epochs,
+            rate=self.alpha if rate is None else rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batch=batch,
+            decay_at=max(epochs // 2, 1),
+            augment=augment or self.distilled.augmentation,
+            generator=generator(seed, "fit"),
+        )
+        for _ in steps:
+            pass
+        return network.eval()
+
+
+def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
+    """A distilled set to train on: `load("runs/ipc1")`.
+
+    Args:
+        path: a distilled.safetensors, or the folder that holds it.
+        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
+        root: where the real set lies, for a file without its whitening; None for the usual place.
+
+    Raises:
+        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
+    """
+    return TrainingSet(DistilledSet.load(set_file(path), root=root), channels=channels)

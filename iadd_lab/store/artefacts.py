@@ -1,0 +1,238 @@
+"""Atomic, self-describing artefacts: safetensors files that carry their kind, configuration and checksum."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from iadd_lab.errors import InputError, require
+from iadd_lab.store.configs import FORMAT_VERSION
+
+_HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
+_DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a file holds: named tensors and JSON metadata."""
+
+    path: Path
+    kind: str
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+
+
+def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits over the names, dtypes, shapes and bytes of `tensors`."""
+    return _checksum(tensors, "")[:16]
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def check_folder(path: Path) -> Path:
+    """`path`, made if it was not there, after a file was really written in it.
+
+    Raises:
+        InputError: it is a file, or nothing can be written there.
+    """
+    path = Path(path)
+    require(
+        path.is_dir() or not path.exists(), f"{path} is a file, but a folder is needed: choose another name."
+    )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} can't be written to ({error.strerror}): choose another folder.") from error
+    return path
+
+
+@contextmanager
+def atomic_path(path: Path):
+    """A temporary path beside `path` that takes its place only if the block ends well.
+
+    Raises:
+        OSError: `path` could not be written. The message is one sentence, which says why and how to mend it.
+    """
+    with told_why(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_why(path: Path):
+    """What keeps `path` from being written becomes an OSError of one sentence, with its cause's number."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has a full disk, among others, as an error of its own, with the number in its text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make room on its disk" if full else "see to it that it can be written"
+        reason = os.strerror(number) if number else str(error)
+        told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
+        told.errno = number
+        raise told from error
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_artefact(
+    path: Path, *, kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+) -> Path:
+    """Write an artefact atomically: a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: where to; its folder is made.
+        kind: what the file is, as in "trajectory"; a reader that expects another kind refuses it.
+        tensors: named tensors of any real dtype, on any device; stored bit for bit.
+        metadata: JSON values; the format version and a SHA-256 over everything are added.
+    """
+    path = Path(path)
+    stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
+    # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
+    header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
+    return path
+
+
+def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor.clone() if owners[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
+    """The metadata of the artefact at `path`, without reading its tensors.
+
+    Raises:
+        InputError: the file is missing, truncated, not ours, of another format version or of another kind,
+            or its header is damaged.
+    """
+    with open_artefact(path) as file:
+        return json.loads(_header(path, file, kind)["content"])["metadata"]
+
+
+def read_checksum(path: Path, *, kind: str) -> str:
+    """The SHA-256 that the artefact at `path` carries, without reading its tensors.
+
+    Raises:
+        InputError: as `read_metadata`.
+    """
+    with open_artefact(path) as file:
+        return _header(path, file, kind)["sha256"]
+
+
+def load_artefact(path: Path, *, kind: str) -> Artefact:
+    """Read and verify the artefact at `path`.
+
+    Raises:
+        InputError: as `read_metadata`, or the checksum does not fit the content.
+    """
+    path = Path(path)
+    with open_artefact(path) as file:
+        header = _header(path, file, kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    require(
+        _checksum(tensors, header["content"]) == header["sha256"],
+        f"{path} is damaged (its checksum does not fit its content): delete it and make it again.",
+    )
+    return Artefact(path=path, kind=kind, tensors=tensors, metadata=json.loads(header["content"])["metadata"])
+
+
+@contextmanager
+def open_artefact(path: Path):
+    """The safetensors file at `path`, memory-mapped; an `InputError` where it cannot be read as one."""
+    path = Path(path)
+    require(path.is_file(), f"{path} is not there: check the path, or make the file first.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): delete it and make it again."
+        ) from error
+
+
+@contextmanager
+def taken_apart(path: Path):
+    """Where a file's content is taken apart: what is missing or wrong in it is an `InputError` naming `path`.
+
+    A checksum shows that a file is as it was written, not that its writer knew what belongs into it.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # not the file's fault
+        raise
+    except Exception as error:  # foreign content may fail in any way
+        text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(text.split()).rstrip(".")
+        raise InputError(f"{path} can't be used ({reason}): delete it and make it again.") from error
+
+
+def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
+    foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
+    try:
+        header = json.loads((file.metadata() or {})[_HEADER])
+        content = json.loads(header["content"])
+        found_format = content["format"]
+        text_digest = _checksum({}, header["content"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(foreign) from error
+    require(
+        found_format == FORMAT_VERSION,
+        f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "
+        "make it again.",
+    )
+    require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
+    require(
+        header["text_digest"] == text_digest,
+        f"{path} is damaged (its header does not fit its checksum): delete it and make it again.",
+    )
+    require(
+        content["kind"] == kind,
+        f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file.",
+    )
+    return header

@@ -1,0 +1,396 @@
+"""What the gradient engines cost: time, peak memory, and the share of the machine's matrix-product rate.
+
+Each measurement runs in a process of its own, one after the other, so that peaks of memory and settings of
+the allocator do not mix. The reference for all ratios is the full unroll with PyTorch's standard layers and
+the default allocator, as the authors of MTT run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.device import PRECISIONS, pick_device, set_precision
+from iadd_lab.distillation.loop import ADJOINT_PASSES
+from iadd_lab.distillation.matching import Uniform
+from iadd_lab.distillation.segments import on_device
+from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, Step, Variables
+from iadd_lab.errors import check_flag, check_whole, choose, require
+from iadd_lab.training.fast.compiling import PLAIN, Kernels, compiled_kernels, flops
+from iadd_lab.training.fast.losses import student_loss
+from iadd_lab.training.fast.memory import reuse_freed_memory
+from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.sgd import train_together
+from iadd_lab.training.student import StudentLoss
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to get the gradients: an engine, compiled or not."""
+
+    title: str
+    engine: str
+    passes: int  # forward passes that its convolutions amount to, per image and step
+    compiled: bool = False
+    plain: bool = False  # with the default allocator, as a script of PyTorch has it
+    graphs: bool = False  # replayed as CUDA graphs
+
+
+VARIANTS = {
+    "full": Variant("full unroll (plain PyTorch)", "full", 9, plain=True),
+    "full_reusing": Variant("full unroll, freed memory reused", "full", 9),
+    "adjoint": Variant("adjoint, not compiled", "adjoint", ADJOINT_PASSES),
+    "compiled": Variant("adjoint, compiled", "adjoint", ADJOINT_PASSES, compiled=True),
+    "frozen": Variant("frozen, not compiled", "frozen", 9),
+    "graphs": Variant("adjoint, CUDA graphs", "adjoint", ADJOINT_PASSES, graphs=True),
+    "compiled_graphs": Variant(
+        "adjoint, compiled, CUDA graphs", "adjoint", ADJOINT_PASSES, compiled=True, graphs=True
+    ),
+}
+
+
+ENGINES_OF = {  # by kind of device
+    "cpu": ("full", "adjoint", "compiled", "frozen"),
+    "cuda": ("full", "adjoint", "graphs", "compiled_graphs"),
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure; the defaults are the full measure, some ten minutes on two cores.
+
+    Args:
+        width: filters per block of the ConvNet.
+        depth: its blocks; None goes by the images' size.
+        size: side of the images in pixels, in colour.
+        images: distilled images per student step.
+        steps: J, the student's steps.
+        iterations: measured after a warm-up; their median counts.
+        engines: keys of `VARIANTS`; None takes those that the device is for.
+        training: whether to measure teachers and evaluation as well.
+        device: "auto", "cpu", "cuda" or "cuda:N". Peak memory is then the GPU's.
+        precision: inside products; see `iadd_lab.device.set_precision`.
+    """
+
+    width: int = 128
+    depth: int | None = None
+    size: int = 32
+    images: tuple[int, ...] = (10, 100)
+    steps: tuple[int, ...] = (5, 20, 50)
+    iterations: int = 3
+    engines: tuple[str, ...] | None = None
+    training: bool = True
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self):
+        device = pick_device(self.device)
+        choose("precision", self.precision, PRECISIONS)
+        if self.engines is None:
+            object.__setattr__(self, "engines", ENGINES_OF[device.type])
+        for name in ("images", "steps", "engines"):
+            listed = getattr(self, name)
+            require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
+            object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
+            require(bool(getattr(self, name)), f"{name} is empty; give at least one.")
+        for name in ("images", "steps"):
+            for value in getattr(self, name):
+                check_whole(name, value, minimum=1)
+        check_whole("iterations", self.iterations, minimum=1)
+        for engine in self.engines:
+            variant = choose("engine", engine, VARIANTS)
+            require(
+                device.type == "cuda" or not variant.graphs,
+                f"engine {engine!r} needs a CUDA device, and this is {device.type}: leave it out.",
+            )
+        check_whole("width", self.width, minimum=1)
+        check_flag("training", self.training)
+        self.network(0)
+
+    def network(self, seed: int) -> torch.nn.Module:
+        """The ConvNet."""
+        config = NetworkConfig(width=self.width, depth=self.depth)
+        return build_network(config, channels=3, size=self.size, classes=CLASSES, seed=seed)
+
+
+def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
+    """All of `config`, as a JSON-serialisable mapping; a full unroll too large for the memory is left out.
+
+    Returns:
+        "machine", "config", "matmul_gflops"; "engines": a record for each engine and setting with "engine",
+        "title", "images", "steps", "seconds" (per iteration), "peak_mb", "conv_gflops" (the operations per
+        second of its convolutions, counted as direct ones), "warm_up_seconds" and "iterations"; and
+        "training": records with "task", "way" and "seconds".
+    """
+    jobs, device = list(_jobs(config)), pick_device(config.device)
+    records: dict[str, list[dict[str, Any]]] = {"engines": [], "training": []}
+    with tqdm(total=len(jobs), desc="bench", leave=None, disable=not progress) as bar:
+        for kind, job in jobs:
+            records[kind].append(_in_process(kind, job, config))
+            bar.update()
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        },
+        "config": asdict(config),
+        "matmul_gflops": matmul_gflops(device),
+        **records,
+    }
+
+
+def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
+    """The best rate of a float32 product of two (size, size) matrices, in 10⁹ operations per second."""
+    first, second = torch.rand(2, size, size, device=device)
+    times = [_timed(lambda: first @ second, device) for _ in range(repeats)]
+    return 2 * size**3 / min(times) / 1e9
+
+
+def _jobs(config: BenchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    for images in config.images:
+        for steps in config.steps:
+            for engine in config.engines:
+                if VARIANTS[engine].engine != "full" or _fits(config, images, steps):
+                    yield "engines", {"engine": engine, "images": images, "steps": steps}
+    if config.training:
+        for task in TASKS:
+            for way in ("plain loop", "iadd-lab"):
+                yield "training", {"task": task, "way": way}
+
+
+def _fits(config: BenchConfig, images: int, steps: int) -> bool:
+    """Whether the full unroll fits into two thirds of the machine's memory; if not, it is left out."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return True
+    # Measured: seven times the first feature map for every image and step.
+    return 7 * images * steps * config.width * config.size**2 * 4 < available * 2 / 3
+
+
+def _in_process(kind: str, job: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
+    """One measurement in a fresh interpreter."""
+    message = json.dumps({"kind": kind, "job": job, "config": asdict(config)})
+    done = subprocess.run(
+        [sys.executable, "-m", "iadd_lab.study.bench"],
+        input=message,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    if done.returncode != 0:
+        # The out-of-memory killer leaves no message.
+        reason = (done.stderr.strip().splitlines() or [f"killed (exit code {done.returncode})"])[-1]
+        raise RuntimeError(f"measuring {job} failed: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int) -> dict[str, Any]:
+    """Time and peak memory of one engine in this process."""
+    variant = VARIANTS[engine]
+    if not variant.plain:
+        reuse_freed_memory()
+    network, device = config.network(0), pick_device(config.device)
+    kernels = compiled_kernels(str(device)) or PLAIN if variant.compiled else PLAIN
+    loss = student_loss(network, replace(kernels, graphs=variant.graphs))
+    random = torch.Generator().manual_seed(0)
+    iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)
+    # Graphs are captured when an operation of the augmentation is first drawn.
+    warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
+    seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))
+    work = variant.passes * images * steps * flops(network, channels=3, size=config.size)
+    return {
+        "engine": engine,
+        "title": variant.title,
+        "images": images,
+        "steps": steps,
+        "seconds": seconds,
+        "peak_mb": peak_memory(device) / 1e6,
+        "conv_gflops": work / seconds / 1e9,
+        "warm_up_seconds": warm_up,
+        "iterations": config.iterations,
+    }
+
+
+def _iteration(
+    config: BenchConfig,
+    loss: StudentLoss,
+    engine: Callable[..., Gradients],
+    images: int,
+    steps: int,
+    random: torch.Generator,
+) -> Callable[[], Gradients]:
+    """A function that takes the gradients of one iteration, each time with other augmentation."""
+    device, size = pick_device(config.device), config.size
+    start = loss.layout.flatten(config.network(0).parameters()).detach()
+    target = start + 0.01 * torch.randn(start.shape, generator=random)
+    start, target = start.to(device), target.to(device)
+    variables = Variables(
+        images=torch.randn(images, 3, size, size, generator=random).to(device),
+        labels=torch.arange(images, device=device) % CLASSES,
+        alpha=torch.tensor(0.01, device=device),
+        raw=torch.zeros(0, device=device),
+    )
+    matching, rows = Uniform(), torch.arange(images)
+
+    def iterate() -> Gradients:
+        drawn = on_device(
+            (
+                Step(rows, draw(AugmentConfig(), batch=images, height=size, width=size, generator=random))
+                for _ in range(steps)
+            ),
+            device,
+        )
+        return engine(
+            loss,
+            Segment(start, target, drawn),
+            variables,
+            lambda end, raw: matching.loss(end, raw, start=start, target=target, layout=loss.layout),
+        )
+
+    return iterate
+
+
+def peak_memory(device: torch.device | None = None) -> int:
+    """The most memory that this process has had, in bytes: its own, or that which PyTorch took of a GPU's."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose getrusage counts what the parent had as well
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class Task:
+    """Networks to train: how many, on how many images, in which batches."""
+
+    networks: int
+    images: int
+    batch: int
+    epochs: int  # measured, after one that warms up
+
+
+TASKS = {
+    "teacher, an epoch of 2,560 images": Task(networks=1, images=2560, batch=256, epochs=2),
+    "evaluation of 5 networks, IPC 1": Task(networks=5, images=10, batch=256, epochs=40),
+    "evaluation of 5 networks, IPC 10": Task(networks=5, images=100, batch=256, epochs=6),
+}
+
+
+def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, Any]:
+    """Seconds per epoch of all networks of a task, trained in one way or the other, in this process."""
+    work = TASKS[task]
+    device = pick_device(config.device)
+    kernels = PLAIN if way == "plain loop" else compiled_kernels(str(device)) or PLAIN
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(work.images, 3, config.size, config.size, generator=random).to(device)
+    labels = torch.arange(work.images, device=device) % CLASSES
+    train = _train_plainly if way == "plain loop" else _train
+    seconds = train(config, work, images, labels, kernels)
+    return {"task": task, "way": way, "seconds": seconds}
+
+
+def _train(
+    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor, kernels: Kernels
+) -> float:
+    together = student_loss(config.network(0), kernels).together(images, batch=min(work.batch, work.images))
+    seconds = 0.0
+    for first in range(0, work.networks, together):
+        seeds = range(first, min(first + together, work.networks))
+        networks = [config.network(seed).to(images.device) for seed in seeds]
+        epochs = train_together(
+            networks,
+            [images] * len(networks),
+            [labels] * len(networks),
+            epochs=work.epochs + 1,
+            batch=work.batch,
+            rates=[0.01] * len(networks),
+            generators=[torch.Generator().manual_seed(seed) for seed in range(len(networks))],
+            augment=AugmentConfig(),
+            momentum=0.9,
+            weight_decay=5e-4,
+            kernels=kernels,
+        )
+        next(epochs)
+        seconds += statistics.median(
+            _timed(lambda epochs=epochs: next(epochs), images.device) for _ in range(work.epochs)
+        )
+    return seconds
+
+
+def _train_plainly(
+    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor, kernels: Kernels
+) -> float:
+    """The loop that everybody writes: standard layers, one network after another, the default allocator."""
+    random = torch.Generator().manual_seed(0)
+
+    def epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for rows in torch.randperm(len(images), generator=random).split(work.batch):
+            augmentation = draw(
+                AugmentConfig(), batch=len(rows), height=config.size, width=config.size, generator=random
+            )
+            value = torch.nn.functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+
+    seconds = 0.0
+    for seed in range(work.networks):
+        network = config.network(seed).to(images.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        epoch(network, optimizer)
+        seconds += statistics.median(
+            _timed(lambda network=network, optimizer=optimizer: epoch(network, optimizer), images.device)
+            for _ in range(work.epochs)
+        )
+    return seconds
+
+
+def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
+    started = time.perf_counter()
+    function()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+MEASURES = {"engines": measure_engine, "training": measure_training}
+
+
+def main() -> None:
+    """One measurement for `_in_process`: what to measure comes on standard input."""
+    message = json.load(sys.stdin)
+    config = BenchConfig(**message["config"])
+    set_precision(config.precision)
+    record = MEASURES[message["kind"]](config, **message["job"])
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What one method gains over another: differences in pairs, with their 95 % intervals, and tidy measurements.
+
+Cells of one setting share teachers, first images, segments and the initialisations of the evaluation
+networks, seed by seed. Their difference is therefore taken seed by seed too: what all methods owe to a lucky
+draw cancels, and what is left scatters less than either accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from iadd_lab.errors import require
+from iadd_lab.study.published import read_published
+from iadd_lab.study.study import METHODS, Cell
+from iadd_lab.training.networks import NetworkConfig
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The accuracy of `method_a` less that of `method_b`, plain or balanced, in percentage points."""
+
+    title: str  # of the setting
+    dataset: str  # its `data_key`
+    ipc: int
+    network: str  # that was trained on the distilled sets
+    method_a: str  # keys of `METHODS`
+    method_b: str
+    difference: float  # mean over the seeds
+    low95: float  # of Student's t interval over the seeds; NaN for a single one
+    high95: float
+    each: tuple[float, ...]  # the difference of every seed
+    measure: str = "accuracy"  # or "balanced accuracy"
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs there are."""
+        return len(self.each)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low95 > 0 or self.high95 < 0
+
+    @property
+    def place(self) -> str:
+        """Where it was measured: "CIFAR-10, IPC 1, ResNet18"; the usual network goes unsaid."""
+        usual = self.network == NetworkConfig().name
+        return self.title if usual else f"{self.title}, {self.network_title}"
+
+    @property
+    def network_title(self) -> str:
+        """The network's name in text."""
+        return NetworkConfig(self.network).title
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The names of the two methods."""
+        return METHODS[self.method_a].title, METHODS[self.method_b].title
+
+    @property
+    def heading(self) -> str:
+        """What is compared where: "CIFAR-10, IPC 1, ResNet18: IADD − MTT"."""
+        measure = "" if self.measure == "accuracy" else f", {self.measure}"
+        return f"{self.place}: {' − '.join(self.titles)}{measure}"
+
+    def __str__(self) -> str:
+        if math.isnan(self.low95):
+            return f"{self.heading}: {self.difference:+.1f} points (one seed, so no interval)"
+        interval = f"{self.low95:+.1f} to {self.high95:+.1f}"
+        return f"{self.heading}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
+
+
+def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDifference:
+    """The paired difference of two cells of one setting and network, of balanced accuracies if `balanced`.
+
+    A seed's accuracy is the mean over its evaluation networks: these share a distilled set, so that they
+    are no further independent draws.
+
+    Raises:
+        InputError: the cells are of different settings, networks or splits.
+    """
+    for what, one, other in (
+        ("setting", first.setting, second.setting),
+        ("network", first.network, second.network),
+        ("split", first.evaluation.config.split, second.evaluation.config.split),
+        ("number of sets", first.seeds, second.seeds),
+    ):
+        require(
+            one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
+        )
+    one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
+    differences = 100 * (one - other)  # (seeds,)
+    mean, low, high = mean_with_interval(differences.tolist())
+    return PairedDifference(
+        title=first.setting.title,
+        dataset=first.setting.data_key,
+        ipc=first.setting.ipc,
+        network=first.network.name,
+        method_a=first.method,
+        method_b=second.method,
+        difference=mean,
+        low95=low,
+        high95=high,
+        each=tuple(differences.tolist()),
+        measure="balanced accuracy" if balanced else "accuracy",
+    )
+
+
+def seed_accuracies(cell: Cell, *, balanced: bool = False) -> torch.Tensor:
+    """The mean accuracy of each seed's networks, plain or balanced: shape (seeds,), in [0, 1]."""
+    evaluation = cell.evaluation
+    accuracies = evaluation.balanced_accuracies if balanced else evaluation.accuracies
+    return accuracies.view(cell.seeds, -1).mean(1)
+
+
+def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of independent values, and the ends of Student's t interval around it.
+
+    The ends are NaN where there is but one value, and the mean itself where all are equal.
+    """
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan, math.nan
+    error = stats.sem(values)
+    if error == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(level, len(values) - 1, loc=mean, scale=error)
+    return mean, float(low), float(high)
+
+
+# What the study asks: does importance beat none, and does learning it beat pruning?
+PAIRS = (("iadd", "mtt"), ("iadd", "ddpp"), ("ddpp", "mtt"))
+
+
+def paired_differences(
+    cells: Sequence[Cell], *, pairs: Sequence[tuple[str, str]] = PAIRS, balanced: bool = False
+) -> list[PairedDifference]:
+    """The first method of each pair compared with the second, wherever both were measured.
+
+    Args:
+        cells: measured; those of one setting and network are compared.
+        pairs: keys of `METHODS`.
+        balanced: whether balanced accuracies are compared.
+    """
+    places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
+    found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
+    sides = [[found.get((*place, method)) for method in pair] for place, pair in product(places, pairs)]
+    return [compare(one, other, balanced=balanced) for one, other in sides if one and other]
+
+
+def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
+    """One row per difference, unrounded: the fields of `PairedDifference` but `title`, `seeds` for `each`."""
+    names = (field.name for field in fields(PairedDifference) if field.name != "title")
+    columns = ["seeds" if name == "each" else name for name in names]
+    return pd.DataFrame(
+        [[getattr(each, column) for column in columns] for each in differences], columns=columns
+    )
+
+
+def measurement_frame(
+    cells: Sequence[Cell],
+    *,
+    profile: str,
+    balanced: bool = False,
+    published_data: Sequence[str] = (),
+) -> pd.DataFrame:
+    """One row per accuracy in per cent, unrounded, with `COLUMNS`.
+
+    `source` begins with "measured here" or "published"; a published row leaves `network` and `seeds` empty,
+    and the whole set's row `ipc`.
+
+    Args:
+        cells: measured.
+        profile: that they were measured on.
+        balanced: whether a row of balanced accuracy goes below each.
+        published_data: keys of `DATASETS` whose published accuracies go below, at the cells' IPC.
+    """
+    ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
+    measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
+    records = [_measured(cell, profile, measure) for cell in cells for measure in measures]
+    for entry in read_published():
+        if entry["dataset"] in published_data and entry["ipc"] in ipcs:
+            records.append(_published(entry))
+    return pd.DataFrame(records, columns=list(COLUMNS)).astype({"ipc": "Int64", "seeds": "Int64"})
+
+
+COLUMNS = ("dataset", "ipc", "network", "method", "mean", "std", "seeds", "source", "measure")
+
+
+def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
+    summary, setting = cell.evaluation.summary(), cell.setting
+    width = f", width {cell.network.width}" if cell.network.width else ""
+    return {
+        "dataset": setting.data_key,
+        "ipc": setting.ipc,
+        "network": cell.network.name,
+        "method": cell.method,
+        "mean": summary[measure],
+        "std": summary[measure.replace("accuracy", "std")],
+        "seeds": cell.seeds,
+        "source": f"measured here: {cell.origin(profile)}{width}, {summary['split']} images",
+        "measure": measure,
+    }
+
+
+def _published(entry: dict[str, str]) -> dict[str, object]:
+    return {
+        "dataset": entry["dataset"],
+        "ipc": int(entry["ipc"]) if entry["ipc"] else None,
+        "network": None,
+        "method": entry["method"],
+        "mean": float(entry["accuracy"]),
+        "std": float(entry["std"]) if entry["std"] else None,
+        "seeds": None,
+        "source": f"published: {entry['source']}",
+        "measure": "accuracy",
+    }

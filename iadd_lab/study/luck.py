@@ -1,0 +1,178 @@
+"""Is what a student does not match mere luck? A teacher's epochs trained again, in another order.
+
+Two teachers that go on from the same parameters end in different places, since batches and augmentations
+are drawn anew. How far apart they end, beside how far they went, is the share of a teacher's way that is
+luck: no student can be asked for it. What is left of a student's difference beyond it is signal that the
+distilled images do not carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
+
+from iadd_lab.data.sets import ImageData
+from iadd_lab.errors import check_whole, require
+from iadd_lab.seeds import generator
+from iadd_lab.store.artefacts import load_artefact, save_artefact
+from iadd_lab.store.locks import alone_in
+from iadd_lab.study.replay import SegmentPath
+from iadd_lab.training.fast.compiling import choose_kernels
+from iadd_lab.training.networks import ParameterLayout
+from iadd_lab.training.sgd import Training, training_flops
+from iadd_lab.training.teachers import Teachers
+
+_KIND = "repeat"
+
+
+@dataclass(frozen=True, eq=False)
+class Repeat:
+    """One stretch of a teacher's way, and the same stretch trained again."""
+
+    start: torch.Tensor  # θ_i, (P,)
+    target: torch.Tensor  # θ_{i+K}, (P,)
+    again: torch.Tensor  # where K epochs from θ_i in another order end, (P,)
+
+
+@alone_in("folder")
+def repeat_segments(
+    teachers: Teachers,
+    data: ImageData,
+    *,
+    start_epochs: int,
+    epochs: int,
+    count: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    compile: str = "auto",
+    progress: bool = True,
+) -> list[Repeat]:
+    """Train `epochs` epochs again from each stored epoch below `start_epochs`, in another order.
+
+    Args:
+        teachers: trained without momentum, whose state is not stored.
+        data: what they were trained on.
+        start_epochs: as `max_start_epoch` of a distillation; at least 1.
+        epochs: K; at least 1.
+        count: so many of the teachers, the first ones; None takes all.
+        seed: of the other order.
+        folder: where each repeat is kept as soon as it is there, and read from later: a folder for these
+            teachers, epochs and seed alone. None keeps none.
+        device: where to train.
+        compile: "auto", "always" or "never"; see `iadd_lab.training.fast.compiling`.
+        progress: whether to show a bar.
+
+    Raises:
+        InputError: a value out of range, teachers with momentum, or another data set than theirs.
+    """
+    count = len(teachers) if count is None else count
+    check_whole("count", count, minimum=1, maximum=len(teachers))
+    check_whole("epochs", epochs, minimum=1, maximum=teachers.config.epochs)
+    check_whole("start_epochs", start_epochs, minimum=1, maximum=teachers.config.epochs - epochs + 1)
+    momentum = teachers.config.momentum
+    require(
+        momentum == 0, f"the teachers' momentum is {momentum:g}; only those without one can be continued."
+    )
+    require(
+        data.fingerprint == teachers.data_fingerprint,
+        "these are other images than the teachers were trained on: load those that the teachers name.",
+    )
+    places = [(teacher, start) for teacher in range(count) for start in range(start_epochs)]
+    found = []
+    for teacher, start in tqdm(places, desc="teachers again", unit="segment", disable=not progress):
+        again = _stored(folder, teacher, start)
+        if again is None:
+            again = _train_again(teachers, data, (teacher, start), epochs, seed, device, compile)
+            _store(folder, teacher, start, again)
+        ends = teachers.snapshot(teacher, start), teachers.snapshot(teacher, start + epochs)
+        found.append(Repeat(*ends, again))
+    return found
+
+
+def luck_shares(repeats: Sequence[Repeat], layout: ParameterLayout) -> dict[str, float]:
+    """The share of the teachers' squared movement that is luck, by tensor and, as "all", of all parameters.
+
+    Two ends of the same start differ by two independent draws of luck: half of their squared distance
+    estimates its variance. Tensors that never move have no share.
+    """
+    luck = sum(((each.again - each.target).double().square() / 2 for each in repeats), start=0.0)  # (P,)
+    moved = sum(
+        ((end - each.start).double().square() / 2 for each in repeats for end in (each.target, each.again)),
+        start=0.0,
+    )  # (P,)
+    return _shares(luck, moved, layout)
+
+
+def unmatched_shares(paths: Sequence[SegmentPath], layout: ParameterLayout) -> dict[str, float]:
+    """‖θ̃_{i,J} − θ_{i+K}‖² over ‖θ_i − θ_{i+K}‖², by tensor and, as "all", of all parameters.
+
+    0 where students end with their teachers, 1 where they come no nearer than they were at the start.
+    """
+    left = sum((path.difference.double().square() for path in paths), start=0.0)  # (P,)
+    moved = sum((path.movement.double().square() for path in paths), start=0.0)  # (P,)
+    return _shares(left, moved, layout)
+
+
+def _shares(part: torch.Tensor, whole: torch.Tensor, layout: ParameterLayout) -> dict[str, float]:
+    sums = {"all": (part.sum().item(), whole.sum().item())}
+    pieces = zip(layout.names, part.split(layout.sizes), whole.split(layout.sizes), strict=True)
+    sums |= {name: (one.sum().item(), other.sum().item()) for name, one, other in pieces}
+    # What moves by rounding alone, as biases ahead of a norm do, has no share.
+    still = 1e-10 * sums["all"][1]
+    return {name: one / other for name, (one, other) in sums.items() if other > still}
+
+
+def _train_again(
+    teachers: Teachers,
+    data: ImageData,
+    place: tuple[int, int],
+    epochs: int,
+    seed: int,
+    device: torch.device | str,
+    compile: str,
+) -> torch.Tensor:
+    """Where `epochs` epochs in an order of their own end, (P,)."""
+    config = teachers.config
+    network = teachers.network(0).to(device)
+    work = training_flops(network, data, images=len(data.train), epochs=epochs)
+    vector_to_parameters(teachers.snapshot(*place).to(device), network.parameters())
+    training = Training(
+        [network],
+        [teachers.preprocess.apply(data.train.images.to(device))],
+        [data.train.labels.to(device)],
+        batch=config.batch,
+        rates=[config.rate],
+        weight_decay=config.weight_decay,
+        augment=config.augment,
+        generators=[generator(config.seed, "again", seed, *place)],
+        kernels=choose_kernels(compile, work=work, device=device),
+    )
+    for _ in range(epochs):
+        training.advance()
+    return parameters_to_vector(network.parameters()).detach().cpu()
+
+
+def _path(folder: Path, teacher: int, start: int) -> Path:
+    return folder / f"again_{teacher:03d}_{start:03d}.safetensors"
+
+
+def _stored(folder: Path | None, teacher: int, start: int) -> torch.Tensor | None:
+    if folder is None or not _path(folder, teacher, start).exists():
+        return None
+    return load_artefact(_path(folder, teacher, start), kind=_KIND).tensors["again"]
+
+
+def _store(folder: Path | None, teacher: int, start: int, again: torch.Tensor) -> None:
+    if folder is not None:
+        save_artefact(
+            _path(folder, teacher, start),
+            kind=_KIND,
+            tensors={"again": again},
+            metadata={"teacher": teacher, "start_epoch": start},
+        )

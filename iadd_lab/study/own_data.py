@@ -1,0 +1,160 @@
+"""From a folder of pictures to a distilled set: what to choose by the data's size, and sample pictures."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.pixels import IMAGE_FORMATS
+from iadd_lab.data.readers import IMAGE_EXTENSIONS
+from iadd_lab.data.sampling import check_class_sizes
+from iadd_lab.data.sets import UNMIRRORED, DataConfig, ImageData
+from iadd_lab.distillation.config import DistillConfig
+from iadd_lab.errors import check_whole, require
+from iadd_lab.evaluation.protocol import EvaluateConfig
+from iadd_lab.training.networks import SMALLEST_SIZE, NetworkConfig
+from iadd_lab.training.teachers import TeacherConfig
+
+LARGEST_SIDE = 32  # chosen by itself; larger pictures take longer and are asked for
+# Digits that are easily taken for each other, and how many of each: classes are seldom of one size.
+SAMPLE_CLASSES = {"eight": (8, 30), "nine": (9, 20), "three": (3, 10)}
+_PEEKED = 50  # pictures whose sizes are looked at
+_STEPS = 200  # of a teacher, about, however few images there are
+
+
+def sample_pictures(folder: Path) -> Path:
+    """`folder`, with 60 of scikit-learn's digits as PNGs in it, in three class folders of different sizes.
+
+    A folder that is there already stays as it is.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import, and only samples need it
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
+    digits = load_digits()
+    for name, (digit, count) in SAMPLE_CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(digits.images[digits.target == digit][:count]):
+            pixels = np.rint(image * (255 / 16)).astype(np.uint8)  # (8, 8), values 0 to 16 stretched
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+def suggest_size(folder: Path) -> int:
+    """A side in pixels for the pictures below `folder`: their own, in steps of 8 from 8 to 32.
+
+    It goes by the median of the shorter sides of at most 50 of them.
+
+    Raises:
+        InputError: there is no picture.
+    """
+    found = sorted(_pictures(Path(folder)))
+    require(bool(found), f"{folder} has no pictures ({' '.join(IMAGE_EXTENSIONS)}): name another folder.")
+    sides = [side for path in found[:: -(-len(found) // _PEEKED)] if (side := _shorter_side(path))]
+    side = int(statistics.median(sides)) if sides else LARGEST_SIDE
+    return max(min(side, LARGEST_SIDE) // 8 * 8, SMALLEST_SIZE)
+
+
+def _pictures(folder: Path) -> list[str]:
+    return [
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+    ]
+
+
+def _shorter_side(path: str) -> int:
+    """In pixels, from the file's header; 0 if it has none: reading meets the file again, and names it."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return min(image.size)
+    except Exception:
+        return 0
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What suits a data set of some size: a start, not an optimum; every value can be replaced."""
+
+    teachers: TeacherConfig
+    teacher_count: int
+    distillation: DistillConfig
+    evaluation: EvaluateConfig
+
+
+def suggest(
+    data: ImageData, *, ipc: int | None = None, width: int = 32, mirror: bool = True, seed: int = 0
+) -> Suggestion:
+    """Settings for `data` that fit its size, in time as well.
+
+    Few images make small batches and many epochs, such that a teacher takes some 200 steps in any case. The
+    distilled set has `ipc` images of every class however many real ones a class has, so that it is balanced.
+
+    Args:
+        data: the real set.
+        ipc: images per class, at most the smallest class's; None takes a tenth of that class, 1 to 10.
+        width: filters per block of the ConvNet.
+        mirror: whether a mirrored picture means the same; False leaves mirroring out of the augmentation.
+        seed: of everything random.
+
+    Raises:
+        InputError: `ipc` is out of range.
+    """
+    smallest = int(torch.bincount(data.train.labels, minlength=len(data.classes)).min())
+    ipc = max(1, min(smallest // 10, 10)) if ipc is None else ipc
+    check_whole("ipc", ipc, minimum=1)
+    check_class_sizes(data, ipc)
+    batch = max(8, min(256, _power_of_two(len(data.train) // 16)))
+    steps = -(-len(data.train) // batch)  # in an epoch
+    epochs = max(6, min(30, round(_STEPS / steps)))
+    network = NetworkConfig(width=width)
+    augment = data.augmentation(None if mirror else AugmentConfig(operations=UNMIRRORED))
+    images = ipc * len(data.classes)
+    return Suggestion(
+        teachers=TeacherConfig(network=network, epochs=epochs, batch=batch, augment=augment, seed=seed),
+        teacher_count=3,
+        distillation=DistillConfig(
+            ipc=ipc,
+            iterations=100,
+            student_steps=15,
+            teacher_epochs=2,
+            max_start_epoch=max(2, epochs * 3 // 10),  # later, teachers of few images hardly move
+            batch=min(images, 100) if images > 100 else None,
+            image_rate=100.0,
+            # Gentle: few images and small teachers' steps make α run away at the rates of large sets.
+            alpha=0.005,
+            alpha_rate=1e-6,
+            augment=augment,
+            seed=seed,
+        ),
+        evaluation=EvaluateConfig(network=network, networks=5, epochs=200, augment=augment, seed=seed),
+    )
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is at most `number`; 1 for less."""
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def class_table(data: ImageData) -> str:
+    """How many images each class has in each split, as lines of text."""
+    splits = ("train", "validation", "test")
+    counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in splits]
+    lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in splits)]
+    for label, name in enumerate(data.classes):
+        lines.append(f"{name[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
+    return "\n".join(lines)
+
+
+def folder_config(folder: Path, *, size: int | None = None, seed: int = 0) -> DataConfig:
+    """What to load of a folder of pictures; damaged ones are left out and named in the data's remark."""
+    return DataConfig("image_folder", size=size or suggest_size(folder), seed=seed, bad_images="skip")

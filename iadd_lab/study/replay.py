@@ -1,0 +1,213 @@
+"""A finished distillation looked at again: where its student goes, and how far from the teacher it ends.
+
+Everything here is recomputed from the stored result and the teachers, on segments drawn from a seed of their
+own: two results distilled from the same teachers are compared on the same segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from iadd_lab.distillation.result import DistillResult
+from iadd_lab.distillation.segments import draw_place, draw_segment
+from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
+from iadd_lab.errors import check_whole, require
+from iadd_lab.seeds import generator
+from iadd_lab.training.networks import ParameterLayout
+from iadd_lab.training.teachers import Teachers
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentPath:
+    """One segment: the student's steps beside the epochs of the teacher that it started from."""
+
+    teacher: int
+    start_epoch: int  # i
+    target_epoch: int  # i + K
+    student: torch.Tensor  # θ̃_{i,0} … θ̃_{i,J}, (J + 1, P)
+    trajectory: torch.Tensor  # the teacher's θ_0 … θ_epochs, (epochs + 1, P)
+
+    @property
+    def end(self) -> torch.Tensor:
+        """θ̃_{i,J}, where the student arrived: (P,)."""
+        return self.student[-1]
+
+    @property
+    def target(self) -> torch.Tensor:
+        """θ_{i+K}, where the teacher arrived: (P,)."""
+        return self.trajectory[self.target_epoch]
+
+    @property
+    def difference(self) -> torch.Tensor:
+        """θ̃_{i,J} − θ_{i+K}, parameter by parameter: (P,)."""
+        return self.end - self.target
+
+    @property
+    def movement(self) -> torch.Tensor:
+        """θ_{i+K} − θ_i, how the teacher moved, parameter by parameter: (P,)."""
+        return self.target - self.trajectory[self.start_epoch]
+
+
+def replay(
+    result: DistillResult,
+    teachers: Teachers,
+    *,
+    segments: int = 8,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[SegmentPath]:
+    """Where a student goes with the finished images and α, on `segments` segments drawn from `seed`.
+
+    Raises:
+        InputError: the result was distilled from other teachers.
+    """
+    check_whole("segments", segments, minimum=1)
+    _check_teachers(result, teachers)
+    loss = StudentLoss(teachers.network(0))
+    variables = _variables(result, device)
+    paths, trajectories = [], {}
+    for index in range(segments):
+        teacher, epoch, segment = _draw(result, teachers, variables, seed, index)
+        student = torch.stack(walk(loss, segment, variables)).cpu()  # (J + 1, P)
+        if teacher not in trajectories:  # one copy for all of its segments: it may be large
+            trajectories[teacher] = teachers.trajectory(teacher)
+        target = epoch + result.config.teacher_epochs
+        paths.append(SegmentPath(teacher, epoch, target, student, trajectories[teacher]))
+    return paths
+
+
+def hardness(paths: Sequence[SegmentPath], *, relative: bool = False) -> torch.Tensor:
+    """How hard each parameter is to match: the root mean square of its difference over `paths`, (P,).
+
+    `relative` divides it by the root mean square of what the teacher moved in that dimension: 1 then means
+    that the student comes no nearer than it was at the start. A parameter that the teacher never moves, but
+    for rounding, is not hard: it has 0.
+    """
+    difference = torch.stack([path.difference for path in paths]).square().mean(0).sqrt()  # (P,)
+    if not relative:
+        return difference
+    movement = torch.stack([path.movement for path in paths]).square().mean(0).sqrt()  # (P,)
+    # Biases ahead of a norm have no gradient; what is left of them is rounding, in student and teacher.
+    still = movement <= 1e-6 * movement.max()
+    return torch.where(still, 0.0, difference / movement.masked_fill(still, 1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Iteration:
+    """One iteration as it would follow the finished run: every number that a diagram of it needs."""
+
+    teacher: int
+    start_epoch: int
+    target_epoch: int
+    teachers: int  # how many there are
+    student_steps: int  # J
+    augmentations: tuple[str, ...]  # the operation drawn for each step
+    real_images: int  # training images of the real set
+    pictures: torch.Tensor  # the distilled set for the eye, (classes * ipc, channels, height, width)
+    classes: tuple[str, ...]
+    alpha: float
+    importance: torch.Tensor  # W, (P,)
+    loss: float
+    unweighted_loss: float
+    image_gradient: float  # ‖∂L/∂images‖
+    alpha_gradient: float  # ∂L/∂α
+    importance_gradient: float  # ‖∂L/∂W‖ in the form in which W is learned; 0 where it is not
+    start_distance: float  # ‖θ_i − θ_{i+K}‖
+    end_distance: float  # ‖θ̃_{i,J} − θ_{i+K}‖
+    layout: ParameterLayout
+
+
+def one_iteration(
+    result: DistillResult,
+    teachers: Teachers,
+    *,
+    real_images: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iteration:
+    """Draw one segment and differentiate it as the distillation does, without updating anything.
+
+    Args:
+        result: a finished distillation.
+        teachers: the ones it was distilled from.
+        real_images: how many training images the real set has.
+        seed: of the segment.
+        device: where the student runs.
+
+    Raises:
+        InputError: the result was distilled from other teachers.
+    """
+    _check_teachers(result, teachers)
+    loss = StudentLoss(teachers.network(0))
+    variables = _variables(result, device)
+    teacher, epoch, segment = _draw(result, teachers, variables, seed, 0)
+    gradients = _differentiate(result, loss, segment, variables)
+    start = (segment.start - segment.target).norm()
+    end = (gradients.end - segment.target).norm()
+    return Iteration(
+        teacher=teacher,
+        start_epoch=epoch,
+        target_epoch=epoch + result.config.teacher_epochs,
+        teachers=len(teachers),
+        student_steps=result.config.student_steps,
+        augmentations=tuple(step.augmentation.operation for step in segment.steps),
+        real_images=real_images,
+        pictures=result.distilled.pictures(),
+        classes=result.distilled.classes,
+        alpha=result.alpha,
+        importance=result.importance,
+        loss=gradients.loss.item(),
+        unweighted_loss=(end / start).square().item(),
+        image_gradient=gradients.images.norm().item(),
+        alpha_gradient=gradients.alpha.item(),
+        importance_gradient=gradients.raw.norm().item(),
+        start_distance=start.item(),
+        end_distance=end.item(),
+        layout=loss.layout,
+    )
+
+
+def _differentiate(
+    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables
+) -> Gradients:
+    matching = result.config.matching
+    return ENGINES[result.config.gradient](
+        loss,
+        segment,
+        variables,
+        lambda end, raw: matching.loss(
+            end, raw, start=segment.start, target=segment.target, layout=loss.layout
+        ),
+    )
+
+
+def _draw(
+    result: DistillResult, teachers: Teachers, variables: Variables, seed: int, index: int
+) -> tuple[int, int, Segment]:
+    stream = generator(seed, "replay", index)
+    teacher, epoch = draw_place(teachers, result.config, stream)
+    segment = draw_segment(
+        teachers, result.config, variables.images, stream, teacher=teacher, start_epoch=epoch
+    )
+    return teacher, epoch, segment
+
+
+def _variables(result: DistillResult, device: torch.device | str) -> Variables:
+    return Variables(
+        images=result.images.to(device),
+        labels=result.labels.to(device),
+        alpha=torch.tensor(result.alpha, device=device),
+        raw=result.raw.to(device),
+    )
+
+
+def _check_teachers(result: DistillResult, teachers: Teachers) -> None:
+    found, expected = teachers.fingerprint, result.teachers["fingerprint"]
+    require(
+        found == expected,
+        f"the teachers in {teachers.folder} have fingerprint {found}, but the result was distilled from "
+        f"{expected}: open those.",
+    )

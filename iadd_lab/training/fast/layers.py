@@ -1,0 +1,427 @@
+"""A network's forward pass on plain feature maps or on dual ones, with the layers that cost most fused.
+
+A *dual* is a value and its derivative along one direction of parameter space. Pushing the images through a
+network whose parameters are duals (θ, λ) gives the loss and s = ⟨∇_θ ℓ, λ⟩ in one forward pass; one backward
+pass through that gives ∇_x s and ∇_θ s. It needs no graph of a graph, as double backward does, and half of
+its passes over memory.
+
+The rules know the layers of `iadd_lab.training.networks`; `has_rules` tells whether they know a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from iadd_lab.training.fast import patches, winograd
+from iadd_lab.training.fast.compiling import Kernels
+from iadd_lab.training.networks import ImageClassifier, ResidualBlock
+
+
+class Dual(NamedTuple):
+    """A value and its derivative along a direction, of the same shape."""
+
+    value: Tensor
+    tangent: Tensor
+
+
+class Algebra(Protocol):
+    """What feature maps and parameters are: tensors (`Plain`) or duals (`Dualised`)."""
+
+    def each(self, function: Callable[[Tensor], Tensor], maps: Any) -> Any:
+        """A linear function without parameters."""
+
+    def add(self, first: Any, second: Any) -> Any:
+        """The sum of two maps."""
+
+    def affine(self, maps: Any, weight: Any, bias: Any) -> Any:
+        """A linear layer."""
+
+    def convolve(self, maps: Any, weight: Any, bias: Any, stride: int, padding: int) -> Any:
+        """A convolution; bias may be None."""
+
+    def norm(self, maps: Any, weight: Any, bias: Any, epsilon: float, *, relu: bool, pool: bool) -> Any:
+        """Instance norm, and ReLU and 2×2 averages where they follow."""
+
+    def relu(self, maps: Any) -> Any:
+        """A ReLU."""
+
+    def max_pool(self, maps: Any, size: int) -> Any:
+        """Maxima over windows of `size` × `size`."""
+
+
+def has_rules(network: nn.Module) -> bool:
+    """Whether `run` knows every layer of `network`, with its options."""
+    if type(network) is not ImageClassifier or network.classifier.bias is None:
+        return False
+    layers = [layer for layer in network.features.modules() if not isinstance(layer, _CONTAINERS)]
+    return all(_KNOWN.get(type(layer), _never)(layer) for layer in layers) and any(
+        isinstance(layer, nn.Conv2d) for layer in layers[:1]
+    )
+
+
+def _never(layer: nn.Module) -> bool:
+    return False
+
+
+_CONTAINERS = (nn.Sequential, ResidualBlock)
+# Which options of a layer the rules below know.
+_KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
+    nn.Conv2d: lambda layer: (
+        (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
+        and isinstance(layer.padding, tuple)
+        and len(set(layer.padding)) == len(set(layer.stride)) == 1
+    ),
+    nn.GroupNorm: lambda layer: layer.affine and layer.num_groups == layer.num_channels,
+    nn.ReLU: lambda layer: True,
+    nn.AvgPool2d: lambda layer: True,
+    nn.MaxPool2d: lambda layer: (
+        isinstance(layer.kernel_size, int)
+        and (layer.stride, layer.padding, layer.dilation) == (layer.kernel_size, 0, 1)
+        and not (layer.ceil_mode or layer.return_indices)
+    ),
+}
+
+
+def run(network: ImageClassifier, parameters: Mapping[str, Any], images: Any, algebra: Algebra) -> Any:
+    """The logits, (batch, classes), of `network` with other parameters.
+
+    Args:
+        network: for its structure; see `has_rules`.
+        parameters: by name, each a tensor or a `Dual`, as the algebra has it.
+        images: (batch, channels, height, width), a tensor or a `Dual`.
+        algebra: `Plain` or `Dualised`.
+    """
+    maps = images
+    if network.enlarge_to is not None:
+        sides = (network.enlarge_to, network.enlarge_to)
+        maps = algebra.each(partial(F.interpolate, size=sides, mode="bilinear", align_corners=False), maps)
+    maps = _run(network.features, _Named(parameters, "features."), maps, algebra)
+    features = algebra.each(partial(torch.flatten, start_dim=1), maps)
+    return algebra.affine(features, parameters["classifier.weight"], parameters["classifier.bias"])
+
+
+class _Named:
+    """The parameters of one part of a network, by their names there."""
+
+    def __init__(self, parameters: Mapping[str, Any], prefix: str):
+        self.parameters, self.prefix = parameters, prefix
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parameters.get(self.prefix + name)
+
+    def part(self, name: object) -> _Named:
+        return _Named(self.parameters, f"{self.prefix}{name}.")
+
+
+def _run(layer: nn.Module, parameters: _Named, maps: Any, algebra: Algebra) -> Any:
+    return _RULES[type(layer)](layer, parameters, maps, algebra)
+
+
+def _sequence(layers: nn.Sequential, parameters: _Named, maps: Any, algebra: Algebra) -> Any:
+    number = 0
+    while number < len(layers):
+        if isinstance(layers[number], nn.GroupNorm):
+            sides = (maps.value if isinstance(maps, Dual) else maps).shape[2:]
+            relu, pool = _followers(layers, number, sides)
+            maps = _norm(layers[number], parameters.part(number), maps, algebra, relu=relu, pool=pool)
+            number += 1 + relu + pool
+        else:
+            maps = _run(layers[number], parameters.part(number), maps, algebra)
+            number += 1
+    return maps
+
+
+def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tuple[bool, bool]:
+    """Whether a ReLU, and then 2×2 averages, follow the norm at `number`."""
+    following = list(layers[number + 1 : number + 3])
+    relu = bool(following) and isinstance(following[0], nn.ReLU)
+    pool = relu and len(following) == 2 and isinstance(following[1], nn.AvgPool2d)
+    plain = pool and (following[1].kernel_size, following[1].stride, following[1].padding) == (2, 2, 0)
+    return relu, plain and not any(side % 2 for side in sides)
+
+
+def _norm(layer, parameters, maps, algebra, *, relu=False, pool=False):
+    return algebra.norm(maps, parameters["weight"], parameters["bias"], layer.eps, relu=relu, pool=pool)
+
+
+def _convolution(layer, parameters, maps, algebra):
+    (stride, _), (padding, _) = layer.stride, layer.padding
+    return algebra.convolve(maps, parameters["weight"], parameters["bias"], stride, padding)
+
+
+def _residual(block, parameters, maps, algebra):
+    inner = _sequence(block.body, parameters.part("body"), maps, algebra)
+    around = _sequence(block.shortcut, parameters.part("shortcut"), maps, algebra)
+    return algebra.relu(algebra.add(inner, around))
+
+
+_RULES: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Sequential: _sequence,
+    nn.Conv2d: _convolution,
+    nn.GroupNorm: _norm,
+    nn.ReLU: lambda layer, parameters, maps, algebra: algebra.relu(maps),
+    nn.AvgPool2d: lambda layer, parameters, maps, algebra: algebra.each(layer, maps),
+    nn.MaxPool2d: lambda layer, parameters, maps, algebra: algebra.max_pool(maps, layer.kernel_size),
+    ResidualBlock: _residual,
+}
+
+
+class Plain:
+    """Feature maps and parameters as tensors, of one or more networks at once; differentiable once.
+
+    Parameters have a first dimension of `networks`. Images and maps are of all networks, in equal shares, one
+    after the other: what touches memory most is then one pass for all of them.
+    """
+
+    def __init__(self, kernels: Kernels, networks: int = 1):
+        self.kernels, self.networks = kernels, networks
+
+    def each(self, function, maps):
+        return function(maps)
+
+    def add(self, first, second):
+        return first + second
+
+    def affine(self, maps, weight, bias):
+        shares = maps.unflatten(0, (self.networks, -1))  # (networks, batch, inputs)
+        return torch.baddbmm(bias[:, None], shares, weight.mT).flatten(0, 1)
+
+    def convolve(self, maps, weight, bias, stride, padding):
+        if self.kernels.transforms and winograd.suits(maps, weight, stride, padding):
+            return _Winograd.apply(maps, weight, bias, self.kernels)
+        biases = [None] * self.networks if bias is None else bias
+        shares = zip(maps.chunk(self.networks), weight, biases, strict=True)
+        parts = [F.conv2d(*share, stride=stride, padding=padding) for share in shares]
+        return parts[0] if self.networks == 1 else torch.cat(parts)
+
+    def norm(self, maps, weight, bias, epsilon, *, relu, pool):
+        weight, bias = (_for_images(parameter, maps) for parameter in (weight, bias))
+        return _Norm.apply(maps, weight, bias, epsilon, relu, pool, self.kernels)
+
+    def relu(self, maps):
+        return maps.relu()
+
+    def max_pool(self, maps, size):
+        return F.max_pool2d(maps, size)
+
+
+def _for_images(parameter: Tensor, maps: Tensor) -> Tensor:
+    """A parameter (networks, channels) for every image: (batch, channels), or (1, channels) for all."""
+    if len(parameter) == 1:
+        return parameter
+    return parameter.repeat_interleave(len(maps) // len(parameter), 0)
+
+
+class Dualised:
+    """Feature maps and parameters as duals; values and parameters' values are differentiable, once.
+
+    Images have no derivative: a `Dual` whose tangent is None.
+    """
+
+    def __init__(self, kernels: Kernels):
+        self.kernels = kernels
+
+    def each(self, function, maps):
+        return Dual(*(None if part is None else function(part) for part in maps))
+
+    def add(self, first, second):
+        return Dual(first.value + second.value, first.tangent + second.tangent)
+
+    def affine(self, maps, weight, bias):
+        value = F.linear(maps.value, weight.value, bias.value)
+        tangent = F.linear(maps.tangent, weight.value) + F.linear(maps.value, weight.tangent, bias.tangent)
+        return Dual(value, tangent)
+
+    def convolve(self, maps, weight, bias, stride, padding):
+        bias = bias or Dual(None, None)
+        if (
+            self.kernels.transforms
+            and maps.tangent is not None
+            and winograd.suits(maps.value, weight.value, stride, padding)
+        ):
+            return Dual(*_DualWinograd.apply(*maps, *weight, *bias, self.kernels))
+        return Dual(*_DualConvolution.apply(*maps, *weight, *bias, stride, padding, self.kernels))
+
+    def norm(self, maps, weight, bias, epsilon, *, relu, pool):
+        return Dual(*_DualNorm.apply(*maps, *weight, *bias, epsilon, relu, pool, self.kernels))
+
+    def relu(self, maps):
+        return Dual(maps.value.relu(), maps.tangent * (maps.value > 0))
+
+    def max_pool(self, maps, size):
+        value, places = F.max_pool2d(maps.value, size, return_indices=True)
+        tangent = maps.tangent.flatten(2).gather(2, places.flatten(2)).view_as(places)
+        return Dual(value, tangent)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, gamma, beta, epsilon, relu, pool, kernels):
+        output, *statistics = kernels.norm(y, gamma, beta, epsilon, relu, pool)
+        ctx.save_for_backward(y, *statistics, gamma, beta)
+        ctx.options = (relu, pool, kernels)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above):
+        relu, pool, kernels = ctx.options
+        y, *parameters = kernels.norm_backward(_laid_out(above, kernels), *ctx.saved_tensors, relu, pool)
+        gamma, beta = (_as_given(gradient, ctx.saved_tensors[-1]) for gradient in parameters)
+        return y, gamma, beta, None, None, None, None
+
+
+class _DualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, dy, gamma, dgamma, beta, dbeta, epsilon, relu, pool, kernels):
+        gamma, beta, dgamma, dbeta = (parameter[None] for parameter in (gamma, beta, dgamma, dbeta))
+        value, tangent, *statistics = kernels.dual_norm(
+            y, dy, gamma, beta, dgamma, dbeta, epsilon, relu, pool
+        )
+        ctx.save_for_backward(y, dy, *statistics, gamma, beta, dgamma)
+        ctx.options = (relu, pool, kernels)
+        return value, tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above, dabove):
+        relu, pool, kernels = ctx.options
+        above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
+        y, dy, gamma, beta = kernels.dual_norm_backward(above, dabove, *ctx.saved_tensors, relu, pool)
+        return y, dy, gamma.sum(0), None, beta.sum(0), None, None, None, None, None
+
+
+class _DualConvolution(torch.autograd.Function):
+    """y = W ∗ x + b, ẏ = W ∗ ẋ + Ẇ ∗ x + ḃ; the gradients of x, ẋ, W and b, for Ẇ and ḃ are given."""
+
+    @staticmethod
+    def forward(ctx, x, dx, weight, dweight, bias, dbias, stride, padding, kernels):
+        ctx.save_for_backward(x, dx, weight, dweight)
+        ctx.options = (stride, padding, bias is not None, kernels)
+        value = F.conv2d(x, weight, bias, stride, padding)
+        tangent = F.conv2d(x, dweight, dbias, stride, padding)
+        if dx is not None:
+            tangent += F.conv2d(dx, weight, None, stride, padding)
+        return value, tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above, dabove):
+        x, dx, weight, dweight = ctx.saved_tensors
+        stride, padding, has_bias, kernels = ctx.options
+        back = partial(_convolution_backward, stride=stride, padding=padding)
+        wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        by_patches = wants_x and kernels.transforms and patches.suits(weight, stride, padding)
+        x_bar, weight_bar = back(above, x, weight, wanted=(wants_x and not by_patches, wants_weight))
+        dx_bar = None
+        if dx is not None:
+            dx_bar, more = back(dabove, dx, weight, wanted=(True, wants_weight))
+            weight_bar = weight_bar.add_(more) if wants_weight else None
+        if by_patches:
+            above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
+            sent = patches.send_patches(above, weight) + patches.send_patches(dabove, dweight)
+            x_bar = kernels.add_patches(sent, *x.shape[2:])
+        elif wants_x:
+            x_bar += back(dabove, x, dweight, wanted=(True, False))[0]
+        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None, None
+
+
+class _Winograd(torch.autograd.Function):
+    """A convolution with stride and padding 1 by `winograd`, of one or more networks."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, kernels):
+        constants = winograd.constants(x.dtype, x.device)
+        tiles = kernels.input_tiles(_laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
+        filters = winograd.weight_tiles(weight, constants.g)  # (36, networks, outputs, inputs)
+        ctx.save_for_backward(tiles, filters)
+        ctx.options = (kernels, bias is not None)
+        bias = None if bias is None else _for_images(bias, x)
+        products = winograd.multiply(tiles, filters.mT)
+        return kernels.output_maps(products, bias, *x.shape[2:], constants.a)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above):
+        tiles, filters = ctx.saved_tensors
+        kernels, has_bias = ctx.options
+        constants, networks = winograd.constants(above.dtype, above.device), filters.shape[1]
+        above_tiles = kernels.output_tiles(_laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
+        x_bar = None
+        if ctx.needs_input_grad[0]:
+            products = winograd.multiply(above_tiles, filters)
+            x_bar = kernels.input_maps(products, *above.shape[2:], constants.b, constants.edges)
+        products = winograd.correlate(above_tiles, tiles, networks)
+        weight_bar = winograd.weight_gradient(products, constants.g)
+        bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if has_bias else None
+        return x_bar, weight_bar, bias_bar, None
+
+
+class _DualWinograd(torch.autograd.Function):
+    """What `_DualConvolution` computes, with stride and padding 1, by `iadd_lab.training.fast.winograd`."""
+
+    @staticmethod
+    def forward(ctx, x, dx, weight, dweight, bias, dbias, kernels):
+        constants = winograd.constants(x.dtype, x.device)
+        tiles, dtiles = (kernels.input_tiles(_laid_out(maps, kernels), constants.b) for maps in (x, dx))
+        filters, dfilters = (
+            winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight)
+        )  # (36, outputs, inputs)
+        ctx.save_for_backward(tiles, dtiles, filters, dfilters)
+        ctx.options = (kernels, bias is not None)
+        if bias is not None:
+            bias, dbias = bias[None], dbias[None]
+        products = torch.bmm(dtiles, filters.mT).baddbmm_(tiles, dfilters.mT)
+        return tuple(
+            kernels.output_maps(part, shift, *x.shape[2:], constants.a)
+            for part, shift in ((tiles @ filters.mT, bias), (products, dbias))
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, above, dabove):
+        tiles, dtiles, filters, dfilters = ctx.saved_tensors
+        kernels, has_bias = ctx.options
+        constants = winograd.constants(above.dtype, above.device)
+        above_tiles, dabove_tiles = (
+            kernels.output_tiles(_laid_out(maps, kernels), constants.a) for maps in (above, dabove)
+        )  # (36, tiles, outputs)
+        products = torch.bmm(above_tiles, filters).baddbmm_(dabove_tiles, dfilters)
+        x_bar, dx_bar = (
+            kernels.input_maps(part, *above.shape[2:], constants.b, constants.edges)
+            for part in (products, dabove_tiles @ filters)
+        )
+        weight_bar = None
+        if ctx.needs_input_grad[2]:
+            products = torch.bmm(above_tiles.mT, tiles).baddbmm_(dabove_tiles.mT, dtiles)
+            weight_bar = winograd.weight_gradient(products[:, None], constants.g)[0]
+        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        return x_bar, dx_bar, weight_bar, None, bias_bar, None, None
+
+
+def _convolution_backward(
+    above: Tensor, x: Tensor, weight: Tensor, *, stride: int, padding: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and of the weight, each where it is wanted."""
+    pair = torch.ops.aten.convolution_backward(
+        above, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
+    )
+    return pair[0], pair[1]
+
+
+def _as_given(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Gradients for each image, summed where all images share a parameter (1, channels)."""
+    return gradient if len(parameter) == len(gradient) else gradient.sum(0, keepdim=True)
+
+
+def _laid_out(gradient: Tensor, kernels: Kernels) -> Tensor:
+    # Kernels are compiled for one layout; autograd may hand over another, or an expanded scalar.
+    return gradient.contiguous(memory_format=kernels.memory_format)

@@ -1,0 +1,352 @@
+"""The field's four convolutional networks, and their parameters as one flat vector.
+
+The definitions are those of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021) and its
+successors (DSA, DM, MTT), so that accuracies and stored parameter lists compare. None has buffers, randomness
+or in-place operations: `torch.func` and double backward work on all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.errors import InputError, check_whole, choose, require
+
+SMALLEST_SIZE = 8
+ENLARGED_SIZE = 32
+DEFAULT_WIDTH = 128
+
+# Layers are born here whatever the caller's default device and dtype: a seed means the same everywhere.
+_PLACE = {"device": "cpu", "dtype": torch.float32}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network, and for ConvNet how large.
+
+    Args:
+        name: a key of `NETWORKS`.
+        width: filters per ConvNet block, at least 1; None means 128.
+        depth: ConvNet blocks, at least 1; None means `default_depth(size)`.
+
+    Raises:
+        InputError: an unknown name, a value out of range, or a width or depth for another network.
+    """
+
+    name: str = "convnet"
+    width: int | None = None
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        choose("network", self.name, NETWORKS)
+        for field, value in self.options().items():
+            require(
+                self.name == "convnet",
+                f"{field} is {value!r} for network {self.name!r}; only convnet has a {field}: leave it out.",
+            )
+            check_whole(field, value, minimum=1)
+
+    @property
+    def title(self) -> str:
+        """The name as text has it."""
+        return TITLES.get(self.name, self.name)
+
+    def options(self) -> dict[str, int]:
+        """The fields beyond the name that were given, as keyword arguments of the network's builder."""
+        return {field: value for field in ("width", "depth") if (value := getattr(self, field)) is not None}
+
+
+def build_network(config: NetworkConfig, *, channels: int, size: int, classes: int, seed: int) -> nn.Module:
+    """A network for images of shape (batch, channels, size, size), giving logits of shape (batch, classes).
+
+    It has PyTorch's default initialisation, drawn from `seed` alone (0 to 2**63 - 1), on the CPU in float32;
+    the global generators stay as they were.
+
+    AlexNet, VGG11 and ResNet18 are made for 32 px. Inside them, images below 28 px are enlarged bilinearly to
+    32 px; VGG11, whose five poolings leave nothing of less, does so below 32 px (its 28 px grey images are
+    padded to 32 px instead). Larger images simply give the last layer more features, as in the field.
+
+    Raises `InputError` unless channels is 1 or 3, size is 8 to 224 and classes is at least 2, and if a
+    ConvNet's depth is too much for the size.
+    """
+    _check_task(channels=channels, size=size, classes=classes, seed=seed)
+    builder = choose("network", config.name, NETWORKS)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the accelerators' generators too.
+        torch.random.default_generator.manual_seed(seed)
+        return builder(channels=channels, size=size, classes=classes, **config.options())
+
+
+def default_depth(size: int) -> int:
+    """ConvNet's number of blocks for images of `size` px: at least 2, and as many as leave 2 to 4 px.
+
+    2 for 8 and 16 px, 3 for 28 and 32 px, 4 for 64 px, 5 for 112 and 128 px, 6 for 224 px.
+    """
+    return max(2, math.ceil(math.log2(size / 4)))
+
+
+class ImageClassifier(nn.Module):
+    """Convolutional features, flattened, and one linear layer.
+
+    forward: images (batch, channels, height, width) -> logits (batch, classes).
+    `enlarge_to`: the side that images are resized to first (bilinearly), or None.
+    """
+
+    def __init__(self, features: nn.Module, classifier: nn.Linear, *, enlarge_to: int | None = None) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+        self.enlarge_to = enlarge_to
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the linear layer sees of the images: (batch, channels * height * width)."""
+        if self.enlarge_to is not None:
+            sides = (self.enlarge_to, self.enlarge_to)
+            images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+        return self.features(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.embed(images))
+
+
+class ResidualBlock(nn.Module):
+    """ResNet's basic block (He et al., CVPR 2016): two 3×3 convolutions, and a shortcut around them."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _convolution(inputs, outputs, kernel=3, padding=1, stride=stride, bias=False),
+            _norm(outputs),
+            nn.ReLU(),
+            _convolution(outputs, outputs, kernel=3, padding=1, bias=False),
+            _norm(outputs),
+        )
+        self.shortcut = nn.Sequential()  # the identity
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                _convolution(inputs, outputs, kernel=1, padding=0, stride=stride, bias=False), _norm(outputs)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(self.body(maps) + self.shortcut(maps))
+
+
+def convnet(
+    *, channels: int, size: int, classes: int, width: int = DEFAULT_WIDTH, depth: int | None = None
+) -> ImageClassifier:
+    """ConvNet (Gidaris & Komodakis, CVPR 2018), whose blocks are convolution, instance norm, ReLU, pooling.
+
+    Its parameters, in order: per block the convolution's weight and bias and the norm's weight and bias; then
+    the linear layer's weight and bias. 320,010 of them at width 128, depth 3, 3×32×32 and 10 classes.
+    """
+    depth = default_depth(size) if depth is None else depth
+    padding = 3 if _is_grey_28(channels, size) else 1
+    side = size + 2 * padding - 2
+    _check_depth(depth, size=size, side=side)
+    layers: list[nn.Module] = []
+    inputs = channels
+    for _ in range(depth):
+        layers += [
+            _convolution(inputs, width, kernel=3, padding=padding),
+            _norm(width),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        ]
+        inputs, padding, side = width, 1, side // 2
+    return ImageClassifier(nn.Sequential(*layers), _linear(width * side**2, classes))
+
+
+def alexnet(*, channels: int, size: int, classes: int) -> ImageClassifier:
+    """The field's small AlexNet: five convolutions, no norm. 1,872,202 parameters at 3×32×32, 10 classes."""
+    enlarge_to = ENLARGED_SIZE if size < 28 else None
+    padding = 4 if _is_grey_28(channels, size) else 2
+    side = (enlarge_to or size) + 2 * padding - 4
+    features = nn.Sequential(
+        _convolution(channels, 128, kernel=5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        _convolution(128, 192, kernel=5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        _convolution(192, 256, kernel=3, padding=1),
+        nn.ReLU(),
+        _convolution(256, 192, kernel=3, padding=1),
+        nn.ReLU(),
+        _convolution(192, 192, kernel=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+    return ImageClassifier(features, _linear(192 * (side // 8) ** 2, classes), enlarge_to=enlarge_to)
+
+
+def vgg11(*, channels: int, size: int, classes: int) -> ImageClassifier:
+    """VGG11 (Simonyan & Zisserman, ICLR 2015) with instance norm.
+
+    9,231,114 parameters at 3×32×32, 10 classes.
+    """
+    grey_28 = _is_grey_28(channels, size)
+    enlarge_to = ENLARGED_SIZE if size < 32 and not grey_28 else None
+    padding = 3 if grey_28 else 1
+    side = (enlarge_to or size) + 2 * padding - 2
+    layers: list[nn.Module] = []
+    inputs = channels
+    # The widths of the convolutions between two poolings.
+    for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in stage:
+            layers += [_convolution(inputs, width, kernel=3, padding=padding), _norm(width), nn.ReLU()]
+            inputs, padding = width, 1
+        layers.append(nn.MaxPool2d(2))
+    return ImageClassifier(
+        nn.Sequential(*layers), _linear(512 * (side // 32) ** 2, classes), enlarge_to=enlarge_to
+    )
+
+
+def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
+    """ResNet18 (He et al., CVPR 2016) with a 3×3 stem, instance norm and a 4×4 average pool.
+
+    11,173,962 parameters at 3×32×32, 10 classes.
+    """
+    enlarge_to = ENLARGED_SIZE if size < 28 else None
+    layers: list[nn.Module] = [
+        _convolution(channels, 64, kernel=3, padding=1, bias=False),
+        _norm(64),
+        nn.ReLU(),
+    ]
+    inputs = 64
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [ResidualBlock(inputs, width, stride=stride), ResidualBlock(width, width, stride=1)]
+        inputs = width
+    layers.append(nn.AvgPool2d(4))
+    # Three strides of 2, each of which rounds up, and the pool, which rounds down.
+    side = math.ceil((enlarge_to or size) / 8) // 4
+    return ImageClassifier(nn.Sequential(*layers), _linear(512 * side**2, classes), enlarge_to=enlarge_to)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "alexnet": alexnet,
+    "vgg11": vgg11,
+    "resnet18": resnet18,
+}
+
+TITLES = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"}
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each parameter of a network lies in one flat vector of `count` floats.
+
+    The order is that of `network.parameters()`. `names` and `shapes` have one entry per parameter.
+    Raises `InputError` if their lengths differ.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.names) == len(self.shapes),
+            f"the layout has {len(self.names)} names and {len(self.shapes)} shapes; give one shape per name.",
+        )
+
+    @classmethod
+    def of(cls, network: nn.Module) -> ParameterLayout:
+        """The layout of `network`'s parameters."""
+        named = dict(network.named_parameters())
+        return cls(tuple(named), tuple(tuple(parameter.shape) for parameter in named.values()))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of floats in each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """The index in the flat vector at which each parameter starts."""
+        return tuple(itertools.accumulate(self.sizes, initial=0))[: len(self.sizes)]
+
+    @property
+    def count(self) -> int:
+        """P, the number of floats in all."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
+        """One vector of shape (P,) from tensors in the layout's order, or from a mapping by name.
+
+        It is a copy, never a view of live weights, and differentiable: detach it for a snapshot.
+        Raises `InputError` if a tensor is missing, superfluous or of another shape.
+        """
+        listed = self._by_name(tensors) if isinstance(tensors, Mapping) else list(tensors)
+        shapes = tuple(tuple(tensor.shape) for tensor in listed)
+        if shapes != self.shapes:
+            raise InputError(self._mismatch(shapes))
+        return torch.cat([tensor.reshape(-1) for tensor in listed])  # (P,)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as differentiable views of `flat`, which has shape (P,).
+
+        Raises `InputError` if it has another shape.
+        """
+        require(
+            tuple(flat.shape) == (self.count,),
+            f"the parameter vector has shape {tuple(flat.shape)}; this network's has shape ({self.count},).",
+        )
+        pieces = zip(self.names, self.shapes, flat.split(self.sizes), strict=True)
+        return {name: piece.view(shape) for name, shape, piece in pieces}
+
+    def _by_name(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        odd = sorted(set(self.names) ^ set(tensors))
+        require(not odd, f"the parameters {', '.join(odd)} are not in both the layout and the mapping.")
+        return [tensors[name] for name in self.names]
+
+    def _mismatch(self, shapes: tuple[tuple[int, ...], ...]) -> str:
+        if len(shapes) != len(self.shapes):
+            return f"there are {len(shapes)} tensors; this network has {len(self.shapes)} parameters."
+        triples = zip(self.names, self.shapes, shapes, strict=True)
+        name, expected, found = next(triple for triple in triples if triple[1] != triple[2])
+        return f"the tensor for {name} has shape {found}; this network's has shape {expected}."
+
+
+def _convolution(
+    inputs: int, outputs: int, *, kernel: int, padding: int, stride: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias, **_PLACE)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    # One group per channel is instance norm, without the running statistics of nn.InstanceNorm2d.
+    return nn.GroupNorm(width, width, affine=True, **_PLACE)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, **_PLACE)
+
+
+def _is_grey_28(channels: int, size: int) -> bool:
+    # The field pads MNIST-like images to 32 px in the first convolution.
+    return channels == 1 and size == 28
+
+
+def _check_task(*, channels: int, size: int, classes: int, seed: int) -> None:
+    require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
+    check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
+    check_whole("classes", classes, minimum=2)
+    check_whole("seed", seed, minimum=0)
+
+
+def _check_depth(depth: int, *, size: int, side: int) -> None:
+    # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
+    deepest = int(math.log2(side))
+    require(
+        depth <= deepest,
+        f"depth is {depth}, too deep for images of {size} px, of which the last block's norm would see "
+        f"less than 2×2; choose a depth of at most {deepest}.",
+    )

@@ -1,0 +1,150 @@
+"""Expert trajectories of others: MTT's `replay_buffer_N.pt` files, read safely and made our own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from iadd_lab.data.mtt_format import warn_of_class_order
+from iadd_lab.data.sets import ImageData
+from iadd_lab.errors import require
+from iadd_lab.store.foreign_files import load_safely
+from iadd_lab.store.locks import alone_in
+from iadd_lab.training.sgd import predict
+from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
+
+logger = logging.getLogger(__name__)
+
+
+def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
+    """Others' expert trajectories, as MTT's code stores them in `replay_buffer_N.pt`.
+
+    Returns:
+        trajectories, each a list of snapshots, each a list of parameter tensors in the network's order.
+
+    Raises:
+        InputError: the file is missing, not such a buffer, or holds anything but tensors. It is read by
+            PyTorch's weights-only loader, so no code in it ever runs.
+    """
+    buffer = load_safely(path, expected="a replay_buffer_N.pt")
+    nested = (
+        isinstance(buffer, list)
+        and all(isinstance(trajectory, list) and trajectory for trajectory in buffer)
+        and all(isinstance(snapshot, list) for trajectory in buffer for snapshot in trajectory)
+        and all(isinstance(t, torch.Tensor) for trajectory in buffer for s in trajectory for t in s)
+    )
+    require(
+        nested and bool(buffer),
+        f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.",
+    )
+    return buffer
+
+
+@alone_in("folder")
+def import_replay_buffers(
+    paths: Sequence[Path],
+    data: ImageData,
+    config: TeacherConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Teachers:
+    """Convert others' `replay_buffer_N.pt` files into teachers of our own, in `folder`.
+
+    Each one's last snapshot is tried on the validation images, and its accuracy is stored as that of teachers
+    trained here. It shows whether they fit, no more: others trained on those images as well. A warning is
+    logged where most are near chance.
+
+    Args:
+        paths: the files, all of one network and one length.
+        data: the real set that they were trained on.
+        config: the network and preprocessing that they were trained with; its `epochs` is replaced by the
+            length of the trajectories found.
+        folder: where the teachers go.
+        device: where the last snapshots are tried.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: as `read_replay_buffer`, or the parameters do not fit the network.
+    """
+    require(len(paths) > 0, "no replay buffers were given: pass at least one replay_buffer_N.pt.")
+    require(
+        not list(Path(folder).glob("teacher_*")),
+        f"{folder} holds teachers already: import into a folder of its own.",
+    )
+    epochs = len(read_replay_buffer(paths[0])[0]) - 1
+    # Others fitted on all training images or took constants (see `foreign_sets.FITS`), but the teachers'
+    # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
+    teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
+    # Every file is checked before the first trajectory is written.
+    counts = [_check_buffer(path, teachers) for path in tqdm(paths, desc="check", disable=not progress)]
+    warn_of_class_order(data)
+    images = teachers.preprocess.apply(data.validation.images.to(device))
+    accuracies: list[float] = []
+    named = ((path, trajectory) for path in paths for trajectory in read_replay_buffer(path))
+    bar = tqdm(named, total=sum(counts), desc="import", unit="teacher", disable=not progress)
+    for index, (path, trajectory) in enumerate(bar):
+        stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
+        accuracies.append(_accuracy(teachers, stacked[-1].detach(), images, data.validation.labels))
+        history = {"source": Path(path).name, "validation_accuracy": accuracies[-1]}
+        teachers.save(index, stacked.detach(), history=history)
+    _warn_near_chance(accuracies, chance=1 / len(data.classes))
+    return open_teachers(folder)
+
+
+def _accuracy(
+    teachers: Teachers, parameters: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """The share of preprocessed images (count, channels, height, width) that θ (P,) classifies correctly."""
+    network = teachers.network(0).to(images.device)
+    network.load_state_dict(teachers.layout.split(parameters))
+    return (predict(network, images) == labels).double().mean().item()
+
+
+def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
+    limit = chance + min(chance / 2, 0.1)  # 0.75 of two classes would be far from guessing
+    near = sum(accuracy < limit for accuracy in accuracies)
+    if 2 * near > len(accuracies):
+        logger.warning(
+            "%d of %d imported teachers have less than %.1f %% validation accuracy, and guessing %.1f %%: "
+            "classes or preprocessing of the buffers may differ from ours; compare the order of the classes, "
+            "and import again if they were trained with another preprocess.",
+            near,
+            len(accuracies),
+            100 * limit,
+            100 * chance,
+        )
+
+
+def _check_buffer(path: Path, teachers: Teachers) -> int:
+    buffer = read_replay_buffer(path)
+    for trajectory in buffer:
+        _check_trajectory(path, trajectory, teachers)
+    return len(buffer)
+
+
+def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:
+    epochs, layout = teachers.config.epochs, teachers.layout
+    require(
+        len(trajectory) == epochs + 1,
+        f"{path} has a trajectory of {len(trajectory)} snapshots, but the first one has {epochs + 1}: "
+        "import them into folders of their own.",
+    )
+    for snapshot in trajectory:
+        shapes = tuple(tuple(tensor.shape) for tensor in snapshot)
+        require(
+            shapes == layout.shapes,
+            f"{path} does not fit the network {teachers.config.network}: its {len(shapes)} tensors start "
+            f"with {shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the "
+            "network that the teachers were trained with.",
+        )
+        require(
+            all(bool(torch.isfinite(tensor).all()) for tensor in snapshot),
+            f"{path} holds parameters that are not finite: that training diverged, leave the file out.",
+        )

@@ -1,0 +1,120 @@
+"""The student's loss ℓ(x; θ) and the derivatives of it that the gradient engines need.
+
+`StudentLoss` has them from autograd, for any network; `iadd_lab.training.fast.losses` has the same, several times
+as fast, for networks whose layers it knows.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from iadd_lab.data.augment import Augmentation
+from iadd_lab.training.networks import ParameterLayout
+
+
+class StudentLoss:
+    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
+
+    joint = False  # whether several networks at once cost less than one after another
+
+    def __init__(self, network: nn.Module):
+        # Only the architecture is used; on the meta device its own weights cost nothing.
+        self.network = copy.deepcopy(network).to("meta")
+        self.layout = ParameterLayout.of(network)
+
+    def __call__(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of `images` (batch, channels, height, width) at parameters `flat` (P,)."""
+        return F.cross_entropy(self.logits(flat, images), labels)
+
+    def logits(self, flat: Tensor, images: Tensor) -> Tensor:
+        """What the network says of the images, (batch, classes)."""
+        return functional_call(self.network, self.layout.split(flat), (images,))
+
+    def slope(
+        self, flat: Tensor, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None
+    ) -> Tensor:
+        """∇_θ ℓ, shape (P,), on the images as `augmentation`, if any, leaves them."""
+        batch = images if augmentation is None else augmentation(images).detach()
+        return self.slopes(flat[None], batch[None], labels[None])[1][0]
+
+    def slopes(self, flats: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses of several networks, each on images of its own, and their gradients.
+
+        Args:
+            flats: (networks, P).
+            images: (networks, batch, channels, height, width).
+            labels: (networks, batch) int64.
+
+        Returns:
+            (networks,) and (networks, P).
+        """
+        losses, slopes = [], []
+        for flat, batch, targets in zip(flats, images, labels, strict=True):
+            point = leaf(flat)
+            loss = self(point, batch, targets)
+            slopes.append(torch.autograd.grad(loss, point)[0])
+            losses.append(loss.detach())
+        return torch.stack(losses), torch.stack(slopes)
+
+    def together(self, images: Tensor, *, batch: int) -> int:
+        """How many networks are best trained at once on batches of such images: `slopes` gains by no more."""
+        return 1
+
+    @torch.no_grad()
+    def predict(self, flat: Tensor, images: Tensor, *, batch: int = 1024) -> Tensor:
+        """The predicted class of every image: (count,) int64 on the CPU."""
+        return torch.cat([self.logits(flat, chunk).argmax(1) for chunk in images.split(batch)]).cpu()
+
+    def along(
+        self,
+        flat: Tensor,
+        direction: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation | None = None,
+        *,
+        curvature: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """s = ⟨∇_θ ℓ, λ⟩ and its gradients.
+
+        Args:
+            flat: θ, (P,).
+            direction: λ, (P,), taken as constant.
+            images: (batch, channels, height, width), before augmentation.
+            labels: (batch,) int64.
+            augmentation: through which the network sees the images, if any.
+            curvature: False leaves ∇_θ s out.
+
+        Returns:
+            s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
+        """
+        if augmentation is None:
+            return self._along_seen(flat, direction, images, labels, curvature=curvature)
+        source = leaf(images)
+        batch = augmentation(source)  # (batch, channels, height, width)
+        scalar, batch_gradient, flat_gradient = self._along_seen(
+            flat, direction, batch.detach(), labels, curvature=curvature
+        )
+        # The augmentation's own backward once, outside.
+        (image_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
+        return scalar, image_gradient, flat_gradient
+
+    def _along_seen(
+        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`along` for images as the network sees them."""
+        flat, images = leaf(flat), leaf(images)
+        (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
+        scalar = slope @ direction
+        gradients = torch.autograd.grad(scalar, (images, flat) if curvature else (images,))
+        return scalar.detach(), gradients[0], gradients[1] if curvature else None
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The tensor as a variable of its own."""
+    return tensor.detach().requires_grad_()
