@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iadd_lab.data.augment import OPERATIONS, Augmentation, AugmentConfig, draw
+from iadd_lab.data.augment import OPERATIONS, Augmentation, AugmentConfig, draw_augmentation
 from iadd_lab.errors import InputError
 
 DEVICES = [
@@ -32,7 +32,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Ten
 def drawn(name: str, shape: tuple[int, ...], *, seed: int = 0, **strengths) -> Augmentation:
     """The augmentation `name` for images of this shape."""
     config = AugmentConfig(operations=(name,), **strengths)
-    return draw(config, batch=shape[0], height=shape[2], width=shape[3], generator=seeded(seed))
+    return draw_augmentation(config, batch=shape[0], height=shape[2], width=shape[3], generator=seeded(seed))
 
 
 def column(augmentation: Augmentation, name: str) -> list[float]:
@@ -228,7 +228,10 @@ def test_crop_shifts_are_rounded_half_up():
 
 def test_every_operation_is_drawn_one_at_a_time():
     generator = seeded()
-    draws = [draw(AugmentConfig(), batch=2, height=8, width=8, generator=generator) for _ in range(1200)]
+    draws = [
+        draw_augmentation(AugmentConfig(), batch=2, height=8, width=8, generator=generator)
+        for _ in range(1200)
+    ]
     counts = Counter(augmentation.operation for augmentation in draws)
     assert set(counts) == set(OPERATIONS)
     assert all(abs(number - 200) < 60 for number in counts.values())
@@ -236,13 +239,14 @@ def test_every_operation_is_drawn_one_at_a_time():
 
 def test_only_the_operations_asked_for_are_drawn():
     generator, config = seeded(), AugmentConfig(operations=("flip", "crop"))
-    draws = [draw(config, batch=2, height=8, width=8, generator=generator) for _ in range(50)]
+    draws = [draw_augmentation(config, batch=2, height=8, width=8, generator=generator) for _ in range(50)]
     assert {augmentation.operation for augmentation in draws} == {"flip", "crop"}
 
 
 def test_the_generators_state_decides():
     first, second, third = (
-        draw(AugmentConfig(), batch=4, height=8, width=8, generator=seeded(seed)) for seed in (4, 4, 5)
+        draw_augmentation(AugmentConfig(), batch=4, height=8, width=8, generator=seeded(seed))
+        for seed in (4, 4, 5)
     )
     assert first.operation == second.operation
     for name, values in first.parameters.items():
@@ -262,7 +266,9 @@ def test_the_global_generator_is_not_used():
 def test_no_operations_change_nothing_and_draw_nothing():
     generator, images = seeded(), noise(2, 3, 8, 8)
     before = generator.get_state()
-    augmentation = draw(AugmentConfig(operations=()), batch=2, height=8, width=8, generator=generator)
+    augmentation = draw_augmentation(
+        AugmentConfig(operations=()), batch=2, height=8, width=8, generator=generator
+    )
     assert augmentation.operation == "identity"
     assert torch.equal(augmentation(images), images)
     assert torch.equal(generator.get_state(), before)
@@ -387,10 +393,10 @@ def test_images_of_another_size_are_refused():
 
 def test_bad_draws_are_refused():
     with pytest.raises(InputError, match="batch is 0; it must be a whole number of at least 1"):
-        draw(AugmentConfig(), batch=0, height=8, width=8, generator=seeded())
+        draw_augmentation(AugmentConfig(), batch=0, height=8, width=8, generator=seeded())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_generator_on_a_gpu_is_refused():
     with pytest.raises(InputError, match="generator is on cuda; give it a CPU generator"):
-        draw(AugmentConfig(), batch=2, height=8, width=8, generator=torch.Generator("cuda"))
+        draw_augmentation(AugmentConfig(), batch=2, height=8, width=8, generator=torch.Generator("cuda"))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from iadd_lab.cli import _bytes, app
 from iadd_lab.errors import InputError
 from iadd_lab.store.artefacts import atomic_path, save_artefact
-from iadd_lab.store.locks import alone, if_free, is_held, lock_of
+from iadd_lab.store.locks import is_held, lock_of, locked, try_lock
 from iadd_lab.store.runs import Criteria, is_temporary, prune, stored
 from iadd_lab.study.study import Study
 from tests.test_study import TINY
@@ -218,8 +218,8 @@ def test_another_version_is_not_damaged(root, monkeypatch):
 _HOLD = """
 import sys, time
 from pathlib import Path
-from iadd_lab.store.locks import alone
-with alone(Path(sys.argv[1]), "x"):
+from iadd_lab.store.locks import locked
+with locked(Path(sys.argv[1]), "x"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -269,9 +269,9 @@ def test_a_lock_nests_goes_and_is_known(tmp_path):
     lock = lock_of(tmp_path / "run")
     assert lock == tmp_path / "run" / ".lock"
     assert lock_of(tmp_path / "a.safetensors") == tmp_path / ".a.safetensors.lock"
-    with alone(lock, "x"), alone(lock, "x"):
+    with locked(lock, "x"), locked(lock, "x"):
         assert is_held(lock)
-        with if_free(lock) as free:
+        with try_lock(lock) as free:
             assert not free
     assert not is_held(lock)
     assert not lock.parent.exists()
@@ -287,7 +287,7 @@ def test_without_locks_one_line_says_so(tmp_path, monkeypatch, capsys, reason):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with alone(tmp_path / "run" / ".lock", "the run"):
+    with locked(tmp_path / "run" / ".lock", "the run"):
         pass
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.errors import DivergenceError
 from iadd_lab.training.fast.compiling import PLAIN as PLAIN_KERNELS
 from iadd_lab.training.fast.compiling import Kernels
@@ -49,7 +49,9 @@ def by_hand(*, epochs, batch, rates, augment, momentum=0.0, weight_decay=0.0):
         order, total = torch.randperm(len(images), generator=generator), 0.0
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
-            augmentation = draw(augment, batch=len(rows), height=SIZE, width=SIZE, generator=generator)
+            augmentation = draw_augmentation(
+                augment, batch=len(rows), height=SIZE, width=SIZE, generator=generator
+            )
             loss = functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
             total += loss.item() * len(rows)
             gradients = torch.autograd.grad(loss, list(network.parameters()))

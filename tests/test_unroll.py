@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.distillation.segments import on_device
 from iadd_lab.distillation.unroll import ENGINES, Segment, Step, StudentLoss, Variables
@@ -53,7 +53,9 @@ def make_problem(
     drawn = []
     for _ in range(steps):
         rows = torch.randperm(total, generator=generator)[:batch]
-        drawn.append(Step(rows, draw(augment, batch=batch, height=SIZE, width=SIZE, generator=generator)))
+        drawn.append(
+            Step(rows, draw_augmentation(augment, batch=batch, height=SIZE, width=SIZE, generator=generator))
+        )
     raw = matching.initial(loss.layout).to(dtype)
     raw = raw + 0.3 * torch.rand(raw.shape, generator=generator, dtype=dtype)
     variables = Variables(
@@ -259,7 +261,7 @@ def test_images_outside_every_batch_get_no_gradient():
 
 MEMORY = """
 import re, sys, torch
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.distillation.matching import Learned
 from iadd_lab.training.networks import NetworkConfig, build_network
 from iadd_lab.distillation.unroll import ENGINES, Segment, Step, StudentLoss, Variables
@@ -271,7 +273,8 @@ network = build_network(NetworkConfig(width=width, depth=3), channels=3, size=32
 loss = StudentLoss(network)
 start = loss.layout.flatten(network.parameters()).detach()
 segment = Segment(start, start + 0.01, tuple(
-    Step(torch.arange(100), draw(AugmentConfig(), batch=100, height=32, width=32, generator=generator))
+    Step(torch.arange(100), draw_augmentation(
+        AugmentConfig(), batch=100, height=32, width=32, generator=generator))
     for _ in range(steps)))
 matching = Learned()
 variables = Variables(torch.randn(100, 3, 32, 32), torch.arange(10).repeat_interleave(10),

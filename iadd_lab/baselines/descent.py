@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.distilled import KIND, DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
@@ -34,9 +34,9 @@ from iadd_lab.errors import (
     require,
 )
 from iadd_lab.seeds import generator
-from iadd_lab.store.artefacts import Artefact, load_artefact, taken_apart
+from iadd_lab.store.artefacts import Artefact, load_artefact, unpacking
 from iadd_lab.store.configs import added_field, describe, fingerprint
-from iadd_lab.store.locks import alone_in
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.resumable import Checkpoint, State
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
@@ -140,7 +140,9 @@ class Task:
     def pair(self, label: int, distilled: torch.Tensor, random: torch.Generator) -> Pair:
         """`distilled` beside as many real images of its class as the configuration says, newly drawn."""
         real, (height, width) = self.real[label], distilled.shape[2:]
-        augmentation = draw(self.config.augment, batch=1, height=height, width=width, generator=random)
+        augmentation = draw_augmentation(
+            self.config.augment, batch=1, height=height, width=width, generator=random
+        )
         rows = torch.randperm(len(real), generator=random)[: self.config.real_batch]
         return Pair(label, augmentation(real[rows.to(self.device)]), augmentation(distilled))
 
@@ -172,7 +174,7 @@ def step_images(
     return total
 
 
-@alone_in("folder")
+@locked_folder("folder")
 def descend(
     task: Task,
     iterate: Iterate,
@@ -247,7 +249,7 @@ def _finished(path: Path, task: Task) -> DistilledSet:
         artefact.metadata.get("run") == task.identity,
         f"{path} is the result of another configuration: choose another folder, or delete it.",
     )
-    with taken_apart(path):
+    with unpacking(path):
         return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
 
 
@@ -345,7 +347,7 @@ class _Run:
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
         tensors = artefact.tensors
-        with taken_apart(artefact.path):
+        with unpacking(artefact.path):
             self.history = History.from_tensors(tensors)
             self.restore(tensors)
             self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}

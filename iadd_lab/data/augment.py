@@ -106,7 +106,7 @@ class Augmentation:
         )
 
 
-def draw(
+def draw_augmentation(
     config: AugmentConfig, *, batch: int, height: int, width: int, generator: torch.Generator
 ) -> Augmentation:
     """One of `config.operations`, each equally likely, with parameters for each of `batch` images.

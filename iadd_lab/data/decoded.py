@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from iadd_lab.data.pixels import decode_file
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError, require
-from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart
+from iadd_lab.store.artefacts import load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _from_cache(path: Path, key: str, tree: Tree, shape: tuple[int, int, int]) -
         if not path.is_file():
             return None
         cached = load_artefact(path, kind=KIND)
-        with taken_apart(path):
+        with unpacking(path):
             require(cached.metadata["key"] == key, "it holds other images")
             decoded = _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
             shapes = {tuple(split.images.shape[1:]) for split in decoded.parts.values()}

@@ -21,7 +21,7 @@ from iadd_lab.data.preprocess import (
 )
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
 from iadd_lab.errors import check_number, require
-from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart, tensor_fingerprint
+from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_fingerprint, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore
 
 KIND = "distilled"
@@ -172,10 +172,10 @@ class DistilledSet:
         artefact = load_artefact(path, kind=KIND)
         tensors, metadata = artefact.tensors, artefact.metadata
         if REFIT in metadata:
-            with taken_apart(path):
+            with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
             tensors = tensors | preprocess_tensors(_refit(metadata[REFIT], config, made_from, root))
-        with taken_apart(path):
+        with unpacking(path):
             return cls.from_parts(tensors, metadata)
 
 

@@ -26,9 +26,9 @@ from iadd_lab.errors import (
     require,
 )
 from iadd_lab.seeds import generator
-from iadd_lab.store.artefacts import Artefact, taken_apart
+from iadd_lab.store.artefacts import Artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint
-from iadd_lab.store.locks import alone_in
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.ranks import ALONE, LostRankError, Ranks
 from iadd_lab.store.resumable import Checkpoint, State
 from iadd_lab.training.fast.compiling import choose_kernels, flops
@@ -39,7 +39,7 @@ from iadd_lab.training.teachers import Teachers
 logger = logging.getLogger(__name__)
 
 
-@alone_in("folder")
+@locked_folder("folder")
 def distill(
     data: ImageData,
     teachers: Teachers,
@@ -453,7 +453,7 @@ class _Run:
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
         tensors = artefact.tensors
-        with taken_apart(artefact.path):
+        with unpacking(artefact.path):
             self.restore(tensors)
             proven = {n.removeprefix("proven/"): t for n, t in tensors.items() if n.startswith("proven/")}
             self.proven = proven or None

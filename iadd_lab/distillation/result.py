@@ -12,7 +12,7 @@ from iadd_lab.data.distilled import KIND, DistilledSet
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import require
-from iadd_lab.store.artefacts import load_artefact, taken_apart
+from iadd_lab.store.artefacts import load_artefact, unpacking
 from iadd_lab.store.configs import describe, restore
 from iadd_lab.training.teachers import TeacherConfig
 
@@ -68,7 +68,7 @@ class DistillResult:
             "config" in artefact.metadata,
             f"{path} holds a set without a distillation: use DistilledSet.load.",
         )
-        with taken_apart(path):
+        with unpacking(path):
             return cls(
                 distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
                 importance=artefact.tensors["importance"],

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 
 import torch
 
-from iadd_lab.data.augment import draw
+from iadd_lab.data.augment import draw_augmentation
 from iadd_lab.device import all_to_device, to_device
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.unroll import Segment, Step
@@ -76,7 +76,12 @@ def _draw_steps(config: DistillConfig, images: torch.Tensor, generator: torch.Ge
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
     steps = [
-        Step(rows, draw(config.augment, batch=len(rows), height=height, width=width, generator=generator))
+        Step(
+            rows,
+            draw_augmentation(
+                config.augment, batch=len(rows), height=height, width=width, generator=generator
+            ),
+        )
         for rows in batches[: config.student_steps]
     ]
     return on_device(steps, images.device)

@@ -21,9 +21,9 @@ from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.store.artefacts import load_artefact, save_artefact, taken_apart
+from iadd_lab.store.artefacts import load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore
-from iadd_lab.store.locks import alone, alone_in, sweep
+from iadd_lab.store.locks import locked, locked_folder, sweep
 from iadd_lab.store.resumable import Checkpoint, State
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
@@ -165,7 +165,7 @@ class Evaluation:
         """
         artefact = load_artefact(path, kind="evaluation")
         stored: dict[str, Any] = artefact.metadata
-        with taken_apart(path):
+        with unpacking(path):
             confusion, classes = artefact.tensors["confusion"], tuple(stored["classes"])
             shape = tuple(confusion.shape)
             fits = confusion.dtype == torch.int64 and shape[1:] == (len(classes), len(classes))
@@ -214,7 +214,7 @@ def evaluate_random(
     return evaluate_each(sets, data, config, **options)
 
 
-@alone_in("save_to")
+@locked_folder("save_to")
 def evaluate_each(
     sets: Iterable[DistilledSet],
     data: ImageData,
@@ -339,7 +339,7 @@ def _together(job: _Job, data: ImageData) -> int:
 def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> tuple[torch.Tensor, torch.Tensor]:
     """Train and test the networks of `job`: counts [network, true, predicted] and last losses [network]."""
     path = job.checkpoint
-    lock = alone(_lock(path), str(path)) if job.count and path else nullcontext()
+    lock = locked(_lock(path), str(path)) if job.count and path else nullcontext()
     # A worker that the scheduler gave up may still be at it.
     with lock:
         run = _Run(job, data)
@@ -347,7 +347,7 @@ def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> tuple[torc
         with Checkpoint(path, run=identity, unit="epoch", seconds=job.seconds) as checkpoint:
             stored = checkpoint.load()
             if stored is not None:
-                with taken_apart(stored.path):
+                with unpacking(stored.path):
                     run.restore(stored.tensors)
             report(run.epochs)
             while not run.ended:

@@ -76,7 +76,7 @@ def atomic_path(path: Path):
     Raises:
         OSError: `path` could not be written. The message is one sentence, which says why and how to mend it.
     """
-    with told_why(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
@@ -92,7 +92,7 @@ def atomic_path(path: Path):
 
 
 @contextmanager
-def told_why(path: Path):
+def writing(path: Path):
     """What keeps `path` from being written becomes an OSError of one sentence, with its cause's number."""
     try:
         yield
@@ -197,7 +197,7 @@ def open_artefact(path: Path):
 
 
 @contextmanager
-def taken_apart(path: Path):
+def unpacking(path: Path):
     """Where a file's content is taken apart: what is missing or wrong in it is an `InputError` naming `path`.
 
     A checksum shows that a file is as it was written, not that its writer knew what belongs into it.

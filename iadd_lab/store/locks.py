@@ -37,7 +37,7 @@ def lock_of(path: Path | str) -> Path:
 
 
 @contextmanager
-def alone(lock: Path, what: str) -> Iterator[None]:
+def locked(lock: Path, what: str) -> Iterator[None]:
     """Hold `lock` while the block runs; wait for another process that has it, and say so in one line.
 
     A thread that holds it may take it again. Where the file system knows no locks, one line says so, and the
@@ -61,7 +61,7 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             holder.release()
 
 
-def alone_in(parameter: str, *, file: str = "") -> Callable[[_Function], _Function]:
+def locked_folder(parameter: str, *, file: str = "") -> Callable[[_Function], _Function]:
     """Decorate a function so that it holds the lock of what it is given as `parameter`.
 
     Args:
@@ -73,15 +73,15 @@ def alone_in(parameter: str, *, file: str = "") -> Callable[[_Function], _Functi
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def locked(*positional, **named):
+        def holding(*positional, **named):
             bound = signature.bind(*positional, **named)
             path = bound.arguments.get(parameter)
             if path is None:
                 return function(*positional, **named)
-            with alone(Path(path) / file if file else lock_of(path), str(path)):
+            with locked(Path(path) / file if file else lock_of(path), str(path)):
                 return function(*positional, **named)
 
-        return locked
+        return holding
 
     return decorate
 
@@ -100,7 +100,7 @@ def is_held(lock: Path) -> bool:
 
 
 @contextmanager
-def if_free(lock: Path) -> Iterator[bool]:
+def try_lock(lock: Path) -> Iterator[bool]:
     """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held."""
     holder = _lock_on(lock)
     try:
@@ -118,7 +118,7 @@ def if_free(lock: Path) -> Iterator[bool]:
 def sweep(lock: Path) -> None:
     """Remove the file of a lock whose owner was killed and whom nobody follows; one that is held stays."""
     if lock.exists():
-        with if_free(lock):
+        with try_lock(lock):
             pass  # it goes with its holder
 
 

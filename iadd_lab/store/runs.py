@@ -22,7 +22,7 @@ from safetensors import safe_open
 from iadd_lab.errors import InputError, check_number, require
 from iadd_lab.store.artefacts import load_artefact, read_metadata
 from iadd_lab.store.configs import FORMAT_VERSION
-from iadd_lab.store.locks import PREPROCESSING, if_free, is_held, lock_of
+from iadd_lab.store.locks import PREPROCESSING, is_held, lock_of, try_lock
 
 LEFTOVER_SECONDS = 3600.0  # a temporary file that is older belongs to no process that still writes
 _DAY = 86400.0
@@ -369,7 +369,7 @@ def _delete(root: Path, found: Stored, criteria: Criteria, in_use: bool) -> Prun
         return Pruned(found, "another process works in this folder of runs, and may need these teachers")
     with ExitStack() as held:
         for lock in _locks_for(found):
-            if not held.enter_context(if_free(lock)):
+            if not held.enter_context(try_lock(lock)):
                 return Pruned(found, "another process works on it, or it can't be locked")
         if _has_changed(root, found, criteria):
             return Pruned(found, "another process has changed it meanwhile")

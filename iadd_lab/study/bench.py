@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distillation.loop import ADJOINT_PASSES
 from iadd_lab.distillation.matching import Uniform
@@ -257,7 +257,12 @@ def _iteration(
     def iterate() -> Gradients:
         drawn = on_device(
             (
-                Step(rows, draw(AugmentConfig(), batch=images, height=size, width=size, generator=random))
+                Step(
+                    rows,
+                    draw_augmentation(
+                        AugmentConfig(), batch=images, height=size, width=size, generator=random
+                    ),
+                )
                 for _ in range(steps)
             ),
             device,
@@ -352,7 +357,7 @@ def _train_plainly(
 
     def epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for rows in torch.randperm(len(images), generator=random).split(work.batch):
-            augmentation = draw(
+            augmentation = draw_augmentation(
                 AugmentConfig(), batch=len(rows), height=config.size, width=config.size, generator=random
             )
             value = torch.nn.functional.cross_entropy(network(augmentation(images[rows])), labels[rows])

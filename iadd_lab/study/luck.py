@@ -20,7 +20,7 @@ from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import check_whole, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
-from iadd_lab.store.locks import alone_in
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.study.replay import SegmentPath
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.networks import ParameterLayout
@@ -39,7 +39,7 @@ class Repeat:
     again: torch.Tensor  # where K epochs from θ_i in another order end, (P,)
 
 
-@alone_in("folder")
+@locked_folder("folder")
 def repeat_segments(
     teachers: Teachers,
     data: ImageData,

@@ -19,7 +19,7 @@ from iadd_lab.distillation.history import History
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import InputError, require
 from iadd_lab.evaluation.training_set import set_file
-from iadd_lab.store.artefacts import load_artefact, read_metadata, taken_apart
+from iadd_lab.store.artefacts import load_artefact, read_metadata, unpacking
 from iadd_lab.store.configs import describe, fingerprint
 from iadd_lab.store.runs import stored
 from iadd_lab.study.neighbours import Nearest, Neighbours
@@ -162,7 +162,7 @@ def open_run(folder: Path, *, runs: Path, title: str = "", data_root: Path | Non
         view = View.of(DistillResult.load(path), title=title)
     else:  # a set of gradient or distribution matching: no teachers, no snapshots
         artefact = load_artefact(path, kind=KIND)
-        with taken_apart(path):
+        with unpacking(path):
             made = DistilledSet.from_parts(artefact.tensors, artefact.metadata)
             view = View(title, made, History.from_tensors(artefact.tensors))
     try:

@@ -14,7 +14,7 @@ from iadd_lab.data.mtt_format import warn_of_class_order
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
 from iadd_lab.store.foreign_files import load_safely
-from iadd_lab.store.locks import alone_in
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.training.sgd import predict
 from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
 
@@ -45,7 +45,7 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
     return buffer
 
 
-@alone_in("folder")
+@locked_folder("folder")
 def import_replay_buffers(
     paths: Sequence[Path],
     data: ImageData,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from iadd_lab.data.augment import AugmentConfig, draw
+from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import to_device
 from iadd_lab.errors import DivergenceError
@@ -238,7 +238,9 @@ def _batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The augmented images at `rows`, and their labels."""
     height, width = images.shape[2:]
-    augmentation = draw(augment, batch=len(rows), height=height, width=width, generator=generator)
+    augmentation = draw_augmentation(
+        augment, batch=len(rows), height=height, width=width, generator=generator
+    )
     rows = to_device(rows, images.device)
     return augmentation(images[rows]), labels[rows]
 

@@ -32,11 +32,11 @@ from iadd_lab.store.artefacts import (
     read_checksum,
     read_metadata,
     save_artefact,
-    taken_apart,
-    told_why,
+    unpacking,
+    writing,
 )
 from iadd_lab.store.configs import added_field, describe, fingerprint, restore
-from iadd_lab.store.locks import PREPROCESSING, alone, alone_in, sweep
+from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder, sweep
 from iadd_lab.store.resumable import Checkpoint, State
 from iadd_lab.training.fast.compiling import Kernels, choose_kernels
 from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
@@ -172,7 +172,7 @@ class Teachers:
             artefact.metadata.get("teachers") == self.identity,
             f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.",
         )
-        with taken_apart(path):
+        with unpacking(path):
             number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
             named = path == self.path(number)
         require(
@@ -186,7 +186,7 @@ class Teachers:
         )
 
 
-@alone_in("folder")
+@locked_folder("folder")
 def train_teachers(
     data: ImageData,
     config: TeacherConfig,
@@ -272,7 +272,7 @@ def _ready_in(folder: Path, device: str, data: ImageData) -> _Ready:
 def _train_alone(job: _Job, index: int, ready: _Ready, *, report: Report) -> None:
     """Train the teacher of that number, unless another process did so while this one waited for it."""
     teachers = ready.teachers
-    with alone(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
+    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
         if not teachers.path(index).exists():
             _train_one(job, index, ready, report)
 
@@ -300,7 +300,7 @@ def _train_one(job: _Job, index: int, ready: _Ready, report: Report) -> None:
     with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=job.seconds) as checkpoint:
         stored = checkpoint.load()
         if stored is not None:
-            with taken_apart(stored.path):
+            with unpacking(stored.path):
                 training.restore(stored.tensors)
                 trajectory[: training.epoch + 1] = stored.tensors["trajectory"]
                 losses = stored.metadata["losses"]
@@ -328,7 +328,7 @@ def _room(teachers: Teachers) -> torch.Tensor:
     if count * dtype.itemsize < _LARGE or not hasattr(os, "posix_fallocate"):
         return torch.empty(shape, dtype=dtype)
     with (
-        told_why(teachers.folder / ".trajectory"),
+        writing(teachers.folder / ".trajectory"),
         tempfile.NamedTemporaryFile(dir=teachers.folder, prefix=".trajectory.") as file,
     ):
         # A disk that is full must be an error now: once mapped, it would be the process's death.
@@ -377,7 +377,7 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
 def _read_manifest(folder: Path, count: int | None = None) -> Teachers:
     """The teachers of `folder`, of which there may be none yet."""
     artefact = load_artefact(folder / _MANIFEST, kind="teachers")
-    with taken_apart(folder / _MANIFEST):
+    with unpacking(folder / _MANIFEST):
         preprocess = preprocess_from_tensors(artefact.tensors)
         return _from_manifest(folder, artefact.metadata, preprocess, count)
 
@@ -400,7 +400,7 @@ def _from_manifest(
     )
 
 
-@alone_in("folder", file=PREPROCESSING)
+@locked_folder("folder", file=PREPROCESSING)
 def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Teachers:
     """A folder that is ready for trajectories: what they are of, and the fitted preprocessing, are stored.
 
@@ -427,7 +427,7 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
             not differences,
             f"{folder} holds teachers of other settings ({'; '.join(differences)}): choose another folder.",
         )
-        with taken_apart(manifest):
+        with unpacking(manifest):
             return _from_manifest(folder, stored.metadata, preprocess_from_tensors(stored.tensors))
     preprocess = fit_preprocess(config.preprocess, data.train.images)
     save_artefact(manifest, kind="teachers", tensors=preprocess_tensors(preprocess), metadata=metadata)
