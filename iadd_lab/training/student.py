@@ -1,7 +1,7 @@
 """The student's loss ℓ(x; θ) and the derivatives of it that the gradient engines need.
 
-`StudentLoss` has them from autograd, for any network; `training.fast.losses` has the same, several times as fast,
-for networks whose layers it knows.
+`StudentLoss` has them from autograd, for any network; `training.fast.losses` has the same, several times as
+fast, for networks whose layers it knows.
 """
 
 from __future__ import annotations
