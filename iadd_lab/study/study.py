@@ -30,7 +30,7 @@ from iadd_lab.data.cluster import IN_PROCESS, Engine, Report, named_engine
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint, preprocess_tensors
 from iadd_lab.data.sets import ImageData, load_data
-from iadd_lab.device import PRECISIONS, pick_device, set_precision
+from iadd_lab.device import MODES, PRECISIONS, pick_device, set_precision
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, check_whole, choose, require
@@ -39,7 +39,6 @@ from iadd_lab.store.artefacts import check_folder
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint, run_folder
 from iadd_lab.study.luck import Repeat, repeat_segments
 from iadd_lab.study.settings import MATCHING_OF, Setting
-from iadd_lab.training.fast.compiling import MODES
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import Teachers, prepare_teachers, train_teachers
 
