@@ -1,22 +1,36 @@
-"""The parameters of a batch: profile files, values from the command line, and what they may be."""
+"""Profiles: tables of settings, and which of them a notebook shows.
+
+The parts of a profile's file: `every` holds for all settings; `settings` has one row for each data set and IPC;
+`pages` says for each notebook which `rows` it shows, which `methods`, what else differs there, where a list has
+one value for each row, and under `own` what no setting has. What stands later wins: the defaults of `Setting`,
+`every`, the row, the page, and last what the reader changed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from iadd_lab.device import Execution
 from iadd_lab.errors import InputError, choose, require
-from iadd_lab.notebooks.notebook import Notebook
+from iadd_lab.study.methods import METHODS
+from iadd_lab.study.settings import Setting
 
-SET_BY_BATCH = {"figures_dir": "--figures", "runs_dir": "--runs", "profile": "--profile"}
-PATHS_SET_BY_BATCH = ("figures_dir", "runs_dir")
-_COMMON = "common"
+PROFILES = {
+    "quick": "8 × 8 digits and five short teachers: minutes on two cores",
+    "cpu": "real images at a scale for two CPU cores: hours",
+    "paper": "the literature's full hyper-parameters, for a GPU",
+}
+SETTING_FIELDS = {field.name: field for field in fields(Setting)}
+HOW_FIELDS = {field.name: field for field in fields(Execution) if field.name != "device"}
+_FIELDS = SETTING_FIELDS | HOW_FIELDS
+_Values = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,87 +49,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What a profile file says.
+def as_meant(value: Any) -> Any:
+    """What was meant by a text from a command line: a number, true, null, a list, a mapping, or a word.
 
-    Attributes:
-        name: of the profile.
-        common: parameters for every notebook that declares them.
-        own: by notebook, parameters of its own, which win over the common ones.
-    """
-
-    name: str
-    common: dict[str, Any] = field(default_factory=dict)
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def check(self, notebooks: Mapping[str, Notebook]) -> None:
-        """Raise an `InputError` if it names a notebook or a parameter that is not among `notebooks`."""
-        for name, values in self.own.items():
-            notebook = choose(f"notebook in profile {self.name}:", name, notebooks)
-            for parameter in values:
-                choose(f"parameter of {name} in profile {self.name}:", parameter, notebook.defaults)
-        every = {key: None for notebook in notebooks.values() for key in notebook.defaults}
-        for parameter in self.common:
-            choose(f"common parameter in profile {self.name}:", parameter, every)
-
-
-def read_profile(name: str, folder: Path) -> Profile:
-    """The profile in `folder`/profiles/`name`.yaml; the quick one may be missing, which leaves all defaults.
-
-    Top-level keys that begin with _ are homes of YAML anchors and mean nothing by themselves.
+    Anything but text is given back as it is.
 
     Raises:
-        InputError: it is missing, can't be read, is not a mapping of mappings, or sets what the batch sets.
+        InputError: the text can't be read, or holds something else.
     """
-    path = folder / "profiles" / f"{name}.yaml"
-    if name == "quick" and not path.exists():
-        return Profile(name)
-    require(path.is_file(), f"profile {name!r} has no {path} yet: use --profile quick.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} can't be read as YAML ({reason}).") from error
-    require(isinstance(content, dict), f"{path} must be a mapping with one entry per notebook.")
-    own = {}
-    for key, values in content.items():
-        if not str(key).startswith("_"):
-            require(
-                isinstance(values, dict | None), f"{key} in {path} must be a mapping of parameters to values."
-            )
-            own[key] = _checked(values or {}, path)
-    return Profile(name, common=own.pop(_COMMON, {}), own=own)
-
-
-def _checked(values: dict[Any, Any], path: Path) -> dict[str, Any]:
-    for key, value in values.items():
-        require(key not in SET_BY_BATCH, f"{key} is set by the batch: take it out of {path}.")
-        require(_is_plain(value), f"{key} in {path} must be a number, a word, true, false, null or a list.")
-    return values
-
-
-def read_given(given: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters from the command line as they were meant: numbers, true, null, lists.
-
-    Raises:
-        InputError: a value can't be read, or is the batch's to set.
-    """
-    for name in given:
-        option = SET_BY_BATCH.get(name)
-        require(option is None, f"{name} is set by the batch: use {option} instead of -p.")
-    return {name: _literal(text) for name, text in given.items()}
-
-
-def _literal(text: object) -> Any:
-    unreadable = f"parameter value {text!r} can't be read: write a number, a word or a list."
-    value = text
-    if isinstance(text, str):
+    unreadable = f"parameter value {value!r} can't be read: write a number, a word or a list."
+    if isinstance(value, str):
         for number in (int, float):  # before YAML, to which 010 is 8
             with contextlib.suppress(ValueError):
-                return number(text)
+                return number(value)
         try:
-            value = yaml.load(text, _Loader) if text.strip() else text  # nothing is a word too, not null
+            value = yaml.load(value, _Loader) if value.strip() else value  # nothing is a word too, not null
         except (ValueError, yaml.YAMLError) as error:
             raise InputError(unreadable) from error
     require(_is_plain(value), unreadable)
@@ -124,27 +72,175 @@ def _literal(text: object) -> Any:
 
 def _is_plain(value: object) -> bool:
     """Whether `value` can be written into a notebook and into a record alike."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return isinstance(value, str | int | float | None)
 
 
-def merge(
-    notebook: Notebook, profile: Profile, given: Mapping[str, Any], batch: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The parameters to set in `notebook`: the profile's common ones, its own, those given, the batch's."""
-    declared = notebook.defaults
-    common = {name: value for name, value in profile.common.items() if name in declared}
-    mine = {name: value for name, value in given.items() if name in declared}
-    fixed = {name: value for name, value in batch.items() if name in declared}
-    return common | profile.own.get(notebook.name, {}) | mine | fixed
+@dataclass(frozen=True)
+class PageSettings:
+    """What a notebook works with.
+
+    Attributes:
+        settings: one for each row; none where a notebook goes by the data that it is given.
+        methods: keys of `METHODS`.
+        how: fields of `Execution`.
+        own: what the notebook alone knows, as the numbers that a bench measures.
+    """
+
+    settings: tuple[Setting, ...]
+    methods: tuple[str, ...]
+    how: Mapping[str, Any]
+    own: Mapping[str, Any]
 
 
-def check_known(given: Mapping[str, Any], notebooks: Sequence[Notebook]) -> None:
-    """Raise an `InputError` unless each parameter given is declared by at least one of `notebooks`."""
-    declared = {name: None for notebook in notebooks for name in notebook.defaults}
-    owner = notebooks[0].name if len(notebooks) == 1 else "these notebooks"
-    for name in given:
-        choose(f"parameter of {owner}", name, declared)
+@dataclass(frozen=True)
+class Profile:
+    """A profile's file, read and checked.
+
+    Attributes:
+        name: of the profile.
+        how: fields of `Execution` that hold for all pages.
+        rows: by name, the fields of each `Setting`.
+        pages: by notebook, what the file says of it.
+    """
+
+    name: str
+    how: _Values
+    rows: dict[str, _Values]
+    pages: dict[str, _Values]
+
+    def page(
+        self,
+        name: str,
+        *,
+        data: str | Sequence[str] | None = None,
+        ipc: int | Sequence[int] | None = None,
+        methods: Sequence[str] | None = None,
+        change: Mapping[str, Any] | str | None = None,
+    ) -> PageSettings:
+        """What the notebook `name` works with. Each value may be text, as a command line gives it.
+
+        Args:
+            name: of the notebook, without its ending.
+            data: keys of `DATASETS`: the page's rows of these, else the profile's, else the page's rows with
+                these data in place of their own. None takes the page's.
+            ipc: distilled images per class, in the same way; with two lists, their values go in pairs.
+            methods: keys of `METHODS`; None takes the page's.
+            change: fields of `Setting` and `Execution` that win over the profile's; a list has one value
+                for each setting.
+
+        Raises:
+            InputError: there is no such page or field, a value is impossible, or two settings have the same
+                data and IPC.
+        """
+        values = choose(f"notebook of the {self.name} profile", name, self.pages)
+        change = dict(_known(as_meant(change or {}), _FIELDS, "change"))
+        wanted = {"data_name": change.pop("data_name", data), "ipc": change.pop("ipc", ipc)}
+        chosen = self._pick(values, {key: as_meant(value) for key, value in wanted.items()})
+        mine = {key: value for key, value in change.items() if key in SETTING_FIELDS}
+        require(
+            bool(chosen) or not mine, f"{name} has no setting of the profile: change can't set {[*mine]}."
+        )
+        made = [Setting(**(row | more)) for row, more in zip(chosen, _spread(mine, len(chosen)), strict=True)]
+        _check_apart(made)
+        how = self.how | values | change
+        return PageSettings(
+            settings=tuple(made),
+            methods=_methods(values.get("methods", []) if methods is None else as_meant(methods)),
+            how={key: value for key, value in how.items() if key in HOW_FIELDS},
+            own=values.get("own", {}),
+        )
+
+    def _pick(self, page: _Values, wanted: _Values) -> list[_Values]:
+        """The fields of each setting of a page: its own rows where they are `wanted`, else others."""
+        rows = [choose(f"row of the {self.name} profile", name, self.rows) for name in page.get("rows", [])]
+        own = _spread({key: value for key, value in page.items() if key in SETTING_FIELDS}, len(rows))
+        wanted = {key: value for key, value in wanted.items() if value is not None}
+        picked = []
+        for want in _spread(
+            wanted, max([len(v) for v in wanted.values() if isinstance(v, list | tuple)] or [1])
+        ):
+            found = [row | more for row, more in zip(rows, own, strict=True) if _fits(row, want)]
+            others: dict[tuple, _Values] = {}
+            for row, more in zip(rows, own, strict=True):
+                place = {"data_name": row["data_name"], "ipc": row["ipc"]} | want
+                other = next((each for each in self.rows.values() if _fits(each, place)), row | place)
+                others.setdefault(tuple(map(str, place.values())), other | more)
+            picked += found or others.values()
+        return picked
+
+
+def read_profile(name: str) -> Profile:
+    """The profile `name`, a key of `PROFILES` or the path of a YAML file of your own.
+
+    Raises:
+        InputError: there is none, it can't be read as YAML, or it names what is not there.
+    """
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
+    if path.suffix != ".yaml" or not path.is_file():
+        choose("profile (or YAML file)", name, PROFILES)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
+    where = f"the {path.stem} profile"
+    parts = _known(content, {"every": {}, "settings": {}, "pages": {}}, where)
+    every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
+    for row, fields_of_row in rows.items():
+        _known(fields_of_row, SETTING_FIELDS, f"row {row} of {where}")
+        require(
+            {"data_name", "ipc"} <= fields_of_row.keys(), f"row {row} of {where} needs data_name and ipc."
+        )
+    for page, values in pages.items():
+        _known(values, _FIELDS | dict.fromkeys(("rows", "methods", "own")), f"{page} in {where}")
+    shared = {
+        key: value
+        for key, value in _known(every, _FIELDS, f"every in {where}").items()
+        if key in SETTING_FIELDS
+    }
+    return Profile(path.stem, every, {row: shared | values for row, values in rows.items()}, pages)
+
+
+def _known(values: object, names: Mapping[str, object], where: str) -> Mapping[str, Any]:
+    require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
+    for name in values:
+        choose(f"name in {where}:", name, names)
+    return values
+
+
+def _fits(row: _Values, want: _Values) -> bool:
+    return all(type(row[key]) is type(value) and row[key] == value for key, value in want.items())
+
+
+def _spread(values: Mapping[str, Any], count: int) -> list[_Values]:
+    """One mapping for each of `count` settings: a list has a value for each, anything else is shared."""
+    lists = {key: value for key, value in values.items() if isinstance(value, list | tuple)}
+    for key, value in lists.items():
+        require(
+            len(value) == count,
+            f"{key} has {len(value)} values for {count} settings: give one value, or one for each setting.",
+        )
+    return [{key: value[i] if key in lists else value for key, value in values.items()} for i in range(count)]
+
+
+def _methods(names: object) -> tuple[str, ...]:
+    names = [names] if isinstance(names, str) else names
+    require(
+        isinstance(names, list | tuple), f"methods is {names!r}; it must be a list, as in ['mtt', 'iadd']."
+    )
+    for name in names:
+        choose("method", name, METHODS)
+    return tuple(names)
+
+
+def _check_apart(settings: Sequence[Setting]) -> None:
+    """Tables and files name a setting by its data and IPC alone."""
+    places = [(setting.data_key, setting.ipc) for setting in settings]
+    twice = next((setting for setting in settings if places.count((setting.data_key, setting.ipc)) > 1), None)
+    require(
+        twice is None,
+        f"two settings are both {twice and twice.title}: give each its own data or ipc, or choose one of them.",
+    )
