@@ -41,7 +41,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.01234
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
-def as_meant(value: Any) -> Any:
+def read_value(value: Any) -> Any:
     """What a text from a command line means: a number, true, null, a list, a mapping, or a word.
 
     Anything but text is given back as it is.
@@ -103,7 +103,7 @@ class Profile:
         data: str | Sequence[str] | None = None,
         ipc: int | Sequence[int] | None = None,
         methods: Sequence[str] | None = None,
-        change: Mapping[str, Any] | str | None = None,
+        change: dict[str, Any] | str | None = None,
     ) -> PageSettings:
         """What the notebook `name` works with. Every value may be text, as a command line gives it.
 
@@ -121,10 +121,10 @@ class Profile:
                 data and IPC.
         """
         page = choose(f"notebook of the {self.name} profile", name, self.pages)
-        change = {**_known(as_meant(change or {}), SETTING_FIELDS | HOW_FIELDS, "change")}
+        change = {**_known(read_value(change or {}), SETTING_FIELDS | HOW_FIELDS, "change")}
         wanted = {
-            "data_name": change.pop("data_name", as_meant(data)),
-            "ipc": change.pop("ipc", as_meant(ipc)),
+            "data_name": change.pop("data_name", read_value(data)),
+            "ipc": change.pop("ipc", read_value(ipc)),
         }
         rows = self._pick(page, {key: value for key, value in wanted.items() if value is not None})
         mine = _only(change, SETTING_FIELDS)
@@ -133,7 +133,7 @@ class Profile:
         )
         settings = [Setting(**(row | more)) for row, more in zip(rows, _spread(mine, len(rows)), strict=True)]
         _check_apart(settings)
-        chosen = page.get("methods", ()) if methods is None else as_meant(methods)
+        chosen = page.get("methods", ()) if methods is None else read_value(methods)
         chosen = (chosen,) if isinstance(chosen, str) else chosen
         require(
             isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list, as in ['iadd']."
