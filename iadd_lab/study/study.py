@@ -128,6 +128,7 @@ class Study:
         **options: Any,
     ):
         self.how = Execution.of(how, options)
+        _ = self.how.place  # refused now, where it is not there
         self.runs = check_folder(runs_root(runs_dir))
         self.data_root, self.runner = data_root, runner
         # Part of the name of whatever is computed with less than full precision.

@@ -124,7 +124,7 @@ def grouped(values: Iterable[Value]) -> dict[str, dict[str, tuple[float, float]]
 
 
 def notes(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """What must be said below a table of these cells: its ±, how networks train, what failed or is missing."""
+    """What must be said below a table of these cells: its ±, how networks train, what is missing."""
     settings = tuple(dict.fromkeys(cell.setting for cell in cells))
     epochs = " or ".join(dict.fromkeys(str(setting.evaluation_epochs) for setting in settings))
     rates = " or ".join(dict.fromkeys(_training_rate(setting) for setting in settings))
@@ -237,9 +237,12 @@ class Table:
         frame = pd.DataFrame(dict(enumerate(columns)), index=names)
         frame.columns = headings
         tabular = frame.style.to_latex(
-            hrules=True, multicol_align="c", column_format="l" + "c" * len(columns), position_float="centering",
+            hrules=True,
+            multicol_align="c",
+            column_format="l" + "c" * len(columns),
+            position_float="centering",
             caption=_escape_latex(self.title),
-        )  # fmt: skip
+        )
         below = "\\\\\n".join(map(_escape_latex, self._below()))
         below = f"\\par\\smallskip\\raggedright\\footnotesize\n{below}\n\\end{{table}}"
         return tabular.replace("\\end{table}", below)
