@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -141,21 +141,22 @@ class CapturedStudentLoss(StudentLoss):
         self.graphs = Graphs()
 
     def slope(self, flat, images, labels, augmentation=None):
-        def slope(*given: object) -> tuple[Tensor, ...]:
+        def slope(*given):
             return (self.loss.slope(*given),)
 
-        return self._replay("slope", slope, (flat, images, labels), augmentation)[0]
+        return self._replay("slope", slope, augmentation, flat, images, labels)[0]
 
     def slopes(self, flats, images, labels):
-        return self._replay("slopes", self.loss.slopes, (flats, images, labels))
+        return self._replay("slopes", self.loss.slopes, None, flats, images, labels)
 
     def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        def along(*given: object) -> tuple[Tensor, ...]:
-            found = self.loss.along(*given, curvature=curvature)
-            return found if curvature else found[:2]
+        def along(*given):
+            return self.loss.along(*given, curvature=curvature)[
+                : 3 if curvature else 2
+            ]  # no graph gives None
 
-        name, given = f"along, {curvature}", (flat, direction, images, labels)
-        found = self._replay(name, along, given, augmentation)
+        name = f"along, {curvature}"
+        found = self._replay(name, along, augmentation, flat, direction, images, labels)
         return found if curvature else (*found, None)
 
     def together(self, images, *, batch):
@@ -165,17 +166,13 @@ class CapturedStudentLoss(StudentLoss):
         return self.loss.predict(flat, images, batch=batch)
 
     def _replay(
-        self,
-        name: str,
-        function: Callable[..., tuple[Tensor, ...]],
-        given: tuple[Tensor, ...],
-        augmentation: Augmentation | None = None,
+        self, name, function, augmentation: Augmentation | None, *given: Tensor
     ) -> tuple[Tensor, ...]:
         given = tuple(tensor.detach() for tensor in given)
         if augmentation is None:
             return self.graphs.replay(name, function, *given)
 
-        def augmented(*tensors: Tensor) -> tuple[Tensor, ...]:
+        def augmented(*tensors):
             drawn = augmentation.with_tensors(tensors[len(given) :])
             return function(*tensors[: len(given)], drawn)
 
