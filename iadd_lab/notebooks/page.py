@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value
+from iadd_lab.plots.comparisons import paired_intervals
 from iadd_lab.plots.style import save_figure
+from iadd_lab.study.comparisons import PairedDifference, difference_frame
 from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Cell, Study
 from iadd_lab.study.tables import Table, save_frame, save_table
@@ -52,7 +54,7 @@ class Page:
 
     Attributes:
         profile: as titles name it: "cpu", or "changed cpu" where a setting is not the profile's.
-        settings: one for each row, and `setting` the first of them.
+        settings: one for each row.
         methods: keys of `METHODS`.
         own: the notebook's own values by name.
         study: computes cells of these settings, on the cluster that `$IADD_CLUSTER` names, if any.
@@ -109,8 +111,11 @@ class Page:
 
     @property
     def setting(self) -> Setting:
-        """The first of the settings."""
-        require(bool(self.settings), f"{self.name} has no setting: it goes by the data that it is given.")
+        """The only one of the settings."""
+        count = len(self.settings)
+        require(
+            count == 1, f"{self.name} works with one setting, not with {count}: give one data and ipc."
+        )
         return self.settings[0]
 
     @property
@@ -138,6 +143,15 @@ class Page:
     def save_frame(self, frame: pd.DataFrame, suffix: str = "", *, name: str = "") -> pd.DataFrame:
         """Keep a frame as CSV under the notebook's name, or under another `name`, and give it back."""
         return save_frame(frame, self.figures_dir, name or self._file(suffix))
+
+    def save_differences(
+        self, differences: Sequence[PairedDifference], title: str, *, name: str = ""
+    ) -> Figure | None:
+        """Keep paired differences as CSV and as a picture, print them, and give the picture back, if any."""
+        self.save_frame(difference_frame(differences), "paired_differences", name=name)
+        print(*differences, sep="\n")
+        shown = paired_intervals(differences, title=title) if differences else None
+        return shown and self.save_figure(shown, "paired_differences")
 
     def save_sets(self, cells: Iterable[Cell]) -> list[Path]:
         """Keep the first distilled set of each cell that matches parameters, and give back the files."""
