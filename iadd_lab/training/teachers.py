@@ -160,6 +160,15 @@ class Teachers:
         """What is locked while `teacher` is trained: a worker that was given up may still be at it."""
         return self.folder / f".teacher_{teacher:03d}.lock"
 
+    def check_data(self, data: ImageData) -> None:
+        """Require that `data` is the very set that the teachers were trained on."""
+        require(
+            data.fingerprint == self.data_fingerprint,
+            f"the teachers in {self.folder} were trained on {self.data} (fingerprint "
+            f"{self.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+            "load that data, or train teachers on this.",
+        )
+
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
