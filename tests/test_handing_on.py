@@ -205,7 +205,7 @@ def test_a_card_tells_how_a_set_was_made_also_by_the_revision_before_rooms():
     stored = Path(__file__).parent / "golden" / "stored"
     card = data_card(stored / "learned" / "distilled.safetensors")
     assert "\n- DistillConfig: ipc 1, iterations 6, student_steps 3, teacher_epochs 1, max_start_ep" in card
-    assert "\n- teachers: 2 networks (name convnet, " in card
+    assert "\n- teachers: 2 networks (depth 2, name convnet, width 4)" in card
     assert "Config" not in data_card(stored / "dm" / "distilled.safetensors")
 
 
