@@ -34,9 +34,9 @@ from iadd_lab.notebooks.batch import reproduce as run_reproduce
 from iadd_lab.notebooks.plan_batch import PROFILES
 from iadd_lab.options import options_of
 from iadd_lab.plots.tensorboard import watched
+from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
-from iadd_lab.store.ranks import joined, local_device
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
 from iadd_lab.study.study import runs_root
@@ -271,7 +271,7 @@ def distill(
             images,
             trained,
             config,
-            folder=out if ranks.first else None,
+            folder=out,
             device=place,
             compile=compile,
             cuda_graphs=cuda_graphs,
