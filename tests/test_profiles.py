@@ -157,7 +157,7 @@ def test_data_and_ipc_choose_rows(mine, page, chosen, expected):
     [
         ({"profile": "cpuu"}, "did you mean 'cpu'?"),
         ({"profile": "none.yaml"}, "can't be read"),
-        ({"name": "tabel1"}, "did you mean 'table1_benchmarks'?"),
+        ({"name": "tabel1_benchmarks"}, "did you mean 'table1_benchmarks'?"),
         ({"data": "cifar1"}, "did you mean 'cifar10'?"),
         ({"ipc": "ten"}, "ipc is 'ten'"),
         ({"ipc": True}, "ipc is True"),
@@ -185,7 +185,7 @@ def test_what_is_impossible_is_refused_in_one_sentence(tmp_path, given, said):
     ("old", "new", "said"),
     [
         ("settings:", "setings:", "did you mean 'settings'?"),
-        ("seeds: 5", "sets: 5", "did you mean 'seeds'?"),
+        ("threads: 1", "treads: 1", "did you mean 'threads'?"),
         ("width: 16", "with: 16", "did you mean 'width'?"),
         ("[large]", "[larg]", "did you mean 'large'?"),
         ("ipc: 10, ", "", "row large of mine.yaml needs data_name and ipc"),
