@@ -84,9 +84,8 @@ class Page:
         usual = source.page(name)
         knobs = {"iterations": iterations, "seeds": seeds} | {key: own.pop(key, None) for key in HOW_FIELDS}
         change = read_value(change or {})
-        change = (
-            _given(knobs) | change if isinstance(change, dict) else change
-        )  # what it is not is said below
+        if isinstance(change, dict):  # anything else is refused below
+            change = _given(knobs) | change
         chosen = source.page(name, data=data, ipc=ipc, methods=methods, change=change)
         self.settings, self.methods = chosen.settings, chosen.methods
         self.own = {key: _own(key, read_value(value), usual.own) for key, value in own.items()}
@@ -112,10 +111,8 @@ class Page:
     @property
     def setting(self) -> Setting:
         """The only one of the settings."""
-        count = len(self.settings)
-        require(
-            count == 1, f"{self.name} works with one setting, not with {count}: give one data and ipc."
-        )
+        found = len(self.settings)
+        require(found == 1, f"{self.name} works with one setting, not with {found}: give one data and ipc.")
         return self.settings[0]
 
     @property

@@ -128,11 +128,9 @@ class Profile:
         mine = _only(change, SETTING_FIELDS)
         require(bool(rows) or not mine, f"{name} goes by its data, and has no {', '.join(mine)} to change.")
         settings = [Setting(**(row | more)) for row, more in zip(rows, _spread(mine, len(rows)), strict=True)]
-        places = [
-            (setting.data_key, setting.ipc) for setting in settings
-        ]  # by which tables and files name them
-        twice = next((setting.title for setting in settings if places.count(places.pop(0)) > 0), "")
-        require(not twice, f"two settings are both {twice}: give each a data set or ipc of its own.")
+        places = [(setting.data_key, setting.ipc) for setting in settings]  # by which files name them
+        twice = [settings[n].title for n in range(len(places)) if places[n] in places[:n]]
+        require(not twice, f"two settings are both {', '.join(twice)}: give each data or an ipc of its own.")
         chosen = page.get("methods", ()) if methods is None else read_value(methods)
         chosen = (chosen,) if isinstance(chosen, str) else chosen
         require(isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list like ['iadd'].")
