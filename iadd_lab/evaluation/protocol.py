@@ -387,7 +387,7 @@ class _Run:
         work = job.networks * training_flops(network, data, images=images, epochs=config.epochs)
         self.kernels = choose_kernels(job.compile, work=work, device=job.device)
         loss = student_loss(network, self.kernels)
-        self.together = loss.together(self.real, batch=min(config.batch, images))
+        self.together = loss.networks_at_once(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
         self.losses: list[float] = []  # of each network that is ready, in its last epoch
         self.training: Training | None = None  # of the networks that are on their way
