@@ -7,13 +7,13 @@ that finds everything up to date need not spend it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +29,25 @@ _FIRST = ("quickstart", "table", "figure")  # what a reader wants to see first
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook: the file that it lies in, its cells as nbformat 4 stores them, and its metadata."""
+    """One notebook.
+
+    Attributes:
+        path: where it lies; `name` is the file's name without its ending.
+        cells: as nbformat 4 stores them.
+        metadata: of the whole notebook.
+        content: what decides the outcome: kind, tags and source of every cell; not ids, outputs or counts.
+        defaults: value of each parameter that its parameters cell declares; None where it is computed.
+    """
 
     path: Path
     cells: list[dict[str, Any]]
     metadata: dict[str, Any]
+    content: list[tuple[str, list[str], str]]
+    defaults: dict[str, Any]
 
     @property
     def name(self) -> str:
         return self.path.stem
-
-    @cached_property
-    def content(self) -> list[list[Any]]:
-        """What decides the outcome: kind, tags and source of every cell; not ids, outputs or counts."""
-        return [
-            [cell["cell_type"], cell.get("metadata", {}).get("tags", []), "".join(cell["source"])]
-            for cell in self.cells
-        ]
-
-    @cached_property
-    def defaults(self) -> dict[str, Any]:
-        """Value of each parameter that its parameters cell declares; None where it is computed."""
-        source, found = next((source for _, tags, source in self.content if "parameters" in tags), ""), {}
-        for statement in ast.parse(source).body:
-            targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            found |= dict.fromkeys(names, _literal(getattr(statement, "value", None)))
-        return found
 
     @property
     def heading(self) -> str:
@@ -63,13 +55,6 @@ class Notebook:
         prose = "\n".join(source for kind, _, source in self.content if kind == "markdown")
         found = re.search(r"^#+ +(.+?)\s*$", prose, flags=re.MULTILINE)
         return found.group(1) if found else self.name
-
-
-def _literal(expression: ast.expr | None) -> Any:
-    try:
-        return ast.literal_eval(expression)
-    except (ValueError, TypeError):
-        return None
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -80,22 +65,26 @@ def read_notebook(path: Path) -> Notebook:
     """
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-        notebook = Notebook(path, whole["cells"], dict(whole["metadata"]))
-        assert isinstance(notebook.defaults, dict)  # all is touched that is read later
+        cells, metadata = list(whole["cells"]), dict(whole["metadata"])
+        parts = [(c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])) for c in cells]
+        source = next((source for _, tags, source in parts if "parameters" in tags), "")
+        return Notebook(path, cells, metadata, parts, _defaults(source))
     except SyntaxError as error:
         line = f"line {error.lineno}"
         raise InputError(f"the parameters cell of {path} is not valid Python ({line}).") from error
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from bad
-    return notebook
+    except Exception as error:  # whatever stands in that file
+        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
+
+
+def _defaults(source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source).body:
+        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found |= dict.fromkeys(names)
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            found |= dict.fromkeys(names, ast.literal_eval(statement.value))
+    return found
 
 
 def read_notebooks(folder: Path) -> dict[str, Notebook]:
