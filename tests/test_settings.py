@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.errors import InputError
-from iadd_lab.study.settings import MATCHING_OF, Setting, columns
+from iadd_lab.study.methods import METHODS, matching_methods
+from iadd_lab.study.settings import Setting, columns
 
 
 def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
     setting = Setting()
-    config = setting.distillation("mtt")
+    config = setting.distillation(Uniform())
     assert (config.student_steps, config.teacher_epochs, config.max_start_epoch) == (50, 2, 2)
     assert (config.image_rate, config.alpha_rate, config.alpha) == (100.0, 1e-7, 0.01)
     assert (setting.teacher_count, setting.teachers().batch) == (100, 256)
@@ -77,7 +78,7 @@ def test_some_columns_alone():
 
 def test_every_method_of_the_family_follows_from_a_setting():
     setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
-    kinds = {name: setting.distillation(name).matching for name in MATCHING_OF}
+    kinds = {name: METHODS[name].matching(setting) for name in matching_methods()}
     assert kinds["mtt"] == Uniform()
     assert kinds["ddpp"] == Pruned(fraction=0.3)
     assert kinds["iadd"] == Learned(rate=0.5)
@@ -96,8 +97,8 @@ def test_only_what_belongs_to_a_seed_depends_on_it():
     first, second = Setting(seed=0), Setting(seed=1)
     assert first.data() == second.data()
     assert first.teachers() == second.teachers()
-    assert first.distillation("iadd", number=1) == second.distillation("iadd")
-    assert first.distillation("iadd") != second.distillation("iadd")
+    assert first.distillation(Learned(), number=1) == second.distillation(Learned())
+    assert first.distillation(Learned()) != second.distillation(Learned())
     assert first.evaluation(number=1) == second.evaluation()
 
 
@@ -123,7 +124,7 @@ def _configurations(setting):
     return (
         setting.data(),
         setting.teachers(),
-        *(setting.distillation(method) for method in MATCHING_OF),
+        *(setting.distillation(METHODS[name].matching(setting)) for name in matching_methods()),
         setting.gradient_matching(AugmentConfig()),
         setting.distribution_matching(),
         setting.evaluation(),

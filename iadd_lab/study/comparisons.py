@@ -17,8 +17,9 @@ import torch
 from scipy import stats
 
 from iadd_lab.errors import require
+from iadd_lab.study.methods import METHODS
 from iadd_lab.study.published import read_published
-from iadd_lab.study.study import METHODS, Cell
+from iadd_lab.study.study import Cell
 from iadd_lab.training.networks import NetworkConfig
 
 
@@ -145,12 +146,12 @@ def paired_differences(
     """The first method of each pair compared with the second, wherever both were measured.
 
     Args:
-        cells: measured; those of one setting and network are compared.
+        cells: those of one setting and network are compared, where both were measured.
         pairs: keys of `METHODS`.
         balanced: whether balanced accuracies are compared.
     """
     places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
-    found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
+    found = {(cell.setting, cell.network, cell.method): cell for cell in cells if cell.evaluation}
     sides = [[found.get((*place, method)) for method in pair] for place, pair in product(places, pairs)]
     return [compare(one, other, balanced=balanced) for one, other in sides if one and other]
 
@@ -177,14 +178,14 @@ def measurement_frame(
     and the whole set's row `ipc`.
 
     Args:
-        cells: measured.
+        cells: those that were measured have rows.
         profile: that they were measured on.
         balanced: whether a row of balanced accuracy goes below each.
         published_data: keys of `DATASETS` whose published accuracies go below, at the cells' IPC.
     """
     ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
     measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
-    records = [_measured(cell, profile, measure) for cell in cells for measure in measures]
+    records = [_measured(cell, profile, measure) for cell in cells if cell.evaluation for measure in measures]
     for entry in read_published():
         if entry["dataset"] in published_data and entry["ipc"] in ipcs:
             records.append(_published(entry))
