@@ -155,17 +155,22 @@ def evaluate_fairly(
     """
     check_fair(config)
     count = max(config.networks, fair.tuning_networks)
-    draws = random_draws(data, distilled.preprocess, ipc=distilled.ipc, count=count, seed=config.seed)
-    sets = {"distilled": [distilled] * count, "random": draws}
-    sets["whole"] = [whole_set(data, distilled.preprocess)] * count
+    sets = {
+        "distilled": [distilled] * count,
+        "random": random_draws(data, distilled.preprocess, ipc=distilled.ipc, count=count, seed=config.seed),
+        "whole": [whole_set(data, distilled.preprocess)] * count,
+    }
     rates = sorted({*fair.rates, float(distilled.alpha)})
 
-    def evaluated(name: str) -> Evaluation:
-        own = replace(config, epochs=fair.whole_epochs) if name == "whole" else config
-        run = _runner(name, sets[name], data, folder, options)
-        return tune(run, own, rates, networks=fair.tuning_networks)
+    def tuned(name: str, epochs: int) -> Evaluation:
+        def run(own: EvaluateConfig) -> Evaluation:
+            path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
+            return evaluate_each(sets[name][: own.networks], data, own, save_to=path, **options)
 
-    return FairScores(evaluated("distilled"), evaluated("random"), evaluated("whole"), weight=fair.weight)
+        return tune(run, replace(config, epochs=epochs), rates, networks=fair.tuning_networks)
+
+    epochs = {"distilled": config.epochs, "random": config.epochs, "whole": fair.whole_epochs}
+    return FairScores(**{name: tuned(name, number) for name, number in epochs.items()}, weight=fair.weight)
 
 
 Runner = Callable[[EvaluateConfig], Evaluation]
@@ -192,13 +197,3 @@ def tune(run: Runner, config: EvaluateConfig, rates: Sequence[float], *, network
             f"training diverges at each of the rates {list(rates)}: lower them."
         ) from diverged
     return run(replace(config, rate=max(accuracies, key=accuracies.get)))
-
-
-def _runner(
-    name: str, sets: Sequence[DistilledSet], data: ImageData, folder: Path | None, options: dict[str, Any]
-) -> Runner:
-    def run(config: EvaluateConfig) -> Evaluation:
-        path = folder / f"{name}_{config.split}_{config.rate!r}.safetensors" if folder else None
-        return evaluate_each(sets[: config.networks], data, config, save_to=path, **options)
-
-    return run
