@@ -230,15 +230,16 @@ def train_teachers(
     """
     how = Execution.of(how, options)
     check_whole("count", count, minimum=1)
-    teachers = prepare_teachers(data, config, Path(folder))
-    _ = teachers.paths  # a damaged file is named now, not after hours of training
-    missing = teachers.missing(count)
-    for index in set(range(count)) - set(missing):
-        # Left by a kill between writing the trajectory and removing them.
-        teachers.checkpoint(index).unlink(missing_ok=True)
-        sweep(teachers.lock(index))
-    for index in missing:
-        train_teacher(data, teachers, index, how=how)
+    with how.environment():
+        teachers = prepare_teachers(data, config, Path(folder))
+        _ = teachers.paths  # a damaged file is named now, not after hours of training
+        missing = teachers.missing(count)
+        for index in set(range(count)) - set(missing):
+            # Left by a kill between writing the trajectory and removing them.
+            teachers.checkpoint(index).unlink(missing_ok=True)
+            sweep(teachers.lock(index))
+        for index in missing:
+            train_teacher(data, teachers, index, how=how)
     return open_teachers(folder, count=count)
 
 
