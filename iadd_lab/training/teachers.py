@@ -171,10 +171,12 @@ class Teachers:
         return self.folder / f".teacher_{teacher:03d}.lock"
 
     def check_data(self, data: ImageData) -> None:
-        """Require that `data` is what the teachers were, or will be, trained on."""
+        """Require that `data` is the very set that the teachers are trained on."""
         require(
             data.fingerprint == self.data_fingerprint,
-            "these are other images than the teachers were trained on: load those that the teachers name.",
+            f"the teachers in {self.folder} were trained on {self.data} (fingerprint "
+            f"{self.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+            "load that data, or train teachers on this.",
         )
 
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
