@@ -1,8 +1,11 @@
-"""The command line: one function per command, with options read off the configurations that they fill.
+"""Distil a data set into a few images per class by matching network parameters, each with its own importance
+(IADD, arXiv 2401.15863).
 
-Texts of help are the docstrings: those of the commands, and the `Args:` of the configurations.
+The usual order: teach, distill, evaluate. Data sets are looked for under $IADD_DATA.
 """
 
+# One function per command. What `--help` shows are docstrings: the one above, those of the commands, and the
+# `Args:` of the configurations that the commands fill.
 # ruff: noqa: B008 (the configurations are frozen: they are safe as defaults)
 
 from __future__ import annotations
@@ -65,19 +68,14 @@ _ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed 
 app = App(
     name="iadd-lab",
     version=lab.__version__,
-    help="Distil a data set into a few images per class by matching network parameters, each with its own "
-    "importance (IADD, arXiv 2401.15863).\n\nThe usual order: teach, distill, evaluate. "
-    "Data sets are looked for under $IADD_DATA.",
+    help=__doc__,
     # Of an option given twice, the last one counts; of a list, all.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
     group_parameters=Group("Options", validator=whole_numbers),
     suppress_keyboard_interrupt=False,
 )
-data_app = App(name="data", help="List, fetch and check data sets.")
-runs_app = App(name="runs", help="List what is stored in a folder of runs, and delete of it.")
-app.command(data_app)
-app.command(runs_app)
-
+app.command(data_app := App(name="data", help="List, fetch and check data sets."))
+app.command(runs_app := App(name="runs", help="List what is stored in a folder of runs, and delete of it."))
 
 _CHOICES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
 _CHOICES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
@@ -105,9 +103,9 @@ def options_of(*left_out: str, **names: str) -> Parameter:
 
 How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
 Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
-DataRoot = Annotated[Path | None, Parameter(help="Where the data lies; $IADD_DATA if not given.")]
-Cluster = Annotated[str | None, Parameter(help="Tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
-RunsFolder = Annotated[Path | None, Parameter(help="Folder of runs ($IADD_RUNS, or in the cache folder).")]
+DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
+Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
+RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
 _PAIRS = ("--parameter", "-p")
 
 
@@ -125,7 +123,7 @@ def data_fetch(name: str, /, *, data_root: DataRoot = None) -> None:
     """Download a data set (the only command that uses the network).
 
     Args:
-        name: One of {data_sets}.
+        name: one of {data_sets}.
     """
     print(f"{name} lies in {fetch_data(name, root=data_root)}")
 
@@ -143,10 +141,10 @@ def data_check(
     """Load a data set in full and show what is in it.
 
     Args:
-        name: One of {data_sets}.
-        size: Side in pixels (the set's own).
-        seed: Of the validation split.
-        bad_images: Damaged image files: refuse or skip.
+        name: one of {data_sets}.
+        size: side in pixels (the set's own).
+        seed: of the validation split.
+        bad_images: damaged image files: refuse or skip.
     """
     started = time.perf_counter()
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
@@ -180,23 +178,23 @@ def teach(
     Interrupted, it goes on with the first missing teacher when run again.
 
     Args:
-        data.name: The data set: {data_sets}.
-        data.seed: Of the validation split.
-        out: Folder of the teachers.
-        teachers: How many; more can join later.
-        network.name: One of {networks}.
-        network.width: Filters per block of the ConvNet (128).
-        network.depth: Blocks of the ConvNet (by image size).
-        augment: Operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+        data.name: the data set: {data_sets}.
+        data.seed: of the validation split.
+        out: folder of the teachers.
+        teachers: how many; more can join later.
+        network.name: one of {networks}.
+        network.width: filters per block of the ConvNet (128).
+        network.depth: blocks of the ConvNet (by image size).
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
             real set).
-        import_buffers: Convert others' replay_buffer_N.pt instead of training; may be repeated.
+        import_buffers: convert others' replay_buffer_N.pt instead of training; may be repeated.
     """
     lab.pick_device(how.device)  # refused before images are read
     check_folder(out)
     config = replace(config, network=network, augment=_augment(augment))
     images = lab.load_data(data, root=data_root)
     if import_buffers:
-        trained = import_replay_buffers(import_buffers, images, config, out, how=how)
+        trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())
@@ -234,11 +232,9 @@ def distill(
     teachers: Path,
     out: Path,
     matching: str = lab.Learned.name,
-    weight_rate: float | None = None,
+    learned: Annotated[lab.Learned | None, options_of("normalised", rate="weight-rate")] = None,
     literal: bool = False,
-    granularity: str | None = None,
-    mean_over: str | None = None,
-    prune: float | None = None,
+    pruned: Annotated[lab.Pruned | None, options_of(fraction="prune")] = None,
     config: Annotated[lab.DistillConfig, options_of("matching", "augment")] = lab.DistillConfig(),
     augment: str | None = None,
     how: Student = Execution(),
@@ -253,26 +249,24 @@ def distill(
     Several processes share the segments: torchrun --nproc-per-node N -m iadd_lab distill ...
 
     Args:
-        teachers: Folder of the teachers.
-        out: Folder of the result.
-        matching: One of {matchings}.
-        weight_rate: learned: rate of the descent on W.
-        literal: learned: the paper's unnormalised loss.
-        granularity: learned: a weight per parameter (default) or tensor.
-        mean_over: learned: W² has mean 1 over the network (default) or each tensor.
-        prune: pruned: share of parameters to drop.
-        augment: Operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+        teachers: folder of the teachers.
+        out: folder of the result.
+        matching: one of {matchings}.
+        literal: the paper's unnormalised loss, whose trivial minimiser is W = 0.
+        pruned.fraction: share of the parameters to drop.
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
             real set).
-        data: Require teachers of this data set.
-        network: Require teachers of this network.
-        preprocess: Require teachers with this preprocessing.
-        tensorboard: Folder for TensorBoard: the curves, images and W while it runs.
+        data: require teachers of this data set.
+        network: require teachers of this network.
+        preprocess: require teachers with this preprocessing.
+        tensorboard: folder for TensorBoard: the curves, images and W while it runs.
     """
     how = replace(how, device=local_device(how.device))
     place = lab.pick_device(how.device)
     check_folder(out)
-    options = {"rate": weight_rate, "granularity": granularity, "mean_over": mean_over, "fraction": prune}
-    chosen = _matching(matching, options | {"normalised": False if literal else None})
+    if literal:
+        learned = replace(learned or lab.Learned(), normalised=False)
+    chosen = _matching(matching, learned, pruned)
     trained = lab.open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
     config = replace(config, matching=chosen, augment=_augment(augment))
@@ -310,7 +304,7 @@ def evaluate(
     depth: int | None = None,
     random: bool = True,
     fair: bool = False,
-    whole_epochs: int = lab.FairConfig.whole_epochs,
+    settings: Annotated[lab.FairConfig, options_of("rates", "tuning_networks", "weight")] = lab.FairConfig(),
     config: Annotated[lab.EvaluateConfig, options_of("network", "augment")] = lab.EvaluateConfig(),
     augment: str | None = None,
     how: How = Execution(),
@@ -322,16 +316,16 @@ def evaluate(
 
     Args:
         distilled: A distilled.safetensors, or the folder that holds it.
-        network: One of {networks} (the teachers').
-        width: Filters per block of the ConvNet (128).
-        depth: Blocks of the ConvNet (by image size).
-        random: Also random real images, as many of them.
-        fair: Also DD-Ranking's scores (HLR, IOR, LRS), beside random images and the whole set, the learning
+        network: one of {networks} (the teachers').
+        width: filters per block of the ConvNet (128).
+        depth: blocks of the ConvNet (by image size).
+        random: also random real images, as many of them.
+        fair: also DD-Ranking's scores (HLR, IOR, LRS), beside random images and the whole set, the learning
             rate of each chosen on the validation split; takes several times as long.
-        whole_epochs: --fair: epochs on the whole training set.
-        augment: Operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+        settings.whole_epochs: --fair: epochs on the whole training set.
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
             distilled set).
-        out: Folder of the results (beside the set).
+        out: folder of the results (beside the set).
     """
     lab.pick_device(how.device)  # refused before images are read
     distilled = distilled / FILE if distilled.is_dir() else distilled
@@ -345,24 +339,24 @@ def evaluate(
     if fair:
         check_fair(config)
     # All that it depends on is part of the name: another set, network or number of epochs is another file.
-    suffix = fingerprint(RESULT_VERSION, made.fingerprint, config)[:8]
-    name = f"evaluation_{config.network.name}_{config.split}_{suffix}"
-    alone = replace(how, progress=not cluster)
-    save_to = [folder.absolute() / f"{name}.safetensors", folder.absolute() / f"{name}_random.safetensors"]
-    kept = {"config": config, "how": alone}
-    parts = [partial(lab.evaluate, made, save_to=save_to[0], **kept)]
+    name = f"evaluation_{config.network.name}_{config.split}_{_short(made, config)}"
+    at, kept = folder.absolute(), {"config": config, "how": replace(how, progress=not cluster)}
+    parts = [partial(lab.evaluate, made, save_to=at / f"{name}.safetensors", **kept)]
     if random:
-        given = {"preprocess": made.preprocess, "ipc": made.ipc}
-        parts.append(partial(lab.evaluate_random, save_to=save_to[1], **given, **kept))
+        drawn = partial(lab.evaluate_random, preprocess=made.preprocess, ipc=made.ipc, **kept)
+        parts.append(partial(drawn, save_to=at / f"{name}_random.safetensors"))
     _show_evaluations(_computed(parts, real, data_root, cluster), folder, name)
     if fair:
-        settings = lab.FairConfig(whole_epochs=whole_epochs)
-        runs = f"fair_{fingerprint(RESULT_VERSION, made.fingerprint, config, whole_epochs)[:8]}"
-        part = partial(lab.evaluate_fairly, made, fair=settings, folder=folder.absolute() / runs, **kept)
+        runs = at / f"fair_{_short(made, config, settings.whole_epochs)}"
+        part = partial(lab.evaluate_fairly, made, fair=settings, folder=runs, **kept)
         print(*_computed([part], real, data_root, cluster))
     if real.remark:
         print(f"Note: {real.remark}")
     print(f"in {folder}/{name}*")
+
+
+def _short(made: lab.DistilledSet, *more: object) -> str:
+    return fingerprint(RESULT_VERSION, made.fingerprint, *more)[:8]
 
 
 def _show_evaluations(results: Sequence[lab.Evaluation], folder: Path, name: str) -> None:
@@ -382,8 +376,8 @@ def export(distilled: Path, /, *, to: str, out: Path) -> None:
 
     Args:
         distilled: A distilled.safetensors, or the folder that holds it.
-        to: One of {formats}.
-        out: Folder of the export; empty, or not there yet.
+        to: one of {formats}.
+        out: folder of the export; empty, or not there yet.
     """
     print(lab.export_set(distilled, to, out))
     print(f"in {out}, described in {out / CARD}")
@@ -408,14 +402,14 @@ def import_set(
     A set that `iadd-lab export --to mtt` wrote knows its data and preprocessing: neither is to be given then.
 
     Args:
-        folder: Folder of images_best.pt and labels_best.pt (MTT's format).
-        out: Folder of the distilled.safetensors to make.
-        data: Real set that it was made from: {data_sets}.
-        preprocess: How its makers preprocessed images: {fits}.
-        alpha: Learning rate to train with (from one of {rates} beside the images, else 0.01).
-        size: Side of the images in pixels (the set's own).
-        data_seed: Of the validation split.
-        method: Its name in tables.
+        folder: folder of images_best.pt and labels_best.pt (MTT's format).
+        out: folder of the distilled.safetensors to make.
+        data: real set that it was made from: {data_sets}.
+        preprocess: how its makers preprocessed images: {fits}.
+        alpha: learning rate to train with (from one of {rates} beside the images, else 0.01).
+        size: side of the images in pixels (the set's own).
+        data_seed: of the validation split.
+        method: its name in tables.
     """
     check_folder(out)
     require(not (out / FILE).exists(), f"{out / FILE} is there already: choose another folder.")
@@ -446,11 +440,11 @@ class Batch:
     Args:
         profile: quick (embedded real data, minutes on two cores), cpu (real image data at reduced scale,
             hours on two cores) or paper (the literature's full hyper-parameters, for a GPU).
-        only: A notebook's name; may be repeated.
-        jobs: Notebooks executed at once.
+        only: a notebook's name; may be repeated.
+        jobs: notebooks executed at once.
         parameter: NAME VALUE, for every notebook that has such a parameter, also as NAME=VALUE; may be
             repeated.
-        notebooks: Folder of the notebooks.
+        notebooks: folder of the notebooks.
     """
 
     profile: str = "quick"
@@ -481,9 +475,9 @@ def reproduce(
     """Execute the notebooks that are not up to date, and collect what they make in FIGURES/PROFILE.
 
     Args:
-        figures: Folder of what they make.
-        runs: Folder of what is computed only once.
-        again: Execute also what is up to date.
+        figures: folder of what they make.
+        runs: folder of what is computed only once.
+        again: execute also what is up to date.
     """
     from iadd_lab.notebooks.batch import reproduce as run_reproduce
 
@@ -513,7 +507,7 @@ def notebooks(folder: Path, /) -> None:
     """Lay the notebooks out in a folder of your own, to open them in JupyterLab.
 
     Args:
-        folder: Where to; files that are there already stay as they are.
+        folder: where to; files that are there already stay as they are.
     """
     from iadd_lab.notebooks.batch import lay_out
 
@@ -529,9 +523,9 @@ def bench(
     """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores.
 
     Args:
-        json: Write all that was measured to this file.
-        config.engines: One of {engines}; may be repeated.
-        config.images: Distilled images per student step; may be repeated.
+        json: write all that was measured to this file.
+        config.engines: one of {engines}; may be repeated.
+        config.images: distilled images per student step; may be repeated.
         config.steps: J, the student's steps; may be repeated.
     """
     if json is not None:
@@ -554,7 +548,7 @@ def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
     """Show what is stored: kind, size, last change, state, name and what it is.
 
     Args:
-        verify: Read everything and compare checksums.
+        verify: read everything and compare checksums.
     """
     root = runs or runs_root()
     found = stored(root, verify=verify)
@@ -573,7 +567,7 @@ def runs_prune(
     """Delete what fits all criteria given; without --yes, only show it.
 
     Args:
-        yes: Delete it; otherwise only shown.
+        yes: delete it; otherwise only shown.
     """
     root = runs or runs_root()
     pruned = prune(root, criteria or Criteria(), delete=yes)
@@ -606,21 +600,14 @@ def _augment(text: str | None) -> lab.AugmentConfig | None:
     return lab.AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
 
 
-def _matching(name: str, options: dict[str, Any]) -> lab.Matching:
-    """The matching called `name` with the options that were given; one that it lacks is refused."""
+def _matching(name: str, *settings: lab.Matching | None) -> lab.Matching:
+    """The matching called `name`, with the settings that were given; those of another one are refused."""
     kind = choose("matching", name, MATCHINGS)
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - {field.name for field in fields(kind)}:
-        owners = [other for other, owner in MATCHINGS.items() if hasattr(owner, option)]
-        written = _OPTIONS.get(option, f"--{option.replace('_', '-')}")
-        raise lab.InputError(
-            f"{written} was given, but matching {name!r} has no such setting: leave it out, or use "
-            f"--matching {' or '.join(owners)}."
-        )
-    return kind(**given)
-
-
-_OPTIONS = {"rate": "--weight-rate", "normalised": "--literal", "fraction": "--prune"}
+    given = [one for one in settings if one is not None]
+    for one in given:
+        said = f"settings of matching {one.name!r} were given, but matching {name!r} has no such settings"
+        require(type(one) is kind, f"{said}: leave them out, or use --matching {one.name}.")
+    return given[0] if given else kind()
 
 
 def _require_teachers(teachers: lab.Teachers, **expected: str | None) -> None:
