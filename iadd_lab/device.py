@@ -72,6 +72,21 @@ class Execution:
         """
         return pick_device(self.device)
 
+    @property
+    def graphs(self) -> bool:
+        """Whether CUDA graphs are used: as asked, and else wherever they can be.
+
+        Raises:
+            InputError: they can't be, but were asked for.
+        """
+        kind = self.place.type
+        possible = kind == "cuda"
+        require(
+            possible or not self.cuda_graphs,
+            f"cuda_graphs needs a CUDA device, and this is {kind}: leave it out.",
+        )
+        return possible if self.cuda_graphs is None else self.cuda_graphs
+
     @contextmanager
     def environment(self) -> Iterator[None]:
         """Where to compute: PyTorch's threads and precision are these in the block, and put back after it."""

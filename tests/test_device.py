@@ -109,7 +109,7 @@ def test_options_by_name_change_fields_of_an_execution():
     assert Execution.of(how, {"compile": "never"}) == Execution(device="cpu", progress=False, compile="never")
     assert Execution.of(None, {}) == Execution()
     assert Execution.of(None, {"device": "cpu"}).place == torch.device("cpu")
-    with pytest.raises(InputError, match="unknown option 'devise'.*did you mean 'device'"):
+    with pytest.raises(InputError, match=r"unknown option 'devise'.*did you mean 'device'"):
         Execution.of(how, {"devise": "cpu"})
     with pytest.raises(InputError, match="how is 'cpu'; it must be an Execution"):
         Execution.of("cpu", {})

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from iadd_lab.baselines.descent import DescentConfig, Pair, Task, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend, step_images
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_number, check_whole
 from iadd_lab.training.networks import NetworkConfig
@@ -92,10 +94,9 @@ def match_gradients(
     config: GradientMatchingConfig,
     *,
     folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    checkpoint_seconds: float = 60.0,
+    **options: Any,
 ) -> DistilledSet:
     """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
 
@@ -106,47 +107,39 @@ def match_gradients(
         config: everything else that the result depends on.
         folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
             from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
-        device: where the networks run.
-        progress: whether to show a progress bar.
+        how: where it runs, and what is shown and kept meanwhile.
         on_iteration: called with (iteration, history) after every iteration; its loss is the mean over the
             matches.
-        checkpoint_seconds: at most so many seconds of work, and one iteration, are lost to a kill.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
-    task = Task(data, preprocess, network, config.resolved(data), torch.device(device))
-    return descend(
-        task,
-        _iterate,
-        folder=folder,
-        progress=progress,
-        on_iteration=on_iteration,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    descent = Descent(data, preprocess, network, config.resolved(data), Execution.of(how, options))
+    return descend(descent, _iterate, folder=folder, on_iteration=on_iteration)
 
 
 def _iterate(
-    task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
+    descent: Descent, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
 ) -> torch.Tensor:
     """The matches along the training of one fresh network; their mean loss."""
-    config = task.config
-    network = task.fresh_network(int(torch.randint(2**62, (), generator=random)))
+    config = descent.config
+    network = descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
     losses = []
     for match in range(config.matches_per_network):
         if match > 0:
-            _train_on(images, network, task, random)
-        losses.append(step_images(task, images, optimizer, random, partial(pair_distance, network)))
+            _train_on(images, network, descent, random)
+        losses.append(step_images(descent, images, optimizer, random, partial(pair_distance, network)))
     return torch.stack(losses).mean()
 
 
-def _train_on(images: torch.Tensor, network: nn.Module, task: Task, random: torch.Generator) -> None:
-    config = task.config
+def _train_on(images: torch.Tensor, network: nn.Module, descent: Descent, random: torch.Generator) -> None:
+    config = descent.config
     for _ in train(
         network,
         images,
-        task.labels,
+        descent.labels,
         epochs=config.network_steps,
         batch=config.network_batch,
         rate=config.network_rate,

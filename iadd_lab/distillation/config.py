@@ -13,11 +13,10 @@ from iadd_lab.distillation.unroll import ENGINES
 from iadd_lab.errors import check_kind, check_number, check_rate, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
+# Of the images; their rate is set before every step.
 OPTIMIZERS = {
-    "sgd": lambda parameters, config: torch.optim.SGD(
-        parameters, lr=config.image_rate, momentum=config.momentum
-    ),
-    "adam": lambda parameters, config: torch.optim.Adam(parameters, lr=config.image_rate),
+    "sgd": lambda images, momentum: torch.optim.SGD([images], momentum=momentum),
+    "adam": lambda images, momentum: torch.optim.Adam([images]),
 }
 
 

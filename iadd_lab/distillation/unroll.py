@@ -12,7 +12,7 @@ Three engines, one signature. With θ̃_{j+1} = θ̃_j − α ∇ℓ(x_j; θ̃_j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ import torch
 from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.student import StudentLoss, leaf
 
-# (θ̃_J, raw importance) -> the matching loss L; see `Matching.loss`.
+# (θ̃_J, raw) -> the matching loss L; see `Matching.loss`.
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -122,17 +122,6 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torc
         slope = loss.slope(path[-1], batch, labels, step.augmentation)
         path.append(path[-1] - variables.alpha * slope)
     return path
-
-
-def mean_gradients(parts: Sequence[Gradients]) -> Gradients:
-    """The means over several segments; `end` is the last one's."""
-    if len(parts) == 1:
-        return parts[0]
-    means = (
-        torch.stack([getattr(part, name) for part in parts]).mean(0)
-        for name in ("loss", "images", "alpha", "raw")
-    )
-    return Gradients(*means, parts[-1].end)
 
 
 ENGINES: dict[str, Engine] = {
