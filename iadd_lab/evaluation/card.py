@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iadd_lab.data.distilled import KIND, DistilledSet
+from iadd_lab.data.distilled import KIND, DistilledSet, made_by
 from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation
@@ -60,11 +60,10 @@ def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
     source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
     yield f"{source}, fingerprint {distilled.data_fingerprint}"
     yield f"method: {distilled.method}"
-    config, teachers = metadata.get("config"), metadata.get("teachers")
-    if config:
+    if made_by(metadata) == "distillation":
+        config, teachers = metadata["config"], metadata["teachers"]
         settings = ", ".join(f"{name} {config[name]}" for name in _SHOWN if config.get(name) is not None)
         yield f"{config['kind']}: {settings}"
-    if teachers:
         network = {name: value for name, value in teachers["config"]["network"].items() if name != "kind"}
         named = ", ".join(f"{name} {value}" for name, value in network.items() if value is not None)
         yield f"teachers: {teachers.get('count', 'several')} networks ({named})"

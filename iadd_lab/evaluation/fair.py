@@ -23,6 +23,7 @@ import torch
 from iadd_lab.baselines.real_images import random_draws, whole_set
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.errors import DivergenceError, check_number, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate_each, spread
 
@@ -137,6 +138,7 @@ def evaluate_fairly(
     fair: FairConfig = FairConfig(),
     *,
     folder: Path | None = None,
+    how: Execution | None = None,
     **options: Any,
 ) -> FairScores:
     """Evaluate a distilled set, random real images and the whole set, each at the rate that suits it best.
@@ -147,25 +149,26 @@ def evaluate_fairly(
         config: as of `evaluate`; its rate must be None, since rates are chosen here, and its split the test.
         fair: what there is to choose from.
         folder: where each evaluation is stored, so that an interrupted run goes on; None keeps nothing.
-        options: as of `evaluate_each`.
+        how: where it is computed, and what is shown and kept meanwhile.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: a rate is set, the split is not the test split, or a class has too few images.
         DivergenceError: the training of one of the sets diverged at every rate.
     """
     check_fair(config)
-    count = max(config.networks, fair.tuning_networks)
-    sets = {
-        "distilled": [distilled] * count,
-        "random": random_draws(data, distilled.preprocess, ipc=distilled.ipc, count=count, seed=config.seed),
-        "whole": [whole_set(data, distilled.preprocess)] * count,
-    }
+    how, count = Execution.of(how, options), max(config.networks, fair.tuning_networks)
+    draws = {"ipc": distilled.ipc, "count": count, "seed": config.seed}
+    with how.environment():
+        random = random_draws(data, distilled.preprocess, **draws)
+        whole = whole_set(data, distilled.preprocess)
+    sets = {"distilled": [distilled] * count, "random": random, "whole": [whole] * count}
     rates = sorted({*fair.rates, float(distilled.alpha)})
 
     def tuned(name: str, epochs: int) -> Evaluation:
         def run(own: EvaluateConfig) -> Evaluation:
             path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
-            return evaluate_each(sets[name][: own.networks], data, own, save_to=path, **options)
+            return evaluate_each(sets[name][: own.networks], data, own, save_to=path, how=how)
 
         return tune(run, replace(config, epochs=epochs), rates, networks=fair.tuning_networks)
 

@@ -186,19 +186,27 @@ def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, *
 
 
 def evaluate_random(
-    data: ImageData, preprocess: Preprocess, config: EvaluateConfig, *, ipc: int, **options: Any
+    data: ImageData,
+    preprocess: Preprocess,
+    config: EvaluateConfig,
+    *,
+    ipc: int,
+    save_to: Path | None = None,
+    how: Execution | None = None,
+    **options: Any,
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
 
-    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `options` are those of
-    `evaluate_each`.
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `save_to`, `how` and
+    `options` are those of `evaluate_each`.
 
     Raises:
         InputError: a class has fewer than `ipc` training images.
     """
-    rate = config.rate or 0.01
-    sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
-    return evaluate_each(sets, data, config, **options)
+    how, draws = Execution.of(how, options), {"ipc": ipc, "count": config.networks, "seed": config.seed}
+    with how.environment():
+        sets = random_draws(data, preprocess, **draws, alpha=config.rate or 0.01)
+    return evaluate_each(sets, data, config, save_to=save_to, how=how)
 
 
 @locked_folder("save_to")

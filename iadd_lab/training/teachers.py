@@ -171,10 +171,12 @@ class Teachers:
         return self.folder / f".teacher_{teacher:03d}.lock"
 
     def check_data(self, data: ImageData) -> None:
-        """Require that `data` is what the teachers were, or will be, trained on."""
+        """Require that `data` is the very set that the teachers are trained on."""
         require(
             data.fingerprint == self.data_fingerprint,
-            "these are other images than the teachers were trained on: load those that the teachers name.",
+            f"the teachers in {self.folder} were trained on {self.data} (fingerprint "
+            f"{self.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+            "load that data, or train teachers on this.",
         )
 
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
@@ -230,15 +232,16 @@ def train_teachers(
     """
     how = Execution.of(how, options)
     check_whole("count", count, minimum=1)
-    teachers = prepare_teachers(data, config, Path(folder))
-    _ = teachers.paths  # a damaged file is named now, not after hours of training
-    missing = teachers.missing(count)
-    for index in set(range(count)) - set(missing):
-        # Left by a kill between writing the trajectory and removing them.
-        teachers.checkpoint(index).unlink(missing_ok=True)
-        sweep(teachers.lock(index))
-    for index in missing:
-        train_teacher(data, teachers, index, how=how)
+    with how.environment():
+        teachers = prepare_teachers(data, config, Path(folder))
+        _ = teachers.paths  # a damaged file is named now, not after hours of training
+        missing = teachers.missing(count)
+        for index in set(range(count)) - set(missing):
+            # Left by a kill between writing the trajectory and removing them.
+            teachers.checkpoint(index).unlink(missing_ok=True)
+            sweep(teachers.lock(index))
+        for index in missing:
+            train_teacher(data, teachers, index, how=how)
     return open_teachers(folder, count=count)
 
 
