@@ -11,9 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from iadd_lab.cli import app
 from iadd_lab.data.readers import read_image_folder
 from iadd_lab.data.sets import DATASETS, locate
 from iadd_lab.distillation.config import DistillConfig
@@ -30,6 +28,7 @@ from iadd_lab.training.networks import NETWORKS, TITLES, NetworkConfig, build_ne
 from iadd_lab.training.teachers import train_teachers
 from tests import test_notebooks as rules
 from tests.markdown import code_blocks
+from tests.processes import complete
 from tests.samples import load, make_tree, noise
 from tests.test_study import TINY
 
@@ -62,9 +61,7 @@ def follow_recipe(heading: str) -> dict[str, object]:
 
 def command(words: str) -> str:
     """What a command says that must succeed."""
-    done = CliRunner().invoke(app, words.split())
-    assert done.exit_code == 0, done.output
-    return done.stdout
+    return complete(words).stdout
 
 
 @pytest.fixture(autouse=True)
