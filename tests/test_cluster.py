@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from iadd_lab.data.cluster import IN_PROCESS, open_engine
 
 from iadd_lab.baselines.real_images import random_draws
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.cluster import IN_PROCESS, open_engine
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_each
 from iadd_lab.notebooks.batch import reproduce

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from iadd_lab.notebooks.dry_run import follow
 
 from iadd_lab.data.readers import read_image_folder
 from iadd_lab.data.sets import DATASETS, locate
@@ -19,7 +20,6 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import MATCHINGS
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
-from iadd_lab.notebooks.dry_run import follow
 from iadd_lab.notebooks.notebook import read_notebooks
 from iadd_lab.notebooks.profiles import merge, read_profile
 from iadd_lab.study.settings import MATCHING_OF

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from iadd_lab.notebooks import costs
 from iadd_lab.notebooks.costs import Costs, measure_probes, plan_costs, trajectory_bytes
 from iadd_lab.notebooks.dry_run import Probe, follow
-from iadd_lab.notebooks.notebook import read_notebooks
 from iadd_lab.notebooks.plan_batch import PROFILES
+
+from iadd_lab.notebooks import costs
+from iadd_lab.notebooks.notebook import read_notebooks
 from iadd_lab.notebooks.profiles import merge, read_profile
 from iadd_lab.study.study import METHODS, Study
 from iadd_lab.training.fast.compiling import flops

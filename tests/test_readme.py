@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torchvision
 from distributed.cli import dask_scheduler, dask_ssh, dask_worker
+from iadd_lab.notebooks.plan_batch import plan_batch
 from torch.distributed.run import get_args_parser
 
 import iadd_lab
 from iadd_lab.cli import Selection, app, join_pairs
 from iadd_lab.distillation.result import DistillResult
-from iadd_lab.notebooks.plan_batch import plan_batch
 from tests.markdown import code_blocks, shell_commands
 from tests.processes import complete
 from tests.samples import make_idx, make_tree

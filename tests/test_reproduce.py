@@ -15,15 +15,15 @@ import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from iadd_lab.notebooks.plan_batch import plan_batch
+from iadd_lab.notebooks.record import Record, files_of, read_record, save_record
+from iadd_lab.notebooks.run import tidy
 
 from iadd_lab.errors import InputError
 from iadd_lab.notebooks.batch import reproduce
 from iadd_lab.notebooks.notebook import executed_parameters, natural_order
-from iadd_lab.notebooks.plan_batch import plan_batch
 from iadd_lab.notebooks.profiles import read_given
-from iadd_lab.notebooks.record import Record, files_of, read_record, save_record
 from iadd_lab.notebooks.report import write_report
-from iadd_lab.notebooks.run import tidy
 
 PLAIN = st.recursive(  # what may be a parameter; papermill writes an infinity as a call, which stays unknown
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -38,7 +38,7 @@ from iadd_lab.study.luck import Repeat, repeat_segments
 from iadd_lab.study.methods import METHODS, Method
 from iadd_lab.study.settings import Setting
 from iadd_lab.training.networks import NetworkConfig
-from iadd_lab.training.teachers import Teachers, prepare_teachers, train_teachers
+from iadd_lab.training.teachers import Teachers, prepare_teachers, train_teacher, train_teachers
 
 _SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 
@@ -279,8 +279,11 @@ class Study:
 
     def _spread_teachers(self, setting: Setting) -> None:
         """Train the setting's missing teachers, each as a task of its own."""
-        self.preprocess(setting)
-        tasks = [(self._told(), setting, number) for number in range(setting.teacher_count)]
+        folder = self._teacher_folder(setting)
+        missing = prepare_teachers(self.data(setting), setting.teachers(), folder).missing(
+            setting.teacher_count
+        )
+        tasks = [(self._told(), setting, number) for number in missing]
         for _, outcome in self.runner.map(_train_teacher, tasks):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -363,11 +366,5 @@ def _compute_cell(
 
 def _train_teacher(told: tuple, setting: Setting, number: int) -> None:
     study = _study_of(*told)
-    train_teachers(
-        study.data(setting),
-        setting.teachers(),
-        study._teacher_folder(setting),
-        only=number,
-        count=setting.teacher_count,
-        how=study.how,
-    )
+    data, folder = study.data(setting), study._teacher_folder(setting)
+    train_teacher(data, prepare_teachers(data, setting.teachers(), folder), number, how=study.how)
