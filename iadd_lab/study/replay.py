@@ -7,7 +7,7 @@ own: two results distilled from the same teachers are compared on the same segme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -187,12 +187,33 @@ def one_iteration(
     )
 
 
+def engine_errors(result: DistillResult, teachers: Teachers, *, seed: int = 0) -> dict[str, float]:
+    """How far each engine's gradient of the images is from the full unroll's, as a share of its norm.
+
+    All take the same segment, in double precision, so that rounding does not blur the comparison.
+
+    Args:
+        result: a finished distillation.
+        teachers: the ones it was distilled from.
+        seed: of the segment.
+    """
+    _check_teachers(result, teachers)
+    loss, variables = StudentLoss(teachers.network(0)), _variables(result, torch.device("cpu"))
+    _, _, drawn = _draw(result, teachers, variables, seed, 0)
+    segment = replace(drawn, start=drawn.start.double(), target=drawn.target.double())
+    doubled = {name: getattr(variables, name).double() for name in ("images", "alpha", "raw")}
+    variables = replace(variables, **doubled)
+    found = {name: _differentiate(result, loss, segment, variables, name).images for name in ENGINES}
+    full = found["full"]
+    return {name: ((images - full).norm() / full.norm()).item() for name, images in found.items()}
+
+
 def _differentiate(
-    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables
+    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables, engine: str = ""
 ) -> Gradients:
     places = {"start": segment.start, "target": segment.target, "layout": loss.layout}
     matching_loss = partial(result.config.matching.loss, **places)
-    return ENGINES[result.config.gradient](loss, segment, variables, matching_loss)
+    return ENGINES[engine or result.config.gradient](loss, segment, variables, matching_loss)
 
 
 def _draw(

@@ -76,11 +76,16 @@ def by_setting(cell: Cell) -> tuple[str, ...]:
     return MEASURED, cell.setting.data_title, f"IPC {cell.setting.ipc}"
 
 
+def by_network(cell: Cell) -> tuple[str, ...]:
+    """The headings of a column that stands for a network."""
+    return MEASURED, cell.network.title
+
+
 def accuracies(
     cells: Iterable[Cell],
     *,
     profile: str,
-    column: Callable[[Cell], tuple[str, ...]] = by_setting,
+    column: Callable[[Cell], tuple[str, ...]] | tuple[str, ...] = by_setting,
     balanced: bool = False,
 ) -> list[Value]:
     """What was measured, in per cent: mean and sample standard deviation over the networks of each cell.
@@ -88,7 +93,7 @@ def accuracies(
     Args:
         cells: those without an evaluation are left out; a single network has no standard deviation.
         profile: that they were measured on.
-        column: the headings of a cell's column.
+        column: the headings of each cell's column, or of one for all of them.
         balanced: takes the mean of the classes' recalls.
     """
     values = []
@@ -96,7 +101,7 @@ def accuracies(
         if cell.evaluation is not None:
             found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
             std = 100 * spread(found) if len(found) > 1 else None
-            where, origin = column(cell), cell.origin(profile)
+            where, origin = column(cell) if callable(column) else column, cell.origin(profile)
             values.append(
                 Value(cell.title, where, 100 * found.mean().item(), std, origin, competes=cell.competes)
             )
