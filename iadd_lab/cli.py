@@ -434,42 +434,42 @@ def import_set(
 
 
 @dataclass(frozen=True)
-class Batch:
+class Selection:
     """Which notebooks, with which parameters.
 
     Args:
         profile: quick (embedded real data, minutes on two cores), cpu (real image data at reduced scale,
-            hours on two cores) or paper (the literature's full hyper-parameters, for a GPU).
+            hours on two cores), paper (the literature's full hyper-parameters, for a GPU), or a YAML file.
         only: a notebook's name; may be repeated.
         jobs: notebooks executed at once.
         parameter: NAME VALUE, for every notebook that has such a parameter, also as NAME=VALUE; may be
             repeated.
-        notebooks: folder of the notebooks.
+        notebooks: folder of the notebooks; the ones that came with this package if not given.
     """
 
     profile: str = "quick"
     only: tuple[str, ...] = ()
     jobs: int = 1
     parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS)] = ()
-    notebooks: Path = Path("notebooks")
+    notebooks: Path | None = None
 
-    def choices(self) -> dict[str, Any]:
-        """What `reproduce` and `plan` are called with."""
+    def parameters(self) -> dict[str, str]:
+        """The values by their names."""
         parted = [text.partition("=") for text in self.parameter]
         for name, equals, value in parted:
             said = f"parameter {name + equals + value!r} has no value"
             require(bool(name and equals), f"{said}: write -p NAME VALUE or -p NAME=VALUE.")
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "parameter"}
-        return given | {"parameters": {name: value for name, _, value in parted}}
+        return {name: value for name, _, value in parted}
 
 
 @command(app)
 def reproduce(
     *,
-    batch: Annotated[Batch, options_of()] = Batch(),
+    selection: Annotated[Selection, options_of()] = Selection(),
     figures: Path = Path("build/figures"),
     runs: Path = Path("runs"),
     again: bool = False,
+    keep: bool = False,
     cluster: Cluster = None,
 ) -> int:
     """Execute the notebooks that are not up to date, and collect what they make in FIGURES/PROFILE.
@@ -478,18 +478,24 @@ def reproduce(
         figures: folder of what they make.
         runs: folder of what is computed only once.
         again: execute also what is up to date.
+        keep: copy what they made to figures/PROFILE, to be committed; not where a notebook failed.
     """
-    from iadd_lab.notebooks.batch import reproduce as run_reproduce
+    from iadd_lab.notebooks import batch
 
-    kept = {"figures": figures, "runs": runs, "again": again, "cluster": cluster}
-    failed = run_reproduce(**batch.choices(), **kept)
+    where = {"profile": selection.profile, "notebooks": selection.notebooks, "figures": figures, "runs": runs}
+    how = {"only": selection.only, "jobs": selection.jobs, "again": again, "cluster": cluster}
+    failed = batch.reproduce(parameters=selection.parameters(), **where, **how)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    elif keep:
+        print(f"copied to {batch.keep(**where)}")
     return int(bool(failed))
 
 
 @command(app)
-def plan(*, batch: Annotated[Batch, options_of()] = Batch(), device: str = Execution.device) -> None:
+def plan(
+    *, selection: Annotated[Selection, options_of()] = Selection(), device: str = Execution.device
+) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
     Nothing of it is computed; small pieces of the real work are timed on this machine.
@@ -497,9 +503,11 @@ def plan(*, batch: Annotated[Batch, options_of()] = Batch(), device: str = Execu
     Args:
         device: auto, cpu, cuda or cuda:N.
     """
-    from iadd_lab.notebooks.costs import describe_costs, plan_costs
+    from iadd_lab.notebooks.batch import chosen_pages
+    from iadd_lab.study.plan import describe, plan as plan_of
 
-    print(describe_costs(plan_costs(**batch.choices(), device=device)))
+    where = {"profile": selection.profile, "notebooks": selection.notebooks}
+    pages = chosen_pages(selection.only, selection.parameters(), **where)
 
 
 @command(app)
@@ -507,11 +515,12 @@ def notebooks(folder: Path, /) -> None:
     """Lay the notebooks out in a folder of your own, to open them in JupyterLab.
 
     Args:
-        folder: where to; files that are there already stay as they are.
+        folder: where to.
     """
-    from iadd_lab.notebooks.batch import lay_out
+    from iadd_lab.notebooks.notebook import lay_out
 
-    lay_out(folder)
+    for path in lay_out(folder):
+        print(path)
 
 
 @command(app)

@@ -23,7 +23,7 @@ from iadd_lab.notebooks.plan_batch import plan_batch
 from torch.distributed.run import get_args_parser
 
 import iadd_lab
-from iadd_lab.cli import Batch, app, join_pairs
+from iadd_lab.cli import Selection, app, join_pairs
 from iadd_lab.distillation.result import DistillResult
 from tests.markdown import code_blocks, shell_commands
 from tests.processes import complete
@@ -245,18 +245,18 @@ def test_options_and_commands_in_the_text_exist(pytestconfig):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if words(c)[:2] == ["iadd-lab", "reproduce"]])
 def test_batches_name_notebooks_and_parameters_that_there_are(command, tmp_path, monkeypatch):
-    batch = parse(words(command)[1:]).get("batch", Batch())
+    given = parse(words(command)[1:]).get("selection", Selection())
     # The pictures of the larger profiles are not at hand everywhere.
     monkeypatch.setattr("iadd_lab.notebooks.plan_batch.require_data", lambda name: tmp_path)
     plan = plan_batch(
-        profile=batch.profile,
-        only=batch.only,
-        parameters=batch.choices()["parameters"],
+        profile=given.profile,
+        only=given.only,
+        parameters=given.parameters(),
         notebooks=ROOT / "notebooks",
         figures=tmp_path,
         runs=tmp_path,
     )
-    assert len(plan.tasks) == (len(batch.only) or len(plan.notebooks))
+    assert len(plan.tasks) == (len(given.only) or len(plan.notebooks))
 
 
 def test_tensorboard_shows_the_watched_run(said, fresh):
