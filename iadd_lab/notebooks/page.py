@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value
-from iadd_lab.plots.comparisons import paired_intervals
+from iadd_lab.plots.accuracy import paired_intervals
 from iadd_lab.plots.style import save_figure
 from iadd_lab.study.comparisons import PairedDifference, difference_frame
 from iadd_lab.study.settings import Setting
