@@ -113,9 +113,7 @@ class Page:
     def setting(self) -> Setting:
         """The only one of the settings."""
         count = len(self.settings)
-        require(
-            count == 1, f"{self.name} works with one setting, not with {count}: give one data and ipc."
-        )
+        require(count == 1, f"{self.name} works with one setting, not with {count}: give one data and ipc.")
         return self.settings[0]
 
     @property

@@ -46,9 +46,7 @@ _SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 class Runner(Protocol):
     """Where independent tasks run, when not one after the other in this process."""
 
-    def map(
-        self, function: Callable[..., Any], tasks: Sequence[tuple], *, bar: tqdm | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
         """`function(*task)` for each of `tasks`, in any order: its number, and its value or exception."""
 
 
@@ -255,7 +253,7 @@ class Study:
         tasks = sorted(wanted, key=lambda task: networks.index(task[2]))
         found: dict[tuple, Cell] = {}
         with tqdm(total=len(tasks), unit="cell", disable=not self.how.progress) as bar:
-            for number, outcome in self._computed([(*task, split) for task in tasks], bar):
+            for number, outcome in self._computed([(*task, split) for task in tasks]):
                 setting, name, network = tasks[number]
                 if isinstance(outcome, DivergenceError):
                     network, notes = network or setting.network(), self._notes(setting)
@@ -288,10 +286,10 @@ class Study:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _computed(self, tasks: Sequence[tuple], bar: tqdm) -> Iterator[tuple[int, Cell | BaseException]]:
+    def _computed(self, tasks: Sequence[tuple]) -> Iterator[tuple[int, Cell | BaseException]]:
         """Each task's number, and its cell or the error that it ended with."""
         if self.runner is not None:
-            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks], bar=bar)
+            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks])
             return
         for number, (setting, method, network, split) in enumerate(tasks):
             try:
