@@ -20,6 +20,10 @@ class InputError(ValueError):
     """
 
 
+class OtherVersionError(InputError):
+    """A file of another version of this package: not damaged, and of use where that version is."""
+
+
 class DivergenceError(RuntimeError):
     """A computation left the region where it means anything (NaN, infinity, a negative learning rate).
 

@@ -5,52 +5,112 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from iadd_lab.cli import _join_pairs, app
+import iadd_lab
+from iadd_lab.cli import app, join_pairs
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import Evaluation
+from tests.processes import complete, ended, run
 
-runner = CliRunner()
 TEACH = "teach --data digits --width 4 --teachers 2 --epochs 3 --batch 256 --device cpu"
 DISTILL = (
     "distill --ipc 1 --iterations 3 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 "
     "--alpha 0.02 --alpha-rate 1e-6 --device cpu"
 )
+KNOWN = Path(__file__).parent / "golden" / "commands.txt"  # options with their defaults; ! is required
 
 
-def run(command: str, *paths: object):
-    """Run `command`, in which {} stand for `paths`."""
-    pieces = iter(map(str, paths))
-    arguments = [next(pieces) if word == "{}" else word for word in command.split()]
-    return runner.invoke(app, arguments)
+def options(group, *before):
+    """The words of each command below `group`, and its arguments and options with their defaults."""
+    for name in (name for name in group if not name.startswith("-")):
+        command, path = group[name], (*before, name)
+        if command.default_command is None:
+            yield from options(command, *path)
+            continue
+        arguments = [one for one in command.assemble_argument_collection() if one.parse and not one.children]
+        yield " ".join(path), {name: default(one) for one in arguments for name in one.names}
 
 
-def refused(command: str, *paths: object) -> str:
-    """The sentence with which `command` is refused: one line on stderr, exit code 2, no traceback."""
-    result = run(command, *paths)
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in result.output
-    return lines[0]
+def default(argument) -> str:
+    """As the file has it."""
+    if argument.required:
+        return "!"
+    value = str(argument.field_info.default).replace(" ", "")
+    return "" if value in ("None", "False", "()") else f"={value}"
+
+
+def test_every_command_and_option_that_scripts_use_is_there():
+    """Options may come, but none may go, get another name or another default."""
+    found = {name: {option + value for option, value in known.items()} for name, known in options(app)}
+    text = re.findall(r"^(\S.*):\n((?: .*\n)+)", KNOWN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found.keys() == {name for name, _ in text}
+    for name, words in text:
+        assert set(words.split()) <= found[name], set(words.split()) - found[name]
+        assert {word for word in found[name] if word.endswith("!")} <= set(words.split())
+
+
+def test_every_option_has_a_help_that_names_the_choices():
+    for words, _ in options(app):
+        said = complete(f"{words} --help").stdout
+        assert "{" not in said
+        assert not re.findall(r"^│[ *]+(--\S+|-\S|[A-Z]+)+( [A-Z]+(\.\.\.)?)? *│$", said, flags=re.MULTILINE)
+    assert re.search(r"--network .* convnet, alexnet", complete("teach --help").stdout)
+
+
+def test_help_and_version():
+    assert complete("--version").stdout.strip() == iadd_lab.__version__
+    for words in ("", "data", "runs"):
+        assert run(words).code == 2
+    for word in ("teach", "distill", "evaluate", "reproduce", "data"):
+        assert re.search(rf"^│ {word} ", complete("--help").stdout, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("tech", 'Unknown command "tech". Did you mean "teach"?'),
+        ("teach --data digits --epohcs 3 --out x", "Unknown option: --epohcs. Did you mean --epochs?"),
+        ("teach --data digits", "--out requires an argument"),
+        ("teach --data digits --out x --epochs", "--epochs requires an argument"),
+        ("teach --data digits --out x --epochs many", '--epochs: unable to convert "many" into int'),
+        ("teach --data digits --out x --epochs 1.5", "--epochs is '1.5'; it must be a whole number"),
+        ("bench --images 0x10", "--images is '0x10'; it must be a whole number"),
+        ("data fetch", "NAME requires an argument"),
+        ("data list digits", "Unused Tokens: ['digits']"),
+    ],
+)
+def test_a_command_written_wrongly_is_bad_input(command, sentence):
+    assert sentence in ended(2, command)
+
+
+def test_importing_the_package_takes_no_time_and_no_signals():
+    ask = (
+        "import signal, sys; before = signal.getsignal(signal.SIGINT); import iadd_lab; "
+        "assert 'torch' not in sys.modules; import iadd_lab.cli; from iadd_lab import distill, evaluate; "
+        "assert signal.getsignal(signal.SIGINT) is before and callable(iadd_lab.distill); "
+        "assert not {'matplotlib', 'papermill', 'distributed'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", ask], check=True)
+    for name in iadd_lab.__all__:
+        assert getattr(iadd_lab, name) is not None
+    assert {"__version__", *iadd_lab.__all__} <= set(dir(iadd_lab))
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = iadd_lab.distil
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Teachers and a distilled set made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
-    taught = run(f"{TEACH} --out {{}}", folder / "teachers")
-    assert taught.exit_code == 0, taught.output
-    assert "2 teachers of 3 epochs" in taught.stdout
-    made = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
-    assert made.exit_code == 0, made.output
-    assert re.search(r"α 0.0\d+, matching loss \d\.\d+ at first", made.stdout)
+    assert "2 teachers of 3 epochs" in complete(f"{TEACH} --out {{}}", folder / "teachers").stdout
+    made = complete(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run").stdout
+    assert re.search(r"α 0.0\d+, matching loss \d\.\d+ at first", made)
     return folder
 
 
@@ -67,11 +127,12 @@ def test_distill_leaves_the_set_and_its_pictures(folder):
 
 def test_evaluate_prints_and_stores(folder):
     path = folder / "run"  # the folder does as well
-    result = run("evaluate {} --epochs 3 --networks 2 --device cpu --out {}", path, folder / "scores")
-    assert result.exit_code == 0, result.output
-    assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", result.stdout)
-    assert "random real: " in result.stdout
-    assert "Note: 2 of 2 networks had not learned their set when training ended" in result.stdout
+    said = complete(
+        "evaluate {} --epochs 3 --networks 2 --device cpu --out {}", path, folder / "scores"
+    ).stdout
+    assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", said)
+    assert "random real: " in said
+    assert "Note: 2 of 2 networks had not learned their set when training ended" in said
     paths = sorted((folder / "scores").glob("evaluation_convnet_test_*.safetensors"))
     assert len(paths) == 2
     stored, random = map(Evaluation.load, paths)
@@ -84,37 +145,24 @@ def test_evaluate_on_another_network_without_random(folder):
     command = (
         "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
     )
-    result = run(f"{command} --out {{}}", path, folder / "scores")
-    assert result.exit_code == 0, result.output
-    assert "(1 × alexnet)" in result.stdout
-    assert "random real" not in result.stdout
+    said = complete(f"{command} --out {{}}", path, folder / "scores").stdout
+    assert "(1 × alexnet)" in said
+    assert "random real" not in said
 
 
 def test_finished_work_is_not_done_again(folder):
     path = folder / "run" / "distilled.safetensors"
     stamp = path.stat().st_mtime_ns
-    again = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
-    assert again.exit_code == 0
+    complete(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
     assert path.stat().st_mtime_ns == stamp
 
 
 def test_data_list_and_check():
-    listed = run("data list")
-    assert listed.exit_code == 0
-    assert re.search(r"digits .* scikit-learn", listed.stdout)
-    checked = run("data check digits")
-    assert checked.exit_code == 0
-    assert re.search(r"all +1213 +135 +449", checked.stdout)
+    assert re.search(r"digits .* scikit-learn", complete("data list").stdout)
+    assert re.search(r"all +1213 +135 +449", complete("data check digits").stdout)
 
 
-def test_help_names_the_order_of_work():
-    result = run("--help")
-    assert result.exit_code == 0
-    for word in ("teach", "distill", "evaluate", "reproduce", "data"):
-        assert word in result.stdout
-
-
-@pytest.mark.parametrize("entry", [["-m", "iadd_lab"], ["-c", "from iadd_lab.cli import main; main()"]])
+@pytest.mark.parametrize("entry", [["-m", "iadd_lab"], ["-c", "from iadd_lab.__main__ import main; main()"]])
 def test_both_entries_refuse_with_one_sentence(entry):
     done = subprocess.run(
         [sys.executable, *entry, "data", "check", "digist"], capture_output=True, text=True, check=False
@@ -144,7 +192,7 @@ def test_both_entries_refuse_with_one_sentence(entry):
     ],
 )
 def test_teach_refuses_before_training(tmp_path, option, sentence):
-    assert sentence in refused(f"{TEACH} {option} --out {{}}", tmp_path / "teachers")
+    assert sentence in ended(2, f"{TEACH} {option} --out {{}}", tmp_path / "teachers")
     assert not list(tmp_path.glob("**/teacher_*"))
 
 
@@ -158,17 +206,13 @@ def test_teach_refuses_before_training(tmp_path, option, sentence):
         ("--alpha -0.01", "alpha is -0.01"),
         ("--alpha-rate nan", "alpha_rate is nan"),
         ("--weight-rate -1", "rate is -1.0"),
-        ("--matching uniform --literal", "--literal was given, but matching 'uniform' has no such setting"),
-        ("--prune 0.2", "leave it out, or use --matching pruned"),
+        ("--matching uniform --literal", "settings of matching 'learned' were given, but matching 'uniform'"),
+        ("--prune 0.2", "leave them out, or use --matching pruned"),
         ("--matching learnt", "unknown matching 'learnt' (did you mean 'learned'?)"),
         ("--matching pruned --prune 1", "fraction is 1.0"),
         ("--granularity layer", "unknown granularity 'layer'"),
         ("--mean-over layer", "unknown mean_over 'layer'"),
         ("--mean-over tensor --literal", "does not go with the literal loss"),
-        (
-            "--matching uniform --mean-over tensor",
-            "--mean-over was given, but matching 'uniform' has no such",
-        ),
         ("--gradient exact", "unknown gradient 'exact'"),
         ("--batch 11", "batch is 11, but there are only 10 distilled images"),
         ("--data cifar10", "--data is 'cifar10', but the teachers in"),
@@ -177,8 +221,8 @@ def test_teach_refuses_before_training(tmp_path, option, sentence):
     ],
 )
 def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
-    assert sentence in refused(
-        f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path
+    assert sentence in ended(
+        2, f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path
     )
     assert not list(tmp_path.iterdir())
 
@@ -189,53 +233,47 @@ def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
 def test_a_folder_that_is_a_file_is_named_before_any_work(folder, tmp_path, command):
     (tmp_path / "file").write_text("")
     first = {"teach": [], "distill": [folder / "teachers"], "evaluate": [folder / "run"]}[command.split()[0]]
-    assert f"{tmp_path / 'file'} is a file, but a folder is needed" in refused(
-        command, *first, tmp_path / "file"
+    assert f"{tmp_path / 'file'} is a file, but a folder is needed" in ended(
+        2, command, *first, tmp_path / "file"
     )
 
 
 def test_more_random_images_than_there_are_is_refused_before_training(folder, tmp_path):
-    noisy = run(
-        f"{DISTILL} --ipc 130 --initial-images noise --teachers {{}} --out {{}}",
-        folder / "teachers",
-        tmp_path,
-    )
-    assert noisy.exit_code == 0, noisy.output
-    assert "ipc is 130, but class" in refused("evaluate {}", tmp_path)
+    noisy = f"{DISTILL} --ipc 130 --initial-images noise --teachers {{}} --out {{}}"
+    complete(noisy, folder / "teachers", tmp_path)
+    assert "ipc is 130, but class" in ended(2, "evaluate {}", tmp_path)
 
 
 def test_bad_widths_are_not_passed_over(folder):
-    assert "width is 0" in refused("evaluate {} --width 0", folder / "run")
-    assert "only convnet has a width" in refused("evaluate {} --network vgg11 --width 8", folder / "run")
+    assert "width is 0" in ended(2, "evaluate {} --width 0", folder / "run")
+    assert "only convnet has a width" in ended(2, "evaluate {} --network vgg11 --width 8", folder / "run")
 
 
 def test_a_truncated_artefact_is_named(folder, tmp_path):
     whole = (folder / "run" / "distilled.safetensors").read_bytes()
     path = tmp_path / "distilled.safetensors"
     path.write_bytes(whole[:-10])
-    assert f"{path} is not a whole safetensors file" in refused("evaluate {}", path)
+    assert f"{path} is not a whole safetensors file" in ended(2, "evaluate {}", path)
 
 
 def test_a_file_of_another_kind_is_named(folder):
     path = folder / "teachers" / "teachers.safetensors"
-    assert "is of kind 'teachers', but 'distilled' was expected" in refused("evaluate {}", path)
+    assert "is of kind 'teachers', but 'distilled' was expected" in ended(2, "evaluate {}", path)
 
 
 def test_missing_things_say_where_and_how(tmp_path):
-    assert "no teachers in" in refused(f"{DISTILL} --teachers {{}} --out {{}}", tmp_path, tmp_path)
-    assert "is not there" in refused("evaluate {}", tmp_path / "nothing.safetensors")
-    sentence = refused("teach --data fashion_mnist --data-root {} --out {}", tmp_path, tmp_path / "teachers")
+    assert "no teachers in" in ended(2, f"{DISTILL} --teachers {{}} --out {{}}", tmp_path, tmp_path)
+    assert "is not there" in ended(2, "evaluate {}", tmp_path / "nothing.safetensors")
+    sentence = ended(2, "teach --data fashion_mnist --data-root {} --out {}", tmp_path, tmp_path / "teachers")
     assert "iadd-lab data fetch fashion_mnist" in sentence
     assert str(tmp_path) in sentence
 
 
 def test_a_divergence_ends_with_code_one_and_what_to_lower(folder, tmp_path):
     command = f"{DISTILL} --alpha-rate 1.0 --teachers {{}} --out {{}}"
-    result = run(command, folder / "teachers", tmp_path)
-    assert result.exit_code == 1
-    assert "stopped: alpha would fall" in result.stderr
-    assert "lower alpha_rate" in result.stderr
-    assert "Traceback" not in result.output
+    sentence = ended(1, command, folder / "teachers", tmp_path)
+    assert "stopped: alpha would fall" in sentence
+    assert "lower alpha_rate" in sentence
 
 
 @pytest.fixture
@@ -252,15 +290,14 @@ def batch(tmp_path):
 
 
 def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(batch, tmp_path):
-    done = run(f"{batch} -p side -4 --jobs 1 --parameter word=a=b")
-    assert done.exit_code == 0, done.output
+    complete(f"{batch} -p side -4 --jobs 1 --parameter word=a=b")
     executed = tmp_path / "figures" / "quick" / "good.ipynb"
     assert "a=b -0.75" in executed.read_text()
-    assert "1 of 1 notebooks up to date" in run(f"{batch} -p side -4 -p word a=b").stdout
+    assert "1 of 1 notebooks up to date" in complete(f"{batch} -p side -4 -p word a=b").stdout
     failed = run(f"{batch} --only good -p side 0")
-    assert failed.exit_code == 1
+    assert failed.code == 1
     assert failed.stderr.splitlines()[-1] == "failed: good"
-    assert "Traceback" not in failed.output
+    assert "Traceback" not in failed.stdout + failed.stderr
     assert executed.with_name("good.failed.ipynb").exists()
 
 
@@ -279,7 +316,7 @@ def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(ba
     ],
 )
 def test_reproduce_refuses_before_it_executes_anything(batch, tmp_path, options, sentence):
-    assert sentence in refused(f"{batch} {options}")
+    assert sentence in ended(2, f"{batch} {options}")
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
 
 
@@ -289,7 +326,7 @@ words = st.text("ab=-1 ", max_size=4).filter(lambda text: text != "-p" and not t
 @given(st.lists(st.tuples(st.sampled_from(["side", "word"]), words, st.booleans())))
 def test_both_ways_to_write_a_parameter_are_one(pairs):
     written = [["-p", name, value] if apart else ["-p", f"{name}={value}"] for name, value, apart in pairs]
-    joined = _join_pairs(["--again", *(piece for pieces in written for piece in pieces), "--jobs", "2"])
+    joined = join_pairs(["--again", *(piece for pieces in written for piece in pieces), "--jobs", "2"])
     assert joined == [
         "--again",
         *(piece for name, value, _ in pairs for piece in ("-p", f"{name}={value}")),

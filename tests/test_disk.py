@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+import iadd_lab
 from iadd_lab import cli, distill, open_teachers, train_teachers
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.result import DistillResult
@@ -23,6 +23,7 @@ from iadd_lab.store.runs import is_temporary, stored
 from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
+from tests.processes import complete, ended
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
 
@@ -96,30 +97,9 @@ class Disk:
         self.filler.unlink(missing_ok=True)
 
 
-def run(command: str, *paths: object):
-    pieces = iter(map(str, paths))
-    return CliRunner().invoke(cli.app, [next(pieces) if word == "{}" else word for word in command.split()])
-
-
-def done(command: str, *paths: object) -> None:
-    result = run(command, *paths)
-    assert result.exit_code == 0, result.output
-
-
-def stopped(code: int, command: str, *paths: object) -> str:
-    """The one sentence with which `command` ends; its exit code is `code`."""
-    result = run(command, *paths)
-    assert result.exit_code == code, result.output
-    begin = {1: "stopped: ", 2: "error: "}[code]
-    lines = [line for line in result.stderr.splitlines() if line.startswith(begin)]
-    assert len(lines) == 1, result.output
-    assert "Traceback" not in result.output
-    return lines[0]
-
-
 def full(command: str, *paths: object) -> str:
     """The name of the file for which there was no room."""
-    sentence = stopped(1, command, *paths)
+    sentence = ended(1, command, *paths)
     told = " could not be written (No space left on device): make room on its disk, then run the same again."
     assert told in sentence
     return Path(sentence.removeprefix("stopped: ").removesuffix(told)).name
@@ -161,9 +141,9 @@ def same_files(first: Path, second: Path, pattern: str) -> bool:
 @scenario
 def test_commands_go_on_when_there_is_room_again(folder):
     teach, distill = f"{TEACH} --out {{}}", f"{DISTILL} --teachers {{}} --out {{}}"
-    done(teach, folder / "teachers")
-    done(distill, folder / "teachers", folder / "run")
-    done(f"{EVALUATE} {{}} --out {{}}", folder / "run", folder / "scores")
+    complete(teach, folder / "teachers")
+    complete(distill, folder / "teachers", folder / "run")
+    complete(f"{EVALUATE} {{}} --out {{}}", folder / "run", folder / "scores")
     disk = Disk(folder / "disk")
     place = disk.place
 
@@ -178,7 +158,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         if pages == 1:
             assert not list((place / "teachers").glob("teacher_0*"))
     disk.free()
-    done(teach, place / "teachers")
+    complete(teach, place / "teachers")
     assert same_files(folder / "teachers", place / "teachers", "*")
 
     for pages, name in {0: "distilled.safetensors", 3: "distilled.safetensors", 9: "distilled.png"}.items():
@@ -186,7 +166,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         assert full(distill, place / "teachers", place / "run") == name
         check_whole(place / "run")
     disk.free()
-    done(distill, place / "teachers", place / "run")
+    complete(distill, place / "teachers", place / "run")
     assert same_run(folder / "run", place / "run")
 
     evaluate = f"{EVALUATE} {{}} --out {{}}"
@@ -195,7 +175,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         assert full(evaluate, place / "run", place / "scores").endswith(end)
         check_whole(place / "scores")
     disk.free()
-    done(evaluate, place / "run", place / "scores")
+    complete(evaluate, place / "run", place / "scores")
     assert same_files(folder / "scores", place / "scores", "*")
 
 
@@ -266,9 +246,9 @@ def test_what_is_measured_or_executed_needs_room(folder):
     assert full(reproduce, *paths) == "good.ipynb"
     assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
     disk.free()
-    done(reproduce, *paths)
-    assert "1 of 1 notebooks up to date" in run(reproduce, *paths).stdout
-    done("bench --json {}", disk.place / "bench.json")
+    complete(reproduce, *paths)
+    assert "1 of 1 notebooks up to date" in complete(reproduce, *paths).stdout
+    complete("bench --json {}", disk.place / "bench.json")
 
 
 @scenario
@@ -314,20 +294,17 @@ def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
     def fail(*_, **__):
         raise AssertionError("work began")
 
-    cli.load_data = cli.measure = fail
+    iadd_lab.load_data = cli.measure = fail
     sentence = "can't be written to (Read-only file system): choose another folder."
-    assert sentence in stopped(2, f"{TEACH} --out {{}}", kept / "teachers")
-    assert sentence in stopped(2, f"{DISTILL} --teachers {{}} --out {{}}", kept / "teachers", kept / "new")
-    assert sentence in stopped(2, f"{EVALUATE} {{}}", kept / "run")
-    assert sentence in stopped(2, "bench --json {}", kept / "bench.json")
+    assert sentence in ended(2, f"{TEACH} --out {{}}", kept / "teachers")
+    assert sentence in ended(2, f"{DISTILL} --teachers {{}} --out {{}}", kept / "teachers", kept / "new")
+    assert sentence in ended(2, f"{EVALUATE} {{}}", kept / "run")
+    assert sentence in ended(2, "bench --json {}", kept / "bench.json")
     with pytest.raises(ValueError, match="Read-only file system"):
         Study(kept, progress=False)
     # To read it, and to list it, is no harm.
-    listed = run("runs list --verify --runs {}", kept)
-    assert "2 entries" in listed.stdout, listed.output
-    pruned = run("runs prune --name * --yes --runs {}", kept)
-    assert pruned.exit_code == 0, pruned.output
-    assert pruned.stdout.count("kept: ") == 2
+    assert "2 entries" in complete("runs list --verify --runs {}", kept).stdout
+    assert complete("runs prune --name * --yes --runs {}", kept).stdout.count("kept: ") == 2
 
 
 @pytest.mark.parametrize(
@@ -349,7 +326,7 @@ def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path, monkeypatch):
             name: tmp_path / name for name in ("notebooks", "figures", "runs") if f"--{name}" not in words
         }
         words += "".join(f" --{name} {path}" for name, path in folders.items())
-    assert "file" in stopped(2, words)
+    assert "file" in ended(2, words)
 
 
 def main(folder: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed
+from iadd_lab.store.ranks import LostRankError, Ranks, joined, local_device
 
 from iadd_lab.data.sampling import INITIAL_IMAGES
 from iadd_lab.distillation.config import DistillConfig
@@ -23,7 +24,6 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Pruned, Uniform
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.store.ranks import LostRankError, Ranks, joined, local_device
 from iadd_lab.training.teachers import Teachers, train_teachers
 from tests.samples import load
 from tests.test_distill import CONFIG, STEEP, assert_same

@@ -40,7 +40,7 @@ from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
 
-_ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
+ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
 
 
 @dataclass(frozen=True)
@@ -286,16 +286,9 @@ class _Progress:
     def result(self) -> DistilledSet:
         """What there is now."""
         descent = self.descent
-        return DistilledSet(
-            images=self.images.cpu().clone(),
-            labels=descent.labels.cpu(),
-            alpha=_ALPHA,
-            preprocess=descent.preprocess,
-            classes=descent.data.classes,
-            data=descent.data.config,
-            data_fingerprint=descent.data.fingerprint,
-            method=descent.config.method,
-        )
+        made = {"images": self.images.cpu().clone(), "labels": descent.labels.cpu(), "alpha": ALPHA}
+        method = descent.config.method
+        return DistilledSet.of(descent.data, descent.preprocess, **made, method=method)
 
     def save(self, path: Path) -> None:
         """Store the set, how it was made, and the history."""

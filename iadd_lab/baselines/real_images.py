@@ -143,13 +143,5 @@ def _real_set(
 ) -> DistilledSet:
     """The training images at `rows`, as a set to train on."""
     check_number("alpha", alpha, above=True)
-    return DistilledSet(
-        images=preprocess.apply(data.train.images[rows]),
-        labels=data.train.labels[rows],
-        alpha=alpha,
-        preprocess=preprocess,
-        classes=data.classes,
-        data=data.config,
-        data_fingerprint=data.fingerprint,
-        method=method,
-    )
+    images, labels = preprocess.apply(data.train.images[rows]), data.train.labels[rows]
+    return DistilledSet.of(data, preprocess, images=images, labels=labels, alpha=alpha, method=method)

@@ -293,7 +293,7 @@ class _FreshNetworks:
         work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
-        self.side_by_side = loss.together(self.real, batch=min(config.batch, images))
+        self.side_by_side = loss.networks_at_once(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
         self.losses: list[float] = []  # of each network that is ready, in its last epoch
         self.training: Training | None = None  # of the networks that are on their way

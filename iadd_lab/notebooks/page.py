@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from matplotlib.figure import Figure
 
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
+from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value
-from iadd_lab.plots.comparisons import paired_intervals
+from iadd_lab.plots.accuracy import paired_intervals
 from iadd_lab.plots.style import save_figure
 from iadd_lab.study.comparisons import PairedDifference, difference_frame
 from iadd_lab.study.settings import Setting
@@ -92,12 +92,7 @@ class Page:
         precision = [how.get("precision", "float32") for how in (usual.how, chosen.how)]
         changed = not {*self.settings} <= {*usual.settings} or precision[0] != precision[1]
         self.profile = f"changed {source.name}" if changed else source.name
-        runner = None
-        if os.environ.get("IADD_CLUSTER"):
-            from iadd_lab.notebooks.dask import named_runner  # late: Dask may not be installed
-
-            runner = named_runner()
-        self.study = Study(runs_dir, device=device, runner=runner, **chosen.how)
+        self.study = Study(runs_dir, device=device, runner=named_runner(), **chosen.how)
         self._print(_given({"data": data, "ipc": ipc, "methods": methods}) | dict(change) | _given(own))
 
     def _print(self, changed: Mapping[str, Any]) -> None:

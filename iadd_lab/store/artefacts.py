@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from iadd_lab.errors import InputError, require
+from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
@@ -221,11 +221,9 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
         text_digest = _checksum({}, header["content"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(foreign) from error
-    require(
-        found_format == FORMAT_VERSION,
-        f"{path} has format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}: "
-        "make it again.",
-    )
+    if found_format != FORMAT_VERSION:
+        versions = f"format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}"
+        raise OtherVersionError(f"{path} has {versions}: make it again.")
     require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
     require(
         header["text_digest"] == text_digest,

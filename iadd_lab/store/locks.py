@@ -13,21 +13,17 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 PREPROCESSING = ".preprocess.lock"  # in the folder of teachers: nobody need wait for hours of training
-_PAUSE = 0.1  # seconds between two looks at a lock that another process holds
 # How a file system says that it has no locks: network and overlay ones, as they are mounted.
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 # Nor can a result be written where no lock can: whoever tries to will hear of it, who only reads need not.
 _NOTHING_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
-
-_Function = TypeVar("_Function", bound=Callable)
 
 
 def lock_of(path: Path | str) -> Path:
@@ -48,20 +44,17 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         what: is computed, for the line that is written while waiting.
     """
     holder, is_new = _lock_on(lock, is_singleton=True), not lock.parent.exists()
-    held = _wait_for(holder, lock, what)
+    _wait_for(holder, lock, what)
     try:
         yield
     finally:
-        if held:
-            if holder.lock_counter == 1:  # the outermost block of this thread
-                _remove(lock)
-            if is_new:  # where nothing was written, as after a refusal, nothing is left
-                with suppress(OSError):
-                    lock.parent.rmdir()
-            holder.release()
+        _release(holder, lock)
+        if is_new:  # where nothing was written, as after a refusal, nothing is left
+            with suppress(OSError):
+                lock.parent.rmdir()
 
 
-def locked_folder(parameter: str, *, file: str = "") -> Callable[[_Function], _Function]:
+def locked_folder(parameter: str, *, file: str = "") -> Callable[[Callable], Callable]:
     """Decorate a function so that it holds the lock of what it is given as `parameter`.
 
     Args:
@@ -69,16 +62,14 @@ def locked_folder(parameter: str, *, file: str = "") -> Callable[[_Function], _F
         file: another lock than `lock_of`'s, in that folder.
     """
 
-    def decorate(function: _Function) -> _Function:
+    def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def holding(*positional, **named):
-            bound = signature.bind(*positional, **named)
-            path = bound.arguments.get(parameter)
-            if path is None:
-                return function(*positional, **named)
-            with locked(Path(path) / file if file else lock_of(path), str(path)):
+            path = signature.bind(*positional, **named).arguments.get(parameter)
+            lock = path and (Path(path) / file if file else lock_of(path))
+            with locked(lock, str(path)) if lock else nullcontext():
                 return function(*positional, **named)
 
         return holding
@@ -88,31 +79,22 @@ def locked_folder(parameter: str, *, file: str = "") -> Callable[[_Function], _F
 
 def is_held(lock: Path) -> bool:
     """Whether a process, this one included, holds `lock`; also where that can't be found out."""
-    if not lock.exists():
-        return False
-    probe = _lock_on(lock)
-    try:
-        probe.acquire(timeout=0)
-    except (Timeout, OSError):
-        return lock.exists()
-    probe.release()
-    return False
+    if lock.exists():
+        with suppress(OSError), _lock_on(lock):
+            return False
+    return lock.exists()
 
 
 @contextmanager
 def try_lock(lock: Path) -> Iterator[bool]:
     """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held."""
     holder = _lock_on(lock)
+    with suppress(OSError):
+        holder.acquire()
     try:
-        holder.acquire(timeout=0)
-    except (Timeout, OSError):
-        yield False
-        return
-    try:
-        yield True
+        yield holder.is_locked
     finally:
-        _remove(lock)
-        holder.release()
+        _release(holder, lock)
 
 
 def sweep(lock: Path) -> None:
@@ -124,39 +106,36 @@ def sweep(lock: Path) -> None:
 
 def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
     # Whoever shares the folder must be able to open the file; a soft lock would outlive a killed owner.
-    return FileLock(lock.absolute(), mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)
+    return FileLock(lock.absolute(), 0, mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)
 
 
-def _wait_for(holder: FileLock, lock: Path, what: str) -> bool:
-    """Take the lock; False where there can be none."""
-    try:
-        if not _taken(holder, lock):
-            _say(f"waiting for another process that computes {what}")
-            while not _taken(holder, lock):
-                time.sleep(_PAUSE)
-    except OSError as error:
-        if error.errno in _NOTHING_WRITTEN:
-            return False
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-        place = f"{lock.parent} can't be locked ({error.strerror})"
-        _say(f"{place}: let no other process compute {what} meanwhile")
-        return False
-    return True
+def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
+    """Take the lock, or return without where there can be none."""
+    waiting = f"waiting for another process that computes {what}"
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout, FileNotFoundError):  # its owner may remove the whole folder
+                holder.acquire()
+                return
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS | _NOTHING_WRITTEN:
+                raise
+            if error.errno in _WITHOUT_LOCKS:
+                place = f"{lock.parent} can't be locked ({error.strerror})"
+                _say(f"{place}: let no other process compute {what} meanwhile")
+            return
+        if waiting:
+            _say(waiting)
+            waiting = ""
+        time.sleep(0.1)
 
 
-def _taken(holder: FileLock, lock: Path) -> bool:
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        holder.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):  # its owner may remove the whole folder
-        return False
-    return True
-
-
-def _remove(lock: Path) -> None:
-    with suppress(OSError):  # Windows keeps what is open; filelock removes it there
-        lock.unlink(missing_ok=True)
+def _release(holder: FileLock, lock: Path) -> None:
+    if holder.lock_counter == 1:  # the outermost block of this thread
+        with suppress(OSError):  # Windows keeps what is open; filelock removes it there
+            lock.unlink()
+    holder.release()
 
 
 def _say(sentence: str) -> None:

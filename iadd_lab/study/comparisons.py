@@ -87,30 +87,28 @@ def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDiffe
     Raises:
         InputError: the cells are of different settings, networks or splits.
     """
-    for what, one, other in (
-        ("setting", first.setting, second.setting),
-        ("network", first.network, second.network),
-        ("split", first.evaluation.config.split, second.evaluation.config.split),
-        ("number of sets", first.seeds, second.seeds),
-    ):
+    shared = {
+        "setting": [cell.setting for cell in (first, second)],
+        "network": [cell.network for cell in (first, second)],
+        "split": [cell.evaluation.config.split for cell in (first, second)],
+        "number of sets": [cell.seeds for cell in (first, second)],
+    }
+    for what, (one, other) in shared.items():
         require(
             one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
         )
     one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
-    differences = 100 * (one - other)  # (seeds,)
-    mean, low, high = mean_with_interval(differences.tolist())
+    each = tuple((100 * (one - other)).tolist())  # a difference for each seed
     return PairedDifference(
-        title=first.setting.title,
-        dataset=first.setting.data_key,
-        ipc=first.setting.ipc,
-        network=first.network.name,
-        method_a=first.method,
-        method_b=second.method,
-        difference=mean,
-        low95=low,
-        high95=high,
-        each=tuple(differences.tolist()),
-        measure="balanced accuracy" if balanced else "accuracy",
+        first.setting.title,
+        first.setting.data_key,
+        first.setting.ipc,
+        first.network.name,
+        first.method,
+        second.method,
+        *mean_with_interval(each),
+        each,
+        "balanced accuracy" if balanced else "accuracy",
     )
 
 
@@ -195,31 +193,16 @@ def measurement_frame(
 COLUMNS = ("dataset", "ipc", "network", "method", "mean", "std", "seeds", "source", "measure")
 
 
-def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
+def _measured(cell: Cell, profile: str, measure: str) -> tuple[object, ...]:
     summary, setting = cell.evaluation.summary(), cell.setting
     width = f", width {cell.network.width}" if cell.network.width else ""
-    return {
-        "dataset": setting.data_key,
-        "ipc": setting.ipc,
-        "network": cell.network.name,
-        "method": cell.method,
-        "mean": summary[measure],
-        "std": summary[measure.replace("accuracy", "std")],
-        "seeds": cell.seeds,
-        "source": f"measured here: {cell.origin(profile)}{width}, {summary['split']} images",
-        "measure": measure,
-    }
+    source = f"measured here: {cell.origin(profile)}{width}, {summary['split']} images"
+    std = summary[measure.replace("accuracy", "std")]
+    names = setting.data_key, setting.ipc, cell.network.name, cell.method
+    return *names, summary[measure], std, cell.seeds, source, measure
 
 
-def _published(entry: dict[str, str]) -> dict[str, object]:
-    return {
-        "dataset": entry["dataset"],
-        "ipc": int(entry["ipc"]) if entry["ipc"] else None,
-        "network": None,
-        "method": entry["method"],
-        "mean": float(entry["accuracy"]),
-        "std": float(entry["std"]) if entry["std"] else None,
-        "seeds": None,
-        "source": f"published: {entry['source']}",
-        "measure": "accuracy",
-    }
+def _published(entry: dict[str, str]) -> tuple[object, ...]:
+    ipc, std = int(entry["ipc"]) if entry["ipc"] else None, float(entry["std"]) if entry["std"] else None
+    names = entry["dataset"], ipc, None, entry["method"]
+    return *names, float(entry["accuracy"]), std, None, f"published: {entry['source']}", "accuracy"

@@ -38,7 +38,7 @@ from iadd_lab.study.luck import Repeat, repeat_segments
 from iadd_lab.study.methods import METHODS, Method
 from iadd_lab.study.settings import Setting
 from iadd_lab.training.networks import NetworkConfig
-from iadd_lab.training.teachers import Teachers, prepare_teachers, train_teachers
+from iadd_lab.training.teachers import Teachers, prepare_teachers, train_teacher, train_teachers
 
 _SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 
@@ -46,9 +46,7 @@ _SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 class Runner(Protocol):
     """Where independent tasks run, when not one after the other in this process."""
 
-    def map(
-        self, function: Callable[..., Any], tasks: Sequence[tuple], *, bar: tqdm | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
         """`function(*task)` for each of `tasks`, in any order: its number, and its value or exception."""
 
 
@@ -255,7 +253,7 @@ class Study:
         tasks = sorted(wanted, key=lambda task: networks.index(task[2]))
         found: dict[tuple, Cell] = {}
         with tqdm(total=len(tasks), unit="cell", disable=not self.how.progress) as bar:
-            for number, outcome in self._computed([(*task, split) for task in tasks], bar):
+            for number, outcome in self._computed([(*task, split) for task in tasks]):
                 setting, name, network = tasks[number]
                 if isinstance(outcome, DivergenceError):
                     network, notes = network or setting.network(), self._notes(setting)
@@ -279,16 +277,19 @@ class Study:
 
     def _spread_teachers(self, setting: Setting) -> None:
         """Train the setting's missing teachers, each as a task of its own."""
-        self.preprocess(setting)
-        tasks = [(self._told(), setting, number) for number in range(setting.teacher_count)]
+        folder = self._teacher_folder(setting)
+        missing = prepare_teachers(self.data(setting), setting.teachers(), folder).missing(
+            setting.teacher_count
+        )
+        tasks = [(self._told(), setting, number) for number in missing]
         for _, outcome in self.runner.map(_train_teacher, tasks):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _computed(self, tasks: Sequence[tuple], bar: tqdm) -> Iterator[tuple[int, Cell | BaseException]]:
+    def _computed(self, tasks: Sequence[tuple]) -> Iterator[tuple[int, Cell | BaseException]]:
         """Each task's number, and its cell or the error that it ended with."""
         if self.runner is not None:
-            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks], bar=bar)
+            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks])
             return
         for number, (setting, method, network, split) in enumerate(tasks):
             try:
@@ -363,11 +364,5 @@ def _compute_cell(
 
 def _train_teacher(told: tuple, setting: Setting, number: int) -> None:
     study = _study_of(*told)
-    train_teachers(
-        study.data(setting),
-        setting.teachers(),
-        study._teacher_folder(setting),
-        only=number,
-        count=setting.teacher_count,
-        how=study.how,
-    )
+    data, folder = study.data(setting), study._teacher_folder(setting)
+    train_teacher(data, prepare_teachers(data, setting.teachers(), folder), number, how=study.how)
