@@ -160,6 +160,7 @@ def test_data_and_ipc_choose_rows(mine, page, chosen, expected):
         ({"data": "cifar1"}, "did you mean 'cifar10'?"),
         ({"ipc": "ten"}, "ipc is 'ten'"),
         ({"ipc": True}, "ipc is True"),
+        ({"ipc": []}, "ipc has 0 values"),
         ({"ipc": [1, 1]}, "two settings are both Digits, IPC 1"),
         ({"iterations": 0}, "iterations is 0"),
         ({"iterations": [1, 2, 3]}, "iterations has 3 values for 2 settings"),
