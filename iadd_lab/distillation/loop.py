@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ def distill(
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
     ranks: Ranks = ALONE,
-    **options: Any,
+    **options: object,
 ) -> DistillResult:
     """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
 
