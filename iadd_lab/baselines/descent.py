@@ -23,20 +23,12 @@ from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import Execution
 from iadd_lab.distillation.history import History
-from iadd_lab.errors import (
-    DivergenceError,
-    check_kind,
-    check_number,
-    check_rate,
-    check_whole,
-    choose,
-    require,
-)
+from iadd_lab.errors import DivergenceError, check_kind, check_number, check_rate, check_whole, choose
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, unpacking
 from iadd_lab.store.configs import added_field, describe, fingerprint
 from iadd_lab.store.locks import locked_folder
-from iadd_lab.store.resumable import State, complete
+from iadd_lab.store.resumable import State, check_result, complete
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
 
@@ -61,11 +53,11 @@ class DescentConfig:
         for name in ("ipc", "iterations", "real_batch"):
             check_whole(name, getattr(self, name), minimum=1)
         check_rate("image_rate", self.image_rate)
+        for name in ("back_offs", "seed"):
+            check_whole(name, getattr(self, name), minimum=0)
         check_number("momentum", self.momentum, maximum=0.999)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
-        check_whole("back_offs", self.back_offs, minimum=0)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("seed", self.seed, minimum=0)
 
     @property
     def method(self) -> str:
@@ -104,9 +96,8 @@ class Descent:
     @cached_property
     def identity(self) -> str:
         """16 hex digits over all that the result depends on."""
-        return fingerprint(
-            self.config, self.network, self.data.fingerprint, preprocess_fingerprint(self.preprocess)
-        )
+        preprocess = preprocess_fingerprint(self.preprocess)
+        return fingerprint(self.config, self.network, self.data.fingerprint, preprocess)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -117,11 +108,9 @@ class Descent:
     @cached_property
     def real(self) -> tuple[Tensor, ...]:
         """The preprocessed training images of each class: (count, channels, height, width) each."""
-        train = self.data.train
-        return tuple(
-            self.preprocess.apply(train.images[train.labels == label].to(self.device))
-            for label in range(len(self.data.classes))
-        )
+        train, labels = self.data.train, range(len(self.data.classes))
+        classes = (train.images[train.labels == label] for label in labels)
+        return tuple(self.preprocess.apply(images.to(self.device)) for images in classes)
 
     def fresh_network(self, seed: int) -> nn.Module:
         """A network with an initialisation of its own.
@@ -162,37 +151,26 @@ def descend(
         DivergenceError: the loss or the images are not finite. The error's `result` is the set with the last
             images whose loss was finite.
     """
-    config = descent.config
+    config, identity = descent.config, descent.identity
     check_class_sizes(descent.data, config.ipc if config.initial_images == "real" else 1)
     descent.fresh_network(0)  # before anything expensive: does it fit the images at all?
     target = Path(folder) / "distilled.safetensors" if folder is not None else None
     path = target and target.with_name("checkpoint.safetensors")
     if target and target.exists():
         path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-        return _finished(target, descent.identity)
+        artefact = load_artefact(target, kind=KIND)
+        check_result(target, artefact.metadata.get("run"), identity)
+        with unpacking(target):
+            return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
     reuse_freed_memory()
     with descent.how.environment():
         run = _Progress(descent)
-        complete(
-            run,
-            path=path,
-            identity=descent.identity,
-            title=config.method,
-            how=descent.how,
-            on_advance=lambda: on_iteration and on_iteration(run.done, run.history),
-            save=lambda: target and run.save(target),
-        )
+        hooks = {
+            "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
+            "save": lambda: target and run.save(target),
+        }
+        complete(run, path=path, identity=identity, title=config.method, how=descent.how, **hooks)
         return run.result()
-
-
-def _finished(path: Path, identity: str) -> DistilledSet:
-    artefact = load_artefact(path, kind=KIND)
-    require(
-        artefact.metadata.get("run") == identity,
-        f"{path} is the result of another configuration: choose another folder, or delete it.",
-    )
-    with unpacking(path):
-        return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
 
 
 class _Progress:

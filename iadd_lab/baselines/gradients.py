@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
@@ -116,40 +116,28 @@ def match_gradients(
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
     config, how = config.resolved(data), Execution.of(how, options)
-    descent = Descent(
-        data,
-        preprocess,
-        network,
-        config,
-        how,
-        pair_distance,
-        steps=config.matches_per_network,
-        between=partial(_train_on, config),
-    )
+    loop = {"steps": config.matches_per_network, "between": partial(_train_on, config)}
+    descent = Descent(data, preprocess, network, config, how, pair_distance, **loop)
     return descend(descent, folder=folder, on_iteration=on_iteration)
 
 
 def _train_on(
-    config: GradientMatchingConfig,
-    network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    random: torch.Generator,
+    config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
 ) -> None:
     options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
     for _ in train(network, images, labels, epochs=config.network_steps, generator=random, **options):
         pass
 
 
-def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
+def pair_distance(network: nn.Module, pair: Pair) -> Tensor:
     """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
     real = weight_gradients(network, pair.real, pair.label)
     return gradient_distance(real, weight_gradients(network, pair.distilled, pair.label, create_graph=True))
 
 
 def weight_gradients(
-    network: nn.Module, images: torch.Tensor, label: int, *, create_graph: bool = False
-) -> tuple[torch.Tensor, ...]:
+    network: nn.Module, images: Tensor, label: int, *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """The gradients of the mean cross-entropy on images of class `label`, one per weight of ≥ 2 dimensions.
 
     Biases and the parameters of norms, which have one dimension, are left out as in the paper.
@@ -160,7 +148,7 @@ def weight_gradients(
     return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
 
-def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The sum over layers and output rows of 1 − cosine between the rows: a scalar, at most 2 per row.
 
     A row holds what leads to one output of the layer: gradients (outputs, inputs, ...) are flattened to
@@ -169,7 +157,7 @@ def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tens
     return sum(_row_distances(one, other).sum() for one, other in zip(first, second, strict=True))
 
 
-def _row_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _row_distances(one: Tensor, other: Tensor) -> Tensor:
     # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
     directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
     return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)

@@ -83,7 +83,5 @@ class DistillConfig:
         for name, minimum in (("back_offs", 0), ("snapshots", 2), ("seed", 0)):
             check_whole(name, getattr(self, name), minimum=minimum)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
-        require(
-            isinstance(self.matching, Matching) and type(self.matching) is not Matching,
-            f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
-        )
+        fits = isinstance(self.matching, Matching) and type(self.matching) is not Matching
+        require(fits, f"matching is {self.matching!r}; it must be a Matching, as in Uniform() or Learned().")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ class Ranks:
     """Which part of a distillation this process computes: all of it. `iadd_lab.ranks` has one for several."""
 
     first: bool = True  # whether this process writes the files, and shows progress
-    patience: float = math.inf  # seconds of work that may be lost at most
+    patience: float = float("inf")  # seconds of work that may be lost at most
 
     def agree(self, what: str) -> None:
         """Wait for all processes, and require that they come with the same `what`."""
