@@ -75,7 +75,7 @@ def test_bad_values_other_images_and_teachers_with_momentum_are_refused(toy_data
     for name, value in ((name, value) for name, values in bad.items() for value in values):
         with pytest.raises(InputError, match=f"^{name} is {value}; it must be a whole number of at least 1"):
             repeat_segments(toy_teachers, toy_data, **OPTIONS | {name: value})
-    with pytest.raises(InputError, match="were trained on .* but the data is"):
+    with pytest.raises(InputError, match=r"were trained on .* but the data is"):
         repeat_segments(toy_teachers, replace(toy_data, fingerprint="of other images"), **OPTIONS)
     pushed = replace(toy_teachers, config=replace(toy_teachers.config, momentum=0.9))
     with pytest.raises(InputError, match=r"the teachers' momentum is 0.9"):

@@ -140,7 +140,7 @@ def test_more_teachers_join_and_the_old_ones_stay(toy_data, toy_config, copied, 
 
 def test_each_teacher_can_be_trained_by_itself(toy_data, toy_config, toy_teachers, tmp_path, monkeypatch):
     teachers = prepare_teachers(toy_data, toy_config, tmp_path)
-    with pytest.raises(InputError, match="were trained on .* but the data is"):
+    with pytest.raises(InputError, match=r"were trained on .* but the data is"):
         train_teacher(replace(toy_data, fingerprint="of others"), teachers, 1, progress=False)
     train_teacher(toy_data, teachers, 1, progress=False)
     assert teachers.missing(3) == [0, 2]
