@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from iadd_lab.errors import InputError
 from iadd_lab.study import bench
 from iadd_lab.study.bench import TASKS, VARIANTS, BenchConfig, Task, measure, measure_engine, measure_training
+from tests.samples import assert_refused
 
 TINY = BenchConfig(
     width=4, size=8, images=(2,), steps=(2,), iterations=1, engines=("adjoint",), training=False
@@ -67,8 +67,7 @@ def test_a_failed_measurement_says_which(monkeypatch):
     ],
 )
 def test_configs_name_the_bad_value(field, value, sentence):
-    with pytest.raises(InputError, match=sentence):
-        BenchConfig(**{field: value})
+    assert_refused(sentence, BenchConfig, **{field: value})
 
 
 def test_the_rate_of_products_is_a_rate():

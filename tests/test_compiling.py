@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from iadd_lab.errors import InputError
 from iadd_lab.training.fast import winograd
 from iadd_lab.training.fast.compiling import (
     PLAIN,
@@ -26,6 +25,7 @@ from iadd_lab.training.fast.compiling import (
 )
 from iadd_lab.training.fast.losses import FusedStudentLoss
 from iadd_lab.training.networks import ImageClassifier, NetworkConfig, build_network
+from tests.samples import assert_refused
 from tests.test_kernels import assert_near
 
 ENOUGH = WORTH_COMPILING["cpu"]
@@ -74,8 +74,7 @@ def test_long_runs_are_compiled(mode, work, compiled):
 @pytest.mark.parametrize("mode", ["allways", "Auto", "", None, True])
 @pytest.mark.parametrize("work", [0, 1e30])
 def test_unknown_mode_is_named(mode, work):
-    with pytest.raises(InputError, match=f"compile {mode!r}.*always, auto, never"):
-        choose_kernels(mode, work=work)
+    assert_refused(f"compile {mode!r}.*always, auto, never", choose_kernels, mode, work=work)
 
 
 def fail_at_once(function, **options):

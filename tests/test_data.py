@@ -12,7 +12,7 @@ import torchvision.datasets
 
 from iadd_lab.data.sets import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
 from iadd_lab.errors import InputError
-from tests.samples import counts, load, make_idx, make_tree, three
+from tests.samples import assert_refused, counts, load, make_idx, make_tree, three
 
 
 def test_roots_come_from_the_environment_or_the_platform(tmp_path, monkeypatch):
@@ -39,25 +39,23 @@ def test_a_missing_set_says_where_and_how(tmp_path, name):
 
 def test_image_folder_needs_its_folder(tmp_path):
     assert locate("image_folder") is None
-    with pytest.raises(InputError, match="image_folder needs a folder: pass"):
-        load("image_folder")
-    with pytest.raises(InputError, match="nowhere, which is not there"):
-        load("image_folder", tmp_path / "nowhere")
+    assert_refused("image_folder needs a folder: pass", load, "image_folder")
+    assert_refused("nowhere, which is not there", load, "image_folder", tmp_path / "nowhere")
 
 
 def test_fetching(tmp_path, monkeypatch):
     raw = make_idx(tmp_path)
     assert fetch_data("mnist", root=tmp_path) == raw  # there already: no network
     assert fetch_data("digits") == locate("digits")
-    with pytest.raises(InputError, match="can't be fetched: unpack http://cs231n"):
-        fetch_data("tiny_imagenet", root=tmp_path)
+    assert_refused("can't be fetched: unpack http://cs231n", fetch_data, "tiny_imagenet", root=tmp_path)
 
     def fail(self):
         raise RuntimeError("no\nnetwork")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
-    with pytest.raises(InputError, match=r"CIFAR-10 could not be fetched into .* \(no network\)"):
-        fetch_data("cifar10", root=tmp_path)
+    assert_refused(
+        r"CIFAR-10 could not be fetched into .* \(no network\)", fetch_data, "cifar10", root=tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,7 @@ def test_fetching(tmp_path, monkeypatch):
     ],
 )
 def test_bad_configurations(options, message):
-    with pytest.raises(InputError, match=message):
-        DataConfig(**{"name": "digits", **options})
+    assert_refused(message, DataConfig, **{"name": "digits", **options})
 
 
 def test_bad_names():
@@ -86,8 +83,7 @@ def test_bad_names():
         lambda: fetch_data("x"),
         lambda: load_data("x"),
     ):
-        with pytest.raises(InputError, match="unknown"):
-            wrong()
+        assert_refused("unknown", wrong)
 
 
 def test_the_registry():

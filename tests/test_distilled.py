@@ -11,7 +11,7 @@ from iadd_lab.baselines.real_images import random_real
 from iadd_lab.data.distilled import DistilledSet, displayable
 from iadd_lab.data.preprocess import fit_preprocess
 from iadd_lab.data.sets import DataConfig, load_data
-from iadd_lab.errors import InputError
+from tests.samples import assert_refused
 from tests.test_readers import make_tiny
 
 
@@ -54,10 +54,9 @@ def test_whitening_that_was_left_out_is_fitted_anew(whitened, tmp_path):
 
 def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path):
     other = replace(whitened, data_fingerprint="0" * 16).save(tmp_path / "other", refit=True)
-    with pytest.raises(
-        InputError, match=r"fitted on digits .fingerprint 0000000000000000., but the copy here"
-    ):
-        DistilledSet.load(other)
+    assert_refused(
+        r"fitted on digits .fingerprint 0000000000000000., but the copy here", DistilledSet.load, other
+    )
 
 
 def test_preprocessing_is_fitted_where_the_real_set_lies(tmp_path, monkeypatch):
@@ -67,5 +66,4 @@ def test_preprocessing_is_fitted_where_the_real_set_lies(tmp_path, monkeypatch):
     path = made.save(tmp_path / "small", refit=True)
     assert DistilledSet.load(path, root=tmp_path / "here").fingerprint == made.fingerprint
     monkeypatch.setenv("IADD_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(InputError, match=r"^Tiny ImageNet was looked for in .*elsewhere"):
-        DistilledSet.load(path)
+    assert_refused(r"^Tiny ImageNet was looked for in .*elsewhere", DistilledSet.load, path)

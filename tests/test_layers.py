@@ -201,8 +201,10 @@ def test_chunks_hold_as_many_images_as_the_limit_holds_feature_maps(maps, expect
 def test_networks_go_together_as_long_as_their_batches_fill_no_more_than_a_chunk(batch, expected):
     problem = make_convnet()
     images = problem.images[0]
-    assert FusedStudentLoss(problem.network, PLAIN, chunk=10).together(images, batch=batch) == expected
-    assert StudentLoss(problem.network).together(images, batch=batch) == 1
+    assert (
+        FusedStudentLoss(problem.network, PLAIN, chunk=10).networks_at_once(images, batch=batch) == expected
+    )
+    assert StudentLoss(problem.network).networks_at_once(images, batch=batch) == 1
 
 
 @pytest.mark.parametrize(("fewest", "size", "calls"), [(4, 8, 2), (5, 8, 0), (4, 10, 0)])

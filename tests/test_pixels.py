@@ -8,8 +8,7 @@ from PIL import Image
 
 from iadd_lab.data import pixels
 from iadd_lab.data.pixels import decode_file, is_grey, resize_arrays
-from iadd_lab.errors import InputError
-from tests.samples import load, make_tree, noise, save
+from tests.samples import assert_refused, load, make_tree, noise, save
 
 
 def only_image(tmp_path, pixels, *, name="image.png", size=4, channels=None, **options):
@@ -30,10 +29,20 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 
 
 def test_pixels_of_unknown_range_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"image\.tif has pixels beyond 16 bits"):
-        only_image(tmp_path, np.full((4, 4), 1e6, dtype=np.float32), name="image.tif")
-    with pytest.raises(InputError, match=r"image\.tif has pixels beyond 16 bits"):
-        only_image(tmp_path / "b", np.full((4, 4), 70_000, dtype=np.int32), name="image.tif")
+    assert_refused(
+        r"image\.tif has pixels beyond 16 bits",
+        only_image,
+        tmp_path,
+        np.full((4, 4), 1e6, dtype=np.float32),
+        name="image.tif",
+    )
+    assert_refused(
+        r"image\.tif has pixels beyond 16 bits",
+        only_image,
+        tmp_path / "b",
+        np.full((4, 4), 70_000, dtype=np.int32),
+        name="image.tif",
+    )
 
 
 def test_transparent_pixels_are_white(tmp_path):
@@ -105,8 +114,7 @@ def test_every_image_type(tmp_path, suffix):
 def test_an_undecodable_image_is_named(tmp_path, content):
     root = make_tree(tmp_path / "mine")
     (root / "cat" / "bad.jpg").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.jpg can't be decoded .*remove or replace it"):
-        load("image_folder", root)
+    assert_refused(r"bad\.jpg can't be decoded .*remove or replace it", load, "image_folder", root)
 
 
 def test_truncated_and_oversized_images_and_dead_links_are_named(tmp_path, monkeypatch):
@@ -114,16 +122,13 @@ def test_truncated_and_oversized_images_and_dead_links_are_named(tmp_path, monke
     path = root / "cat" / "003.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:-2000])
-    with pytest.raises(InputError, match=r"003\.png can't be decoded"):
-        load("image_folder", root)
+    assert_refused(r"003\.png can't be decoded", load, "image_folder", root)
     path.write_bytes(whole)
     with monkeypatch.context() as patch:
         patch.setattr(pixels, "LARGEST_PIXELS", 1000)
-        with pytest.raises(InputError, match=r"has 64×64 pixels, but at most 1000 are decoded"):
-            load("image_folder", root)
+        assert_refused(r"has 64×64 pixels, but at most 1000 are decoded", load, "image_folder", root)
     (root / "cat" / "dead.png").symlink_to(root / "nowhere.png")
-    with pytest.raises(InputError, match=r"dead\.png"):
-        load("image_folder", root)
+    assert_refused(r"dead\.png", load, "image_folder", root)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 4, 4, 3)])

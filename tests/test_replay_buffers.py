@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from iadd_lab.errors import InputError
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.replay_buffers import import_replay_buffers, read_replay_buffer
+from tests.samples import assert_refused
 from tests.test_cli import refused
 
 
@@ -91,8 +91,15 @@ def test_parameters_in_a_replay_buffer_are_fine_too(tmp_path):
 def test_a_replay_buffer_of_another_network_is_refused(toy_data, toy_config, toy_teachers, tmp_path):
     path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
     wider = replace(toy_config, network=NetworkConfig(width=8, depth=2))
-    with pytest.raises(InputError, match="does not fit the network"):
-        import_replay_buffers([path], toy_data, wider, tmp_path / "imported", progress=False)
+    assert_refused(
+        "does not fit the network",
+        import_replay_buffers,
+        [path],
+        toy_data,
+        wider,
+        tmp_path / "imported",
+        progress=False,
+    )
 
 
 class Malicious:
@@ -108,23 +115,19 @@ class Malicious:
 def test_a_malicious_replay_buffer_creates_nothing(tmp_path):
     trap, path = tmp_path / "trap", tmp_path / "replay_buffer_0.pt"
     torch.save([[[Malicious(trap)]]], path)
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt is refused"):
-        read_replay_buffer(path)
+    assert_refused(r"replay_buffer_0.pt is refused", read_replay_buffer, path)
     path.write_bytes(pickle.dumps(Malicious(trap), protocol=2))
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt is refused"):
-        read_replay_buffer(path)
+    assert_refused(r"replay_buffer_0.pt is refused", read_replay_buffer, path)
     assert not trap.exists()
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [], [[1]], [[[1]]], torch.ones(2)])
 def test_files_that_are_no_replay_buffers_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "replay_buffer_0.pt")
-    with pytest.raises(InputError, match=r"replay_buffer_0.pt"):
-        read_replay_buffer(tmp_path / "replay_buffer_0.pt")
+    assert_refused(r"replay_buffer_0.pt", read_replay_buffer, tmp_path / "replay_buffer_0.pt")
 
 
 def test_a_truncated_replay_buffer_is_refused(toy_teachers, tmp_path):
     path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="is refused"):
-        read_replay_buffer(path)
+    assert_refused("is refused", read_replay_buffer, path)

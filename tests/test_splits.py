@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from iadd_lab.data.splits import Split, draw, hold_out
-from iadd_lab.errors import InputError
-from tests.samples import counts, load, make_tree, noise, rows, save, three
+from tests.samples import assert_refused, counts, load, make_tree, noise, rows, save, three
 
 
 def test_splits_are_disjoint_exhaustive_and_stratified(tmp_path):
@@ -39,8 +38,7 @@ def test_a_split_checks_what_it_holds():
         (images[0], labels),
         (images, labels[:1]),
     ):
-        with pytest.raises(InputError, match="a split has images"):
-            Split(*wrong)
+        assert_refused("a split has images", Split, *wrong)
 
 
 def test_draws_are_proportional_and_each_begins_the_next():
@@ -96,8 +94,7 @@ def test_train_limit_is_stratified_nested_and_only_of_train():
     assert set(rows(ten.train)) <= set(rows(hundred.train)) <= set(rows(full.train))
     assert torch.equal(full.validation.images, hundred.validation.images)
     assert load("digits", train_limit=10_000).fingerprint == full.fingerprint
-    with pytest.raises(InputError, match=r"train_limit is 9; for Digits it must be at least .* 10"):
-        load("digits", train_limit=9)
+    assert_refused(r"train_limit is 9; for Digits it must be at least .* 10", load, "digits", train_limit=9)
 
 
 def test_a_rare_class_reaches_every_split(tmp_path):
@@ -110,8 +107,7 @@ def test_a_rare_class_reaches_every_split(tmp_path):
 def test_a_class_too_small_to_split_is_named(tmp_path):
     root = make_tree(tmp_path / "mine", ("common",), count=9)
     make_tree(root, ("rare",), count=2)
-    with pytest.raises(InputError, match="class 'rare' has 0 train, 1 validation, 1 test images"):
-        load("image_folder", root)
+    assert_refused("class 'rare' has 0 train, 1 validation, 1 test images", load, "image_folder", root)
 
 
 def test_fingerprint_follows_pixels_labels_and_classes(tmp_path):

@@ -293,7 +293,7 @@ class _FreshNetworks:
         work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
-        self.side_by_side = loss.together(self.real, batch=min(config.batch, images))
+        self.at_once = loss.networks_at_once(self.real, batch=min(config.batch, images))
         self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
         self.losses: list[float] = []  # of each network that is ready, in its last epoch
         self.training: Training | None = None  # of the networks that are on their way
@@ -310,7 +310,7 @@ class _FreshNetworks:
     def advance(self) -> None:
         """One epoch of the networks on their way, and at the end their test."""
         if self.training is None:
-            self.training = self.begin(min(self.side_by_side, len(self.sets) - len(self.confusions)))
+            self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusions)))
         losses = self.training.advance()
         if self.training.epoch == self.config.epochs:
             self.confusions += [self.test(network) for network in self.training.networks]

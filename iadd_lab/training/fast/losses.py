@@ -52,7 +52,7 @@ class FusedStudentLoss(StudentLoss):
             losses += values.detach()
         return losses, total
 
-    def together(self, images, *, batch):
+    def networks_at_once(self, images, *, batch):
         return max(self._fitting(images) // batch, 1)
 
     @torch.no_grad()
@@ -159,8 +159,8 @@ class CapturedStudentLoss(StudentLoss):
         found = self._replay(name, along, augmentation, flat, direction, images, labels)
         return found if curvature else (*found, None)
 
-    def together(self, images, *, batch):
-        return self.loss.together(images, batch=batch)
+    def networks_at_once(self, images, *, batch):
+        return self.loss.networks_at_once(images, batch=batch)
 
     def predict(self, flat, images, *, batch=1024):
         return self.loss.predict(flat, images, batch=batch)

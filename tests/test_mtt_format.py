@@ -15,13 +15,12 @@ from iadd_lab.data.mtt_format import CONSTANTS, FITS, import_mtt, likely_preproc
 from iadd_lab.data.preprocess import Standardise, Zca
 from iadd_lab.data.sets import load_data
 from iadd_lab.data.splits import Split
-from iadd_lab.errors import InputError
 from iadd_lab.evaluation.export import export_set
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
-from tests.samples import noise
+from tests.samples import assert_refused, noise
 from tests.test_cli import refused, run
 
 EVALUATE = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=10, augment=AUGMENT)
@@ -111,18 +110,14 @@ def test_a_learned_rate_beside_the_set_is_taken(digits, released):
 def test_what_does_not_fit_is_refused(digits, released, change, sentence):
     stored = [torch.load(released / f"{name}_best.pt").detach() for name in ("images", "labels")]
     release(released, *change(*stored))
-    with pytest.raises(InputError, match=sentence):
-        import_mtt(released, digits, preprocess="zca")
+    assert_refused(sentence, import_mtt, released, digits, preprocess="zca")
 
 
 def test_other_refusals_say_what_to_do(digits, released, tmp_path):
-    with pytest.raises(InputError, match="unknown preprocess 'ZCA'"):
-        import_mtt(released, digits, preprocess="ZCA")
-    with pytest.raises(InputError, match=r"images_best\.pt is not there"):
-        import_mtt(tmp_path, digits, preprocess="zca")
+    assert_refused("unknown preprocess 'ZCA'", import_mtt, released, digits, preprocess="ZCA")
+    assert_refused(r"images_best\.pt is not there", import_mtt, tmp_path, digits, preprocess="zca")
     limited = replace(digits, config=replace(digits.config, train_limit=100))
-    with pytest.raises(InputError, match="train_limit is set"):
-        import_mtt(released, limited, preprocess="zca")
+    assert_refused("train_limit is set", import_mtt, released, limited, preprocess="zca")
 
 
 @pytest.mark.parametrize("kind", [Standardise, Zca])
