@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import iadd_lab
+from iadd_lab.distillation.loop import Distillation
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.store.configs import RESULT_VERSION
 from iadd_lab.study.settings import Setting
@@ -69,7 +70,7 @@ def counted(monkeypatch):
 
     count(sys.modules["iadd_lab.training.teachers"], "_train_one", "train")
     # The package's functions of these names hide the modules.
-    count(sys.modules["iadd_lab.distillation.loop"]._Run, "iterate", "distill")
+    count(Distillation, "advance", "distill")
     count(sys.modules["iadd_lab.evaluation.protocol"], "_Run", "evaluate")
     return counts
 

@@ -1,7 +1,7 @@
 """Distilled images by plain gradient descent on a loss of each class: the loop of the matching baselines.
 
-Gradient matching and distribution matching differ in that loss and in what else an iteration does. Real
-images, fresh networks, siamese augmentation, the step on the images, checkpoints and results are here.
+Gradient matching and distribution matching differ in that loss, and in what the network does between two
+steps. Real images, fresh networks, siamese augmentation, the steps, checkpoints and results are here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
 
-_ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
+ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Descent:
     network: NetworkConfig
     config: DescentConfig  # with `augment` resolved
     how: Execution
+    distance: Callable[[nn.Module, Pair], Tensor]  # what is to fall, for each class: a scalar
+    steps: int = 1  # of the images in an iteration, all with one network
+    # Given the network, the images, their labels and a generator: what happens to it between two steps.
+    between: Callable[[nn.Module, Tensor, Tensor, torch.Generator], None] | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -144,37 +148,9 @@ class Descent:
         return Pair(label, augmentation(real[rows.to(self.device)]), augmentation(distilled))
 
 
-# An iteration: it is given the descent, the images, their optimizer and a generator of its own, steps with
-# `step_images` and returns the loss, a scalar. Whatever it keeps to itself would be lost in an interruption.
-Iterate = Callable[[Descent, Tensor, torch.optim.Optimizer, torch.Generator], Tensor]
-
-
-def step_images(
-    descent: Descent,
-    images: Tensor,
-    optimizer: torch.optim.Optimizer,
-    random: torch.Generator,
-    loss_of: Callable[[Pair], Tensor],
-) -> Tensor:
-    """One step of the images on the sum of `loss_of` over the classes; returns that sum, a scalar.
-
-    A class's loss depends on its own images alone, so the graph of one class is in memory at a time.
-    """
-    total, gradients = torch.zeros((), device=images.device), []
-    for label, own in enumerate(images.detach().split(descent.config.ipc)):
-        own = own.clone().requires_grad_()  # (ipc, channels, height, width)
-        loss = loss_of(descent.pair(label, own, random))
-        gradients += torch.autograd.grad(loss, own)
-        total += loss.detach()
-    images.grad = torch.cat(gradients)
-    optimizer.step()
-    return total
-
-
 @locked_folder("folder")
 def descend(
     descent: Descent,
-    iterate: Iterate,
     *,
     folder: Path | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
@@ -196,7 +172,7 @@ def descend(
         return _finished(target, descent.identity)
     reuse_freed_memory()
     with descent.how.environment():
-        run = _Progress(descent, iterate)
+        run = _Progress(descent)
         complete(
             run,
             path=path,
@@ -224,8 +200,8 @@ class _Progress:
 
     unit = "iteration"
 
-    def __init__(self, descent: Descent, iterate: Iterate):
-        self.descent, self.iterate = descent, iterate
+    def __init__(self, descent: Descent):
+        self.descent = descent
         self.images = descent.initial_images()  # (classes * ipc, channels, height, width)
         self.optimizer = torch.optim.SGD([self.images], momentum=descent.config.momentum)
         self.done, self.total = 0, descent.config.iterations
@@ -246,7 +222,7 @@ class _Progress:
         redone = len(self.history.back_off_rates)
         random = generator(config.seed, "image descent", number, *([redone] if redone else []))
         try:
-            loss = self.iterate(self.descent, self.images, self.optimizer, random).item()
+            loss = self.iterate(random).item()
             if not math.isfinite(loss):
                 raise DivergenceError(f"the matching loss is {loss}.")
             self.good = before  # as its loss shows
@@ -260,6 +236,30 @@ class _Progress:
         self.done += 1
         self.history.append(loss=loss, seconds=time.perf_counter() - started)
         return {"loss": f"{loss:.4g}"}
+
+    def iterate(self, random: torch.Generator) -> Tensor:
+        """The steps with one fresh network; their mean loss."""
+        network = self.descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
+        losses = [self.step(network, random)]
+        while len(losses) < self.descent.steps:
+            self.descent.between(network, self.images, self.descent.labels, random)
+            losses.append(self.step(network, random))
+        return torch.stack(losses).mean()
+
+    def step(self, network: nn.Module, random: torch.Generator) -> Tensor:
+        """One step of the images on the sum of the distances of all classes; returns that sum.
+
+        A class's distance depends on its own images alone, so the graph of one class is in memory at a time.
+        """
+        total, gradients = torch.zeros((), device=self.images.device), []
+        for label, own in enumerate(self.images.split(self.descent.config.ipc)):
+            own = own.clone().requires_grad_()  # (ipc, channels, height, width)
+            loss = self.descent.distance(network, self.descent.pair(label, own, random))
+            gradients += torch.autograd.grad(loss, own)
+            total += loss.detach()
+        self.images.grad = torch.cat(gradients)
+        self.optimizer.step()
+        return total
 
     def back_off(self, reason: str) -> bool:
         """Halve the rate, and say so; False where that was done as often as it may be."""
@@ -286,16 +286,9 @@ class _Progress:
     def result(self) -> DistilledSet:
         """What there is now."""
         descent = self.descent
-        return DistilledSet(
-            images=self.images.cpu().clone(),
-            labels=descent.labels.cpu(),
-            alpha=_ALPHA,
-            preprocess=descent.preprocess,
-            classes=descent.data.classes,
-            data=descent.data.config,
-            data_fingerprint=descent.data.fingerprint,
-            method=descent.config.method,
-        )
+        made = {"images": self.images.cpu().clone(), "labels": descent.labels.cpu(), "alpha": ALPHA}
+        method = descent.config.method
+        return DistilledSet.of(descent.data, descent.preprocess, **made, method=method)
 
     def save(self, path: Path) -> None:
         """Store the set, how it was made, and the history."""

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
@@ -96,7 +95,7 @@ def match_gradients(
     folder: Path | None = None,
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> DistilledSet:
     """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
 
@@ -116,36 +115,29 @@ def match_gradients(
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
-    descent = Descent(data, preprocess, network, config.resolved(data), Execution.of(how, options))
-    return descend(descent, _iterate, folder=folder, on_iteration=on_iteration)
-
-
-def _iterate(
-    descent: Descent, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> torch.Tensor:
-    """The matches along the training of one fresh network; their mean loss."""
-    config = descent.config
-    network = descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
-    losses = []
-    for match in range(config.matches_per_network):
-        if match > 0:
-            _train_on(images, network, descent, random)
-        losses.append(step_images(descent, images, optimizer, random, partial(pair_distance, network)))
-    return torch.stack(losses).mean()
-
-
-def _train_on(images: torch.Tensor, network: nn.Module, descent: Descent, random: torch.Generator) -> None:
-    config = descent.config
-    for _ in train(
+    config, how = config.resolved(data), Execution.of(how, options)
+    descent = Descent(
+        data,
+        preprocess,
         network,
-        images,
-        descent.labels,
-        epochs=config.network_steps,
-        batch=config.network_batch,
-        rate=config.network_rate,
-        augment=config.augment,
-        generator=random,
-    ):
+        config,
+        how,
+        pair_distance,
+        steps=config.matches_per_network,
+        between=partial(_train_on, config),
+    )
+    return descend(descent, folder=folder, on_iteration=on_iteration)
+
+
+def _train_on(
+    config: GradientMatchingConfig,
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    random: torch.Generator,
+) -> None:
+    options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
+    for _ in train(network, images, labels, epochs=config.network_steps, generator=random, **options):
         pass
 
 

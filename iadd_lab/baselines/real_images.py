@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from iadd_lab.data.distilled import DistilledSet
@@ -59,7 +57,7 @@ def herding(
     teacher: int = 0,
     alpha: float = 0.01,
     how: Execution | None = None,
-    **options: Any,
+    **options: object,
 ) -> DistilledSet:
     """The `ipc` training images of each class whose mean stays closest to the class's, as they are.
 
@@ -143,13 +141,5 @@ def _real_set(
 ) -> DistilledSet:
     """The training images at `rows`, as a set to train on."""
     check_number("alpha", alpha, above=True)
-    return DistilledSet(
-        images=preprocess.apply(data.train.images[rows]),
-        labels=data.train.labels[rows],
-        alpha=alpha,
-        preprocess=preprocess,
-        classes=data.classes,
-        data=data.config,
-        data_fingerprint=data.fingerprint,
-        method=method,
-    )
+    images, labels = preprocess.apply(data.train.images[rows]), data.train.labels[rows]
+    return DistilledSet.of(data, preprocess, images=images, labels=labels, alpha=alpha, method=method)

@@ -72,6 +72,12 @@ class DistilledSet:
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
 
+    @classmethod
+    def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
+        """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
+        source = {"classes": data.classes, "data": data.config, "data_fingerprint": data.fingerprint}
+        return cls(preprocess=preprocess, **source, **parts)
+
     @property
     def ipc(self) -> int:
         """Images per class."""

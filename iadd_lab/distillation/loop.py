@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from iadd_lab.data.sets import ImageData
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import OPTIMIZERS, DistillConfig
 from iadd_lab.distillation.history import ALL_RATES, History
-from iadd_lab.distillation.matching import effective_share
+from iadd_lab.distillation.matching import Uniform, effective_share
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import ALONE, Ranks, draw_place, draw_segment
-from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, Variables
+from iadd_lab.distillation.unroll import ENGINES, Gradients, Variables
 from iadd_lab.errors import DivergenceError, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact
@@ -48,7 +48,7 @@ def distill(
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
     ranks: Ranks = ALONE,
-    **options: Any,
+    **options: object,
 ) -> DistillResult:
     """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
 
@@ -157,7 +157,7 @@ class Distillation:
         work = distillation_flops(network, data, config)
         kernels = choose_kernels(how.compile, work=work, device=device)
         self.loss = student_loss(network, replace(kernels, graphs=how.graphs))
-        self.layout, self.engine = self.loss.layout, ENGINES[config.gradient]
+        self.layout = self.loss.layout
         start = generator(config.seed, "initial images")
         initial = INITIAL_IMAGES[config.initial_images](data, teachers.preprocess, config.ipc, start)
         self.images = initial.to(device)  # (classes * ipc, channels, height, width)
@@ -186,29 +186,39 @@ class Distillation:
                 the last state whose loss was finite.
             ConnectionError: another rank is gone. The run is then as it was before.
         """
-        started = time.perf_counter()
-        before = self.tensors()
+        started, config, before = time.perf_counter(), self.config, self.tensors()
         try:
             gradients, unweighted, target = self.gradients()
         except ConnectionError:
             self.restore(before)
             raise
         if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
-            self.step_back(before)
+            # The update before led here: the state before that one is the last that is known to be good.
+            self.restore(self.last_good or before)
+            self.done -= bool(self.last_good)
+            self.history.keep(self.done)
+            self.last_good, self.at_fault = {}, ALL_RATES
             raise DivergenceError(
                 f"the matching loss after iteration {self.done}, or its gradient, became not finite "
                 f"({gradients.loss.item():.4g}): lower alpha (now {self.alpha.item():.4g}), image_rate "
-                f"({self.config.image_rate:g}) or the rate of W."
+                f"({config.image_rate:g}) or the rate of W."
             )
         self.update(gradients)
         alpha = self.alpha.item()
         if not (0 < alpha < math.inf and finite(self.images, self.raw)):
-            raise DivergenceError(self.take_back(before))
+            wrong = "rate of W" if finite(self.images) else "image_rate"
+            self.at_fault = wrong if 0 < alpha < math.inf else "alpha_rate"
+            self.restore(before)
+            what = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
+            now = f" (now {getattr(config, self.at_fault):g})" if hasattr(config, self.at_fault) else ""
+            raise DivergenceError(
+                f"{what if alpha <= 0 else 'the update would not be finite'} in iteration {self.done + 1}: "
+                f"lower {self.at_fault}{now}."
+            )
         self.last_good = before
         # Where W depends on the segment, it is the last one's.
-        self.importance = self.config.matching.weights(
-            self.raw, end=gradients.end, target=target, layout=self.layout
-        )
+        place = {"end": gradients.end, "target": target, "layout": self.layout}
+        self.importance = config.matching.weights(self.raw, **place)
         self.done += 1
         self.history.append(
             loss=gradients.loss.item(),
@@ -226,48 +236,22 @@ class Distillation:
         """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""
         self.ranks.agree(f"iteration {self.done}")
         variables = Variables(self.images, self.labels, self.alpha, self.raw)
-        own = self.ranks.own(self.config.segments)
+        config, own = self.config, self.ranks.own(self.config.segments)
         rows = []
-        for number in range(self.config.segments):
-            teacher, epoch = draw_place(self.teachers, self.config, self.generator)
-            place = {"teacher": teacher, "start_epoch": epoch}
-            segment = draw_segment(self.teachers, self.config, self.images, self.generator, **place)
+        for number in range(config.segments):
+            teacher, epoch = draw_place(self.teachers, config, self.generator)
+            drawn = {"teacher": teacher, "start_epoch": epoch}
+            segment = draw_segment(self.teachers, config, self.images, self.generator, **drawn)
             if number in own:
-                found = self.engine(self.loss, segment, variables, self.objective(segment))
-                moved = (segment.start - segment.target).square().sum()
-                unweighted = (found.end - segment.target).square().sum() / moved  # the loss where W ≡ 1
+                place = {"start": segment.start, "target": segment.target, "layout": self.layout}
+                objective = partial(config.matching.loss, **place)
+                found = ENGINES[config.gradient](self.loss, segment, variables, objective)
+                unweighted = Uniform().loss(found.end, found.raw, **place)
                 parts = found.loss, found.images, found.alpha, found.raw, unweighted
                 rows.append((*parts, found.end, segment.target))
         *columns, ends, targets = zip(*self.ranks.gather(rows), strict=True)
         means = [torch.stack(column).mean(0) if len(column) > 1 else column[0] for column in columns]
         return Gradients(*means[:-1], ends[-1]), means[-1], targets[-1]
-
-    def objective(self, segment: Segment) -> Callable[[Tensor, Tensor], Tensor]:
-        place = {"start": segment.start, "target": segment.target, "layout": self.layout}
-        return lambda end, raw: self.config.matching.loss(end, raw, **place)
-
-    def step_back(self, before: dict[str, Tensor]) -> None:
-        """From a loss that is not finite to the last state that is known to be good."""
-        self.restore(self.last_good or before)
-        self.done -= bool(self.last_good)  # the update before led here: it is taken back
-        self.history.keep(self.done)
-        self.last_good, self.at_fault = {}, ALL_RATES
-
-    def take_back(self, before: dict[str, Tensor]) -> str:
-        """Undo an update that made something unusable, and say what did."""
-        config, after = self.config, self.alpha.item()
-        wrong = "rate of W" if finite(self.images) else "image_rate"
-        self.at_fault = wrong if 0 < after < math.inf else "alpha_rate"
-        self.restore(before)
-        if after <= 0:
-            return (
-                f"alpha would fall from {self.alpha.item():.4g} to {after:.4g} in iteration "
-                f"{self.done + 1}: lower alpha_rate (now {config.alpha_rate:g})."
-            )
-        return (
-            f"the update of iteration {self.done + 1} is not finite: lower image_rate "
-            f"({config.image_rate:g}), alpha_rate ({config.alpha_rate:g}) or the rate of W."
-        )
 
     def back_off(self, reason: str) -> bool:
         """Halve the rate at fault, and say so; False where that was done as often as it may be."""
@@ -291,22 +275,20 @@ class Distillation:
 
     def result(self) -> DistillResult:
         """What there is now."""
-        augment, data, teachers = self.config.augment, self.data, self.teachers
-        distilled = DistilledSet(
+        config, data, teachers = self.config, self.data, self.teachers
+        distilled = DistilledSet.of(
+            data,
+            teachers.preprocess,
             images=self.images.cpu().clone(),
             labels=self.labels.cpu(),
             alpha=self.alpha.item(),
-            preprocess=teachers.preprocess,
-            classes=data.classes,
-            data=data.config,
-            data_fingerprint=data.fingerprint,
-            method=self.config.matching.name,
-            augment=None if augment == data.augmentation(None) else augment,
+            method=config.matching.name,
+            augment=None if config.augment == data.augmentation(None) else config.augment,
         )
         kept = {"fingerprint": teachers.fingerprint, "count": len(teachers)}
         kept["config"] = describe(teachers.config)
-        learned = self.importance.cpu(), self.raw.cpu()
-        return DistillResult(distilled, *learned, self.history, self.config, teachers=kept)
+        learned = {"importance": self.importance.cpu(), "raw": self.raw.cpu(), "history": self.history}
+        return DistillResult(distilled, config=config, teachers=kept, **learned)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all that an iteration changes, but for the history."""
