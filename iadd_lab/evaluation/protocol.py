@@ -258,13 +258,11 @@ def evaluate_each(
             how=how,
             save=path and (lambda: networks.evaluation(identity).save(path)),
         )
-    if path is not None:
-        _tidy(path)
     return networks.evaluation(identity)
 
 
 def _tidy(path: Path) -> None:
-    """Remove what interrupted processes left beside the evaluation at `path`, of earlier revisions too."""
+    """Remove what killed processes, of earlier revisions too, left beside the evaluation at `path`."""
     folder, stem = path.parent, path.stem
     for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
         left.unlink(missing_ok=True)
