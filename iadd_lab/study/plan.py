@@ -18,7 +18,6 @@ import torch
 from iadd_lab.baselines.features import DistributionMatchingConfig
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
-from iadd_lab.data.splits import Split
 from iadd_lab.device import Execution
 from iadd_lab.distillation.loop import ADJOINT_PASSES
 from iadd_lab.errors import check_whole
@@ -45,7 +44,6 @@ COMPILED_SHARE = {"teachers": 0.45, "distillation": 0.6, "evaluation": 0.45}
 _NOTEBOOK = 10.0  # seconds of a notebook that only reads: kernel, imports, figures
 _TIMED = 1e10  # operations of a step that is timed as it is; of larger ones, fewer images are
 _SECONDS = 0.1  # that each network is timed for
-_BLANK = [Split(torch.empty(0), torch.empty(0))] * 3  # splits of images that nobody looks at
 _HEADER = 2_500.0  # bytes of an artefact beside its tensors
 
 
@@ -191,7 +189,7 @@ def _distillation(setting: Setting, name: str) -> Work:
         if name == "dm":
             config = setting.distribution_matching()
         else:
-            config = setting.gradient_matching(None).resolved(ImageData(setting.data(), (), *_BLANK, ""))
+            config = setting.gradient_matching(None).resolved(ImageData(setting.data(), (), *[None] * 3, ""))
         images, floats, memory = config.real_batch, total * shape.pixels, 0.0
         passes = descent_passes(config, shape.classes, shape.train // shape.classes)
     title, count = f"{method.title}, {{data}}, IPC {setting.ipc}", method.seeds(setting)
