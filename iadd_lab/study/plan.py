@@ -141,7 +141,7 @@ def _row(work: Work, setting: Setting, how: Execution) -> dict[str, Any]:
         "count": work.count,
         "flops": work.count * work.flops,
         "seconds": work.count * work.flops / _rate(work.network, shape, work.images, how) * share,
-        "disk": work.count * (work.disk + _HEADER),
+        "disk": work.count * work.disk,
         "memory": maps + 5.0 * shape.train * shape.pixels + work.memory,
         "epochs": work.count * work.epochs,
         "used": work.count * work.used,
@@ -172,7 +172,7 @@ def _teachers(setting: Setting) -> Work:
     used = min(setting.max_start_epoch + setting.teacher_epochs, config.epochs + 1)
     stored = [4.0 * parameters * epochs for epochs in (config.epochs + 1, used)]
     title, work = f"{{data}}, {config.epochs} epochs", 3.0 * shape.train * config.epochs * forward
-    how = (config.network, config.batch, stored[0])
+    how = (config.network, config.batch, stored[0] + _HEADER)
     return Work("teachers", title, setting.teacher_count, work, *how, epochs=stored[0], used=stored[1])
 
 
@@ -183,7 +183,7 @@ def _distillation(setting: Setting, name: str) -> Work:
         config = setting.distillation(method.matching(setting))
         passes = ADJOINT_PASSES * (config.batch or total) * config.student_steps * config.segments
         kept = min(config.snapshots, config.iterations + 1)
-        floats = (1 + kept) * total * shape.pixels + (2 + config.matching.varies * kept) * parameters
+        floats = (1 + kept) * total * shape.pixels + (1 + config.matching.varies * (1 + kept)) * parameters
         images, memory = config.batch or total, 4.0 * parameters * (config.student_steps + 8)
     else:
         if name == "dm":
@@ -193,7 +193,10 @@ def _distillation(setting: Setting, name: str) -> Work:
         images, floats, memory = config.real_batch, total * shape.pixels, 0.0
         passes = descent_passes(config, shape.classes, shape.train // shape.classes)
     title, count = f"{method.title}, {{data}}, IPC {setting.ipc}", method.seeds(setting)
-    work, disk = float(passes) * config.iterations * forward, 4.0 * floats + 56.0 * config.iterations
+    work, disk = (
+        float(passes) * config.iterations * forward,
+        4.0 * floats + 56.0 * config.iterations + _HEADER,
+    )
     return Work("distillation", title, count, work, network, images, disk, (name, count, config), memory)
 
 
@@ -207,7 +210,7 @@ def _evaluation(
     title = f"{network.title}, {{data}}, {images} images, {epochs} epochs"
     count = config.networks * (snapshots or method.seeds(setting))
     key = (name, setting, network, epochs, snapshots)
-    disk = shape.classes**2 * 8.0
+    disk = shape.classes**2 * 8.0 + _HEADER / 2 / config.networks  # one file for all of them
     return Work("evaluation", title, count, work, network, min(config.batch, images), disk, key)
 
 
