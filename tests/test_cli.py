@@ -311,7 +311,6 @@ def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(ba
         ("-p runs_dir /tmp", "runs_dir is set by the batch: use --runs"),
         ("--only goood", "unknown notebook 'goood' (did you mean 'good'?)"),
         ("--profile quik", "unknown profile 'quik' (did you mean 'quick'?)"),
-        ("--profile paper", "profile 'paper' has no"),
         ("--jobs 0", "jobs is 0; it must be a whole number of at least 1"),
     ],
 )
