@@ -52,7 +52,9 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
         ):
             _draw_bars(ax, records[records.images == count], what)
             ax.set(
-                title=f"{count} image{'s' * (count > 1)} per step", xlabel="student steps J", ylabel=ylabel
+                title=f"{count} image{'' if count == 1 else 's'} per step",
+                xlabel="student steps J",
+                ylabel=ylabel,
             )
     first = rows[0][1]
     first.plot(
@@ -60,7 +62,9 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
     )
     for name in reference.title.unique() if len(set(records.engine)) > 1 else ():
         first.plot([], [], " ", label=f"×: time relative to {name}")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        handles=[*first.containers, *first.lines], loc="outside lower center", ncols=2, frameon=False
+    )
     return figure
 
 
