@@ -151,8 +151,8 @@ def test_the_command_line_imports_and_evaluates(digits, released, tmp_path):
 def test_a_set_of_our_own_is_exported_and_imported_by_commands(toy_data, tmp_path):
     made = random_real(toy_data, Zca.fit(toy_data.train.images), ipc=1, seed=0)
     made.save(tmp_path / "distilled.safetensors")
-    exported = complete("export {} --to mtt --out {}", tmp_path, tmp_path / "out")
-    done = complete("import-set {} --out {}", tmp_path / "out", tmp_path / "back")
+    complete("export {} --to mtt --out {}", tmp_path, tmp_path / "out")
+    complete("import-set {} --out {}", tmp_path / "out", tmp_path / "back")
     assert DistilledSet.load(tmp_path / "back" / "distilled.safetensors").fingerprint == made.fingerprint
     sentence = ended(2, "import-set {} --preprocess zca --out {}", tmp_path / "out", tmp_path / "other")
     assert "--preprocess was given" in sentence
@@ -200,10 +200,10 @@ def test_a_foreign_replay_buffer_distils_without_conversion_by_hand(digits, tmp_
     network.load_state_dict(teachers.layout.split(teachers.snapshot(1, 3)))
     right = (network(images).argmax(1) == digits.train.labels).double().mean()
     assert right > 0.3
-    made = complete(
+    complete(
         "distill --teachers {} --out {} --iterations 3 --student-steps 2 --teacher-epochs 1 "
         "--max-start-epoch 2 --alpha 0.02 --alpha-rate 1e-6 --device cpu",
         tmp_path / "teachers",
         tmp_path / "run",
     )
-    scores = complete("evaluate {} --epochs 1 --networks 1 --no-random --device cpu", tmp_path / "run")
+    complete("evaluate {} --epochs 1 --networks 1 --no-random --device cpu", tmp_path / "run")
