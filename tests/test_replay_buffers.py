@@ -11,8 +11,8 @@ from torch import nn
 
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.replay_buffers import import_replay_buffers, read_replay_buffer
+from tests.processes import ended
 from tests.samples import assert_refused
-from tests.test_cli import refused
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_order_of_tiny_imagenets_classes_is_warned_of(imported, toy_data, ca
 )
 def test_options_of_training_are_refused_beside_buffers(tmp_path, options, named):
     command = f"teach --data digits --width 4 --device cpu --import-buffers {{}} --out {{}} {options}"
-    sentence = refused(command, tmp_path / "replay_buffer_0.pt", tmp_path / "out")
+    sentence = ended(2, command, tmp_path / "replay_buffer_0.pt", tmp_path / "out")
     assert sentence.startswith(f"error: {named} would do nothing beside --import-buffers")
     assert not (tmp_path / "out").exists()
 
