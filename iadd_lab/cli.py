@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -504,10 +504,11 @@ def plan(
         device: auto, cpu, cuda or cuda:N.
     """
     from iadd_lab.notebooks.batch import chosen_pages
-    from iadd_lab.study.plan import describe, plan as plan_of
+    from iadd_lab.study import plan as plans
 
     where = {"profile": selection.profile, "notebooks": selection.notebooks}
     pages = chosen_pages(selection.only, selection.parameters(), **where)
+    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
 
 
 @command(app)

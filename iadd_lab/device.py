@@ -9,15 +9,7 @@ from typing import Any
 
 import torch
 
-from iadd_lab.errors import (
-    InputError,
-    check_flag,
-    check_kind,
-    check_number,
-    check_whole,
-    choose,
-    require,
-)
+from iadd_lab.errors import InputError, check_flag, check_kind, check_number, check_whole, choose, require
 
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.

@@ -129,3 +129,12 @@ def test_options_by_name_change_fields_of_an_execution():
 def test_an_impossible_execution_is_refused(field, value):
     with pytest.raises(InputError, match=f"{field}.*{value}"):
         Execution(**{field: value})
+
+
+def test_cuda_graphs_are_used_where_they_can_be_unless_refused(monkeypatch):
+    assert not Execution(device="cpu").graphs
+    with pytest.raises(InputError, match=r"cuda_graphs needs a CUDA device, and this is cpu: leave it out\."):
+        _ = Execution(device="cpu", cuda_graphs=True).graphs
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = [Execution(device="cuda", cuda_graphs=asked).graphs for asked in (None, True, False)]
+    assert found == [True, True, False]

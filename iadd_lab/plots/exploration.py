@@ -23,6 +23,7 @@ from iadd_lab.study.views import View
 
 _WIDTH = 5.2  # inches of a run that another one stands beside
 _COLUMNS = 10  # classes whose images are shown at once
+_PANELS = [["images"] * 2, ["loss", "alpha"], ["importance"] * 2, *([space] * 2 for space in SPACES)]
 _PICKED = "#d55e00"  # the colour of what is picked
 
 
@@ -48,35 +49,18 @@ def exploration(
     check_views(views, image=image, count=count)
     iteration = views[0].iterations[-1] if iteration is None else iteration
     label, number = views[0].number(image)
-    width = DOUBLE if len(views) == 1 else _WIDTH
-    size = (width - 0.4) / _COLUMNS * views[0].distilled.images.shape[2] / views[0].distilled.images.shape[3]
-    boxes = max(
-        [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance], default=1
-    )
-    heights = {
-        "images": 3 * size,
-        "loss": 1.1,
-        "importance": 0.15 + 0.16 * boxes,
-        **dict.fromkeys(SPACES, size),
-    }
-    mosaic = [
-        [
-            f"{panel} {n}"
-            for n in range(len(views))
-            for panel in ((name, "alpha") if name == "loss" else (name,) * 2)
-        ]
-        for name in heights
-    ]
-    figure = new_figure(width * len(views), sum(heights.values()) + 2.3)
-    axes = figure.subplot_mosaic(mosaic, height_ratios=list(heights.values()))
-    for n, view in enumerate(views):
-        panels = {name: axes[f"{name} {n}"] for name in (*heights, "alpha")}
+    width, (*_, high, wide) = DOUBLE if len(views) == 1 else _WIDTH, views[0].distilled.images.shape
+    size = (width - 0.4) / _COLUMNS * high / wide  # inches
+    boxes = [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance]
+    heights = (3 * size, 1.1, 0.15 + 0.16 * max(boxes, default=1), size, size)
+    figure = new_figure(width * len(views), sum(heights) + 2.5)
+    parts = figure.subfigures(1, len(views), squeeze=False, frameon=False)[0]
+    for view, part in zip(views, parts, strict=True):
+        place = view.place(iteration)
         # The other run may have fewer classes.
         picked = view.row(min(label, len(view.distilled.classes) - 1), number)
-        place = view.place(iteration)
-        panels["images"].set_title(
-            f"{view.title}: iteration {view.iterations[place]}\n", fontsize=LARGE, fontweight="bold"
-        )
+        panels = part.subplot_mosaic(_PANELS, height_ratios=heights)
+        part.suptitle(f"{view.title}: iteration {view.iterations[place]}", fontsize=LARGE, weight="bold")
         _draw_images(panels["images"], view, place, picked)
         for name in ("loss", "alpha"):
             _draw_curve(panels[name], view.history, view.iterations[place], name)
@@ -107,10 +91,8 @@ def _draw_images(ax: Axes, view: View, place: int, picked: int) -> None:
         first, now, last = (made.preprocess.invert(view.images(n)).mean(1) for n in (0, place, -1))
         largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
         shades = 0.5 + 0.5 * ((now - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
-        colours = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[
-            ..., :3
-        ]  # (rows, height, width, 3)
-        change = torch.from_numpy(np.ascontiguousarray(colours)).permute(0, 3, 1, 2)
+        change = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[..., :3]  # channels last
+        change = torch.from_numpy(change.copy()).permute(0, 3, 1, 2)
         pictures = {"start": made.pictures(view.images(0))[rows], **pictures, "change": change}
     else:
         ax.text(0, -0.15, "No snapshots were stored: only the last images can be shown.",
@@ -118,7 +100,9 @@ def _draw_images(ax: Axes, view: View, place: int, picked: int) -> None:
     names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in shown]
     show_rows(ax, {name: as_bytes(part) for name, part in pictures.items()}, columns=names)
     frame = ((label - page) / len(shown), 0), 1 / len(shown), 1
-    ax.add_patch(Rectangle(*frame, transform=ax.transAxes, fill=False, ec=_PICKED, lw=1.6, clip_on=False))
+    ax.add_patch(
+        Rectangle(*frame, transform=ax.transAxes, fill=False, ec=_PICKED, lw=1.6, clip_on=False, zorder=3)
+    )
 
 
 def _draw_curve(ax: Axes, history: History, iteration: int, name: str) -> None:
@@ -153,7 +137,7 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     made, (label, number) = view.distilled, view.number(picked)
     if space == SPACES[0]:
         which = f"“{fit_name(made.classes[label], 2, lines=1)}”" + f", image {number + 1}" * (made.ipc > 1)
-        ax.set_title(f"real images nearest to {which}, their classes and distances\n", loc="left")
+        ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
     if view.neighbours is None or space not in view.neighbours.spaces:
         _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
         return
@@ -161,11 +145,8 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     rows, distances = (found[0].tolist() for found in view.neighbours.of(images, by=space, count=count))
     labels = real.labels[rows].tolist()
     names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in labels]
-    show_rows(
-        ax,
-        {space: real.images[rows]},
-        columns=[f"{n}\n{d:.3g}" for n, d in zip(names, distances, strict=True)],
-    )
+    columns = [f"{name}\n{distance:.3g}" for name, distance in zip(names, distances, strict=True)]
+    show_rows(ax, {space: real.images[rows]}, columns=columns)
     for text, other in zip(ax.texts, labels, strict=False):
         text.set_color("0.15" if other == label else _PICKED)
 

@@ -99,7 +99,7 @@ class _Sheet(NamedTuple):
         ratio, pitch = pictures.shape[2] / pictures.shape[3], (DOUBLE + _GAP) / beside
         for _ in range(2):  # once more, since names in less room may take more lines
             captions = captions if pitch > 2 * _NAME else ()
-            names = [fit_name(name, pitch) for name in classes]
+            names = [fit_name(name, pitch - _GAP / 2) for name in classes]
             lines = [max(name.count("\n") for name in names[n * beside :][:beside]) for n in range(bands)]
             heads = [_LINE * (1 + extra + bool(captions)) + 0.03 for extra in lines]
             room = (PAGE - sum(heads) - bands * _GAP) / (bands * rows * ratio)

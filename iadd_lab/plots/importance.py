@@ -88,10 +88,13 @@ def _check_count(name: str, values: torch.Tensor, layout: ParameterLayout) -> No
 
 def draw_boxes(ax: Axes, importance: torch.Tensor, parts: Sequence[Layer]) -> None:
     """W, (P,), in each part: its median, its quartiles, its 1st to 99th percentile."""
-    values = [importance[part.place].double().numpy() for part in parts]
-    ax.boxplot(values, whis=(1, 99), orientation="horizontal", showfliers=False, widths=0.6,
-               tick_labels=[part.name for part in parts], patch_artist=True,
-               boxprops={"facecolor": "C0", "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
+    names, marks = ("whislo", "q1", "med", "q3", "whishi"), (1, 25, 50, 75, 99)
+    values = [np.percentile(importance[part.place].double().numpy(), marks) for part in parts]
+    boxes = [
+        dict(zip(names, own, strict=True), label=part.name) for own, part in zip(values, parts, strict=True)
+    ]
+    ax.bxp(boxes, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6,
+           boxprops={"facecolor": "C0", "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
     ax.axvline(1, color="0.4", lw=0.8, ls="--")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)

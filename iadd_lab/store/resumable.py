@@ -65,6 +65,12 @@ class Resumable(Protocol):
         """Go on from what `state` returned."""
 
 
+def check_result(path: Path, found: str | None, identity: str) -> None:
+    """Require that the result stored at `path`, which says that it is of `found`, is that of `identity`."""
+    sentence = f"{path} is the result of another configuration: choose another folder, or delete it."
+    require(found == identity, sentence)
+
+
 def complete(
     run: Resumable,
     *,
