@@ -275,6 +275,7 @@ def distill(
             device=place,
             compile=compile,
             cuda_graphs=cuda_graphs,
+            precision=precision,
             ranks=ranks,
             on_iteration=watch,
         )

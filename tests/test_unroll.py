@@ -20,10 +20,11 @@ from iadd_lab.training.fast.losses import CapturedStudentLoss, FusedStudentLoss
 from iadd_lab.training.networks import NetworkConfig, build_network
 
 CLASSES, IPC, SIZE = 3, 2, 8
+LEARNED = Learned()
 MATCHINGS = {
     "uniform": Uniform(),
     "pruned": Pruned(fraction=0.2),
-    "learned": Learned(),
+    "learned": LEARNED,
     "literal": Learned(normalised=False),
     "tensor": Learned(granularity="tensor"),
     "literal tensor": Learned(normalised=False, granularity="tensor"),
@@ -53,9 +54,8 @@ def make_problem(
     drawn = []
     for _ in range(steps):
         rows = torch.randperm(total, generator=generator)[:batch]
-        drawn.append(
-            Step(rows, draw_augmentation(augment, batch=batch, height=SIZE, width=SIZE, generator=generator))
-        )
+        augmentation = draw_augmentation(augment, batch=batch, height=SIZE, width=SIZE, generator=generator)
+        drawn.append(Step(rows, augmentation))
     raw = matching.initial(loss.layout).to(dtype)
     raw = raw + 0.3 * torch.rand(raw.shape, generator=generator, dtype=dtype)
     variables = Variables(
@@ -105,12 +105,8 @@ def test_gradients_equal_finite_differences(engine, name):
         value = getattr(variables, part)
         direction = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         slope = (getattr(gradients, part) * direction).sum()
-        losses = [
-            ENGINES["full"](
-                loss, segment, replaced(variables, part, value + sign * 1e-6 * direction), objective
-            ).loss
-            for sign in (1, -1)
-        ]
+        moved = [replaced(variables, part, value + sign * 1e-6 * direction) for sign in (1, -1)]
+        losses = [ENGINES["full"](loss, segment, variables, objective).loss for variables in moved]
         assert relative((losses[0] - losses[1]) / 2e-6, slope) < 1e-6, part
 
 

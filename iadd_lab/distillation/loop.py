@@ -205,14 +205,11 @@ class Distillation:
         self.last_good = before
         # Where W depends on the segment, it is the last one's.
         place = {"end": gradients.end, "target": target, "layout": self.layout}
-        self.importance = config.matching.weights(self.raw, **place)
+        self.importance = weights = config.matching.weights(self.raw, **place)
         self.done += 1
         losses = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item()}
-        spread = {
-            "importance_min": self.importance.min().item(),
-            "importance_max": self.importance.max().item(),
-        }
-        spread["importance_share"] = effective_share(self.importance)
+        spread = {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
+        spread["importance_share"] = effective_share(weights)
         self.history.append(**losses, alpha=alpha, seconds=time.perf_counter() - started, **spread)
         self.take_snapshot()
         return {"loss": f"{losses['loss']:.4f}", "alpha": f"{alpha:.4f}"}
