@@ -153,23 +153,6 @@ def test_pruned_drops_the_hardest_pairs(pairs, fraction, measure):
         assert min(dropped) >= max(kept) - 1e-6
 
 
-def test_similarity_is_of_ratios_and_difference_of_sizes():
-    #              equal  ×1.1   zeros  one zero  opposite  small, opposite
-    end = torch.tensor([5.0, 100.0, 0.0, 0.0, 1.0, 0.01])
-    target = torch.tensor([5.0, 110.0, 0.0, 1.0, -1.0, -0.01])
-
-    def dropped(measure, count):
-        matching = Pruned(fraction=count / 6, measure=measure)
-        found = weights_of(matching, torch.zeros(0), end=end, target=target, layout=flat(6))
-        return torch.nonzero(found == 0).flatten().tolist()
-
-    assert dropped("similarity", 2) == [4, 5]
-    assert dropped("similarity", 3) == [3, 4, 5]
-    assert dropped("similarity", 4) == [1, 3, 4, 5]
-    assert dropped("difference", 2) == [1, 4]
-    assert dropped("difference", 4) == [1, 3, 4, 5]
-
-
 @pytest.mark.parametrize("measure", ["similarity", "difference"])
 def test_pruning_nothing_is_uniform_bit_for_bit(measure):
     start, target, end = points(dtype=torch.float32)
@@ -179,15 +162,6 @@ def test_pruning_nothing_is_uniform_bit_for_bit(measure):
         assert weights_of(matching, none, end=end.double(), target=target.double()).dtype == torch.float64
     found = loss_of(Pruned(0.0, measure), none, end, start=start, target=target)
     assert torch.equal(found, loss_of(Uniform(), none, end, start=start, target=target))
-
-
-def test_pruning_is_decided_anew_for_every_student():
-    target = torch.ones(COUNT)
-    matching = Pruned(fraction=0.1)
-    for worst in range(COUNT):
-        end = torch.ones(COUNT).index_fill(0, torch.tensor(worst), -1.0)
-        found = weights_of(matching, torch.zeros(0), end=end, target=target)
-        assert torch.equal(found, 1 - torch.eye(COUNT)[worst])
 
 
 # Learned: what W is --------------------------------------------------------------------------------------
@@ -265,20 +239,6 @@ def test_literal_weights_are_the_raw_values(raw):
 
 
 # Learned: how W moves ------------------------------------------------------------------------------------
-
-
-def test_the_hardest_parameter_loses_weight_and_the_others_gain():
-    start, target = torch.zeros(COUNT), torch.ones(COUNT)
-    end = target + 0.1
-    end[4] = 3.0
-    matching = Learned(rate=0.05)
-    raw = matching.initial(LAYOUT)
-    for iteration in range(10):
-        before = weights_of(matching, raw)
-        raw = descended(matching, raw, end, start=start, target=target, iteration=iteration)
-        after = weights_of(matching, raw)
-        assert after[4] < before[4]
-        assert (after > before).sum() == COUNT - 1
 
 
 @given(differences=vectors(-4, 4, shortest=2, longest=20), seed=st.integers(0, 9))
