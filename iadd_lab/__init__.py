@@ -6,78 +6,51 @@ teachers = train_teachers(data, TeacherConfig(), "runs/teachers", count=5)
 result = distill(data, teachers, DistillConfig(ipc=1), folder="runs/ipc1")
 print(evaluate(result.distilled, data, EvaluateConfig()))
 ```
+
+Each name is imported from its room when it is first asked for: to import this package takes no time.
 """
 
+from importlib import import_module
 from importlib.metadata import version
-
-from iadd_lab import _start  # noqa: F401 (first: it minds Ctrl-C during the other imports)
-from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
-from iadd_lab.baselines.gradients import GradientMatchingConfig, match_gradients
-from iadd_lab.baselines.real_images import herding, random_real, whole_set
-from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.mtt_format import import_mtt
-from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
-from iadd_lab.device import pick_device
-from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.loop import distill
-from iadd_lab.distillation.matching import MATCHINGS, Learned, Matching, Pruned, Uniform
-from iadd_lab.distillation.result import DistillResult
-from iadd_lab.distillation.unroll import ENGINES
-from iadd_lab.errors import DivergenceError, InputError
-from iadd_lab.evaluation.export import EXPORTS, export_set
-from iadd_lab.evaluation.fair import FairConfig, FairScores, evaluate_fairly
-from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate, evaluate_random
-from iadd_lab.evaluation.training_set import TrainingSet, load
-from iadd_lab.plots.tensorboard import TensorBoard
-from iadd_lab.training.networks import NETWORKS, NetworkConfig
-from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from typing import Any
 
 __version__ = version("iadd-lab")
 
-__all__ = [
-    "DATASETS",
-    "ENGINES",
-    "EXPORTS",
-    "MATCHINGS",
-    "NETWORKS",
-    "AugmentConfig",
-    "DataConfig",
-    "DistillConfig",
-    "DistillResult",
-    "DistilledSet",
-    "DistributionMatchingConfig",
-    "DivergenceError",
-    "EvaluateConfig",
-    "Evaluation",
-    "FairConfig",
-    "FairScores",
-    "GradientMatchingConfig",
-    "ImageData",
-    "InputError",
-    "Learned",
-    "Matching",
-    "NetworkConfig",
-    "Pruned",
-    "TeacherConfig",
-    "Teachers",
-    "TensorBoard",
-    "TrainingSet",
-    "Uniform",
-    "distill",
-    "evaluate",
-    "evaluate_fairly",
-    "evaluate_random",
-    "export_set",
-    "herding",
-    "import_mtt",
-    "load",
-    "load_data",
-    "match_distributions",
-    "match_gradients",
-    "open_teachers",
-    "pick_device",
-    "random_real",
-    "train_teachers",
-    "whole_set",
-]
+_ROOMS = {
+    "errors": "DivergenceError InputError",
+    "device": "Execution pick_device",
+    "data.augment": "AugmentConfig",
+    "data.distilled": "DistilledSet",
+    "data.mtt_format": "import_mtt",
+    "data.sets": "DATASETS DataConfig ImageData load_data",
+    "training.networks": "NETWORKS NetworkConfig",
+    "training.teachers": "TeacherConfig Teachers open_teachers train_teachers",
+    "distillation.config": "DistillConfig",
+    "distillation.loop": "distill",
+    "distillation.matching": "MATCHINGS Learned Matching Pruned Uniform",
+    "distillation.result": "DistillResult",
+    "distillation.unroll": "ENGINES",
+    "baselines.features": "DistributionMatchingConfig match_distributions",
+    "baselines.gradients": "GradientMatchingConfig match_gradients",
+    "baselines.real_images": "herding random_real whole_set",
+    "evaluation.export": "EXPORTS export_set",
+    "evaluation.fair": "FairConfig FairScores evaluate_fairly",
+    "evaluation.protocol": "EvaluateConfig Evaluation evaluate evaluate_random",
+    "evaluation.training_set": "TrainingSet load",
+    "plots.tensorboard": "TensorBoard",
+}
+_PLACES = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value  # from now on without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,547 +1,590 @@
-"""The command line: `iadd-lab teach | distill | evaluate | export | import-set | reproduce | ...`."""
+"""Distil a data set into a few images per class by matching network parameters, each with its own importance
+(IADD, arXiv 2401.15863).
+
+The usual order: teach, distill, evaluate. Data sets are looked for under $IADD_DATA.
+"""
+
+# One function per command. What `--help` shows are docstrings: the one above, those of the commands, and the
+# `Args:` of the configurations that the commands fill.
+# ruff: noqa: B008 (the configurations are frozen: they are safe as defaults)
 
 from __future__ import annotations
 
-import dataclasses
-import signal
+import json as jsons
+import re
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from json import dumps
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
+from tqdm import tqdm
 
-from iadd_lab.cli_sets import COMMANDS
-from iadd_lab.data import sets as datasets
-from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.cluster import Engine, open_engine
-from iadd_lab.data.distilled import KIND, DistilledSet
+import iadd_lab as lab
+from iadd_lab import DATASETS, EXPORTS, MATCHINGS, NETWORKS, DataConfig, Execution, ImageData, NetworkConfig
+from iadd_lab.data.distilled import KIND, made_by
+from iadd_lab.data.mtt_format import FITS, RATES, has_companion, reread_mtt
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import DATASETS, DataConfig, fetch_data, load_data, locate
-from iadd_lab.device import PRECISIONS, pick_device, set_precision
-from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.loop import distill as run_distill
-from iadd_lab.distillation.matching import MATCHINGS, Learned, Matching, Pruned
-from iadd_lab.distillation.result import DistillResult
-from iadd_lab.errors import DivergenceError, InputError, choose, require
-from iadd_lab.evaluation.fair import FairConfig, check_fair, evaluate_fairly
-from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
-from iadd_lab.evaluation.protocol import evaluate as run_evaluate
-from iadd_lab.notebooks.batch import reproduce as run_reproduce
-from iadd_lab.notebooks.plan_batch import PROFILES
-from iadd_lab.options import options_of
-from iadd_lab.plots.tensorboard import watched
+from iadd_lab.data.sets import data_root as usual_data_root
+from iadd_lab.data.sets import fetch_data, locate
+from iadd_lab.errors import choose, require
+from iadd_lab.evaluation.export import CARD
+from iadd_lab.evaluation.fair import check_fair
+from iadd_lab.evaluation.training_set import FILE
+from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
-from iadd_lab.store.ranks import joined, local_device
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
 from iadd_lab.study.study import runs_root
-from iadd_lab.training.networks import NETWORKS, NetworkConfig
 from iadd_lab.training.replay_buffers import import_replay_buffers
-from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, train_teachers
+from iadd_lab.training.teachers import prepare_teachers, train_teacher
 
 
-class _FriendlyGroup(typer.core.TyperGroup):
-    """Bad input ends with one sentence and exit code 2, what stops a run with one and 1; no traceback."""
-
-    def invoke(self, context):
-        try:
-            return super().invoke(context)
-        except InputError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-        except DivergenceError as error:
-            typer.echo(f"stopped: {error}", err=True)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as error:
-            typer.echo(f"stopped: {str(error) or 'run the same again to go on.'}", err=True)
-            raise typer.Exit(130) from None
-        except OSError as error:
-            typer.echo(f"stopped: {error}", err=True)
-            raise typer.Exit(1) from None
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            reason = (str(error).splitlines() or ["no memory left"])[0]
-            typer.echo(f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint.", err=True)
-            raise typer.Exit(1) from None
+def whole_numbers(arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is expected: cyclopts would round it."""
+    for argument in arguments:
+        if re.search(r"\bint\b", str(argument.hint)):
+            for token in argument.tokens:
+                known = token.value.lower() == "none" or re.fullmatch(r"[+-]?\d+", token.value)
+                require(bool(known), f"{token.keyword} is {token.value!r}; it must be a whole number.")
 
 
-app = typer.Typer(
-    cls=_FriendlyGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Distil a data set into a few images per class by matching network parameters, each with its own "
-    "importance (IADD, arXiv 2401.15863).\n\nThe usual order: teach, distill, evaluate. "
-    "Data sets are looked for under $IADD_DATA.",
+def only_imported(arguments: ArgumentCollection) -> None:
+    """Refuse what would be ignored beside --import-buffers, or stored as how others trained."""
+    given = {argument.name for argument in arguments if argument.tokens}
+    idle = ", ".join(f"--{name}" for name in _ONLY_TRAINING.split() if f"--{name}" in given)
+    sentence = "would do nothing beside --import-buffers, which trains no teachers: leave it out."
+    require("--import-buffers" not in given or not idle, f"{idle} {sentence}")
+
+
+_ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster"
+
+app = App(
+    name="iadd-lab",
+    version=lab.__version__,
+    help=__doc__,
+    # Of an option given twice, the last one counts; of a list, all.
+    default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
+    group_parameters=Group("Options", validator=whole_numbers),
+    suppress_keyboard_interrupt=False,
 )
-data_app = typer.Typer(no_args_is_help=True, help="List, fetch and check data sets.")
-app.add_typer(data_app, name="data")
-runs_app = typer.Typer(
-    no_args_is_help=True, help="List what is stored in a folder of runs, and delete of it."
-)
-app.add_typer(runs_app, name="runs")
+app.command(data_app := App(name="data", help="List, fetch and check data sets."))
+app.command(runs_app := App(name="runs", help="List what is stored in a folder of runs, and delete of it."))
 
-DataRoot = Annotated[Path | None, typer.Option(help="Where the data lies; $IADD_DATA if not given.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Compile = Annotated[str, typer.Option(help="auto (runs that are long enough), always or never.")]
-Precision = Annotated[str, typer.Option(help=f"Inside products: {', '.join(PRECISIONS)}.")]
-Seed = Annotated[int, typer.Option(help="Of the validation split.")]
-Augment = Annotated[
-    str | None,
-    typer.Option(help="Operations of differentiable siamese augmentation, comma-separated, or 'none'; "
-                 "if not given, those of the distilled or the real set."),
-]  # fmt: skip
-BadImages = Annotated[str, typer.Option(help="Damaged image files: refuse or skip.")]
-ClusterName = Annotated[
-    str | None,
-    typer.Option("--cluster", help="Independent tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT."),
-]
-Width = Annotated[int | None, typer.Option(help="Filters per block of the ConvNet (128).")]
-Depth = Annotated[int | None, typer.Option(help="Blocks of the ConvNet (by image size).")]
+_CHOICES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
+_CHOICES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
 
 
-@data_app.command("list")
-def data_list(data_root: DataRoot = None) -> None:
+def command(group: App, **options: Any) -> Callable[[Callable], Callable]:
+    """A command of `group`; names in braces in its docstring stand for the choices that there are."""
+
+    def add(function: Callable) -> Callable:
+        choices = {name: ", ".join(registry) for name, registry in _CHOICES.items()}
+        function.__doc__ = function.__doc__.format(**choices)
+        return group.command(function, **options)
+
+    return add
+
+
+def options_of(*left_out: str, **names: str) -> Parameter:
+    """The fields of a configuration as options of their own, but for some; `names` gives others to some."""
+    return Parameter(
+        name="*",
+        parse=re.compile(rf"^(?!({'|'.join(left_out)})$)"),
+        name_transform=lambda field: names.get(field, field.replace("_", "-")),
+    )
+
+
+How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
+Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
+DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
+Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
+RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
+_PAIRS = ("--parameter", "-p")
+
+
+@command(data_app, name="list")
+def data_list(*, data_root: DataRoot = None) -> None:
     """Show every data set and where it was found."""
     for name, spec in DATASETS.items():
-        place = "part of scikit-learn" if name == "digits" else locate(name, root=data_root) or "not found"
-        typer.echo(f"{name:14} {spec.size:>4} px  {spec.title:32} {place}")
-    typer.echo(f"\nLooked under {data_root or datasets.data_root()} (set IADD_DATA to change it).")
+        place = "part of scikit-learn" if name == "digits" else locate(name, root=data_root)
+        print(f"{name:14} {spec.size:>4} px  {spec.title:32} {place or 'not found'}")
+    print(f"\nLooked under {data_root or usual_data_root()} (set IADD_DATA to change it).")
 
 
-@data_app.command("fetch")
-def data_fetch(name: str, data_root: DataRoot = None) -> None:
-    """Download a data set (the only command that uses the network)."""
-    typer.echo(f"{name} lies in {fetch_data(name, root=data_root)}")
+@command(data_app, name="fetch")
+def data_fetch(name: str, /, *, data_root: DataRoot = None) -> None:
+    """Download a data set (the only command that uses the network).
+
+    Args:
+        name: one of {data_sets}.
+    """
+    print(f"{name} lies in {fetch_data(name, root=data_root)}")
 
 
-@data_app.command("check")
+@command(data_app, name="check")
 def data_check(
     name: str,
-    data_root: DataRoot = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
-    seed: Seed = 0,
-    bad_images: BadImages = DataConfig.bad_images,
-) -> None:
-    """Load a data set in full and show what is in it."""
-    started = time.perf_counter()
-    data = load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
-    shape = " × ".join(map(str, data.train.images.shape[1:]))
-    typer.echo(
-        f"{name}: {shape}, read in {time.perf_counter() - started:.1f} s, fingerprint {data.fingerprint}"
-    )
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)) for s in _SPLITS]
-    typer.echo(f"{'class':24}" + "".join(f"{split:>12}" for split in _SPLITS))
-    for index, label in enumerate(data.classes):
-        typer.echo(f"{label[:24]:24}" + "".join(f"{count[index].item():12}" for count in counts))
-    typer.echo(f"{'all':24}" + "".join(f"{count.sum().item():12}" for count in counts))
-    if data.remark:
-        typer.echo(f"Note: {data.remark}")
-
-
-_SPLITS = ("train", "validation", "test")
-
-
-@app.command()
-@options_of(TeacherConfig, leave_out=("network", "augment"))
-def teach(
-    context: typer.Context,
-    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(DATASETS)}.")],
-    out: Annotated[Path, typer.Option(help="Folder of the teachers.")],
-    teachers: Annotated[int, typer.Option(help="How many; more can join later.")] = 5,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels (the set's own).")] = None,
-    train_limit: Annotated[int | None, typer.Option(help="Use so many training images at most.")] = None,
-    data_seed: Annotated[int, typer.Option(help="Of the validation split.")] = DataConfig.seed,
-    bad_images: BadImages = DataConfig.bad_images,
-    data_root: DataRoot = None,
-    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = NetworkConfig.name,
-    width: Width = None,
-    depth: Depth = None,
-    augment: Augment = None,
-    device: Device = "auto",
-    compile: Compile = "auto",
-    precision: Precision = "float32",
-    import_buffers: Annotated[
-        list[Path] | None,
-        typer.Option(help="Convert others' replay_buffer_N.pt instead of training; may be repeated."),
-    ] = None,
-    cluster: ClusterName = None,
+    /,
     *,
-    fields: dict[str, Any],
+    data_root: DataRoot = None,
+    size: int | None = None,
+    seed: int = DataConfig.seed,
+    bad_images: str = DataConfig.bad_images,
+) -> None:
+    """Load a data set in full and show what is in it.
+
+    Args:
+        name: one of {data_sets}.
+        size: side in pixels (the set's own).
+        seed: of the validation split.
+        bad_images: damaged image files: refuse or skip.
+    """
+    started = time.perf_counter()
+    data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
+    shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
+    print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
+    splits = ("train", "validation", "test")
+    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
+    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
+    for label, *columns in rows:
+        print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
+    if data.remark:
+        print(f"Note: {data.remark}")
+
+
+@command(app, group_parameters=Group("Options", validator=(whole_numbers, only_imported)))
+def teach(
+    *,
+    data: Annotated[DataConfig, options_of(name="data", seed="data-seed")],
+    out: Path,
+    teachers: int = 5,
+    config: Annotated[lab.TeacherConfig, options_of("network", "augment")] = lab.TeacherConfig(),
+    network: Annotated[NetworkConfig, options_of(name="network")] = NetworkConfig(),
+    augment: str | None = None,
+    how: How = Execution(),
+    data_root: DataRoot = None,
+    import_buffers: list[Path] | None = None,
+    cluster: Cluster = None,
 ) -> None:
     """Train teachers on the real set and store their trajectories.
 
     Interrupted, it goes on with the first missing teacher when run again.
+
+    Args:
+        data.name: the data set: {data_sets}.
+        data.seed: of the validation split.
+        out: folder of the teachers.
+        teachers: how many; more can join later.
+        network.name: one of {networks}.
+        network.width: filters per block of the ConvNet (128).
+        network.depth: blocks of the ConvNet (by image size).
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+            real set).
+        import_buffers: convert others' replay_buffer_N.pt instead of training; may be repeated.
     """
-    if import_buffers:
-        _refuse_training_options(context)
-    place = pick_device(device)
-    set_precision(precision)
+    lab.pick_device(how.device)  # refused before images are read
     check_folder(out)
-    architecture = NetworkConfig(name=network, width=width, depth=depth)
-    config = TeacherConfig(network=architecture, augment=_augment(augment), **fields)
-    wanted = DataConfig(name=data, size=size, train_limit=train_limit, seed=data_seed, bad_images=bad_images)
-    images = load_data(wanted, root=data_root)
+    config = replace(config, network=network, augment=_augment(augment))
+    images = lab.load_data(data, root=data_root)
     if import_buffers:
-        trained = import_replay_buffers(import_buffers, images, config, out, device=place)
+        trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
     else:
-        options = {"device": place, "compile": compile, "engine": _engine(context, cluster, data_root)}
-        trained = train_teachers(images, config, out, count=teachers, **options)
+        if cluster:
+            given = prepare_teachers(images, config, out.absolute())
+            train = partial(train_teacher, teachers=given, how=replace(how, progress=False))
+            _computed([partial(train, index=n) for n in given.missing(teachers)], images, data_root, cluster)
+        trained = lab.train_teachers(images, config, out, count=teachers, how=how)
     accuracies = [trained.history(n).get("validation_accuracy") for n in range(len(trained))]
     known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
-    typer.echo(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
+    print(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
 
 
-_ONLY_TRAINING = (
-    "teachers", "epochs", "rate", "batch", "momentum", "weight_decay", "augment", "seed",
-    "compile", "cluster",
-)  # fmt: skip
+def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, cluster: str | None) -> list:
+    """What each of the parts makes of the images, here or on a cluster's workers, which load them anew."""
+    if not cluster:
+        return [part(images) for part in parts]
+    from iadd_lab.notebooks.dask import open_runner
+
+    tasks = [(images.config, root and root.expanduser().absolute(), part) for part in parts]
+    with open_runner(cluster) as runner:
+        ended = dict(tqdm(runner.map(_computed_there, tasks), desc=f"on {cluster}", total=len(tasks)))
+    for outcome in ended.values():
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [ended[number] for number in range(len(tasks))]
 
 
-def _refuse_training_options(context: typer.Context) -> None:
-    """Refuse what would be ignored beside --import-buffers, or stored as how others trained."""
-    given = [name for name in _ONLY_TRAINING if context.get_parameter_source(name).name != "DEFAULT"]
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-    require(
-        not given,
-        f"{options} would do nothing beside --import-buffers, which trains no teachers: leave it out.",
-    )
+def _computed_there(data: DataConfig, root: Path | None, part: Callable) -> Any:
+    return part(lab.load_data(data, root=root, progress=False))
 
 
-@app.command()
-@options_of(DistillConfig, leave_out=("matching", "augment"))
+@command(app)
 def distill(
-    teachers: Annotated[Path, typer.Option(help="Folder of the teachers.")],
-    out: Annotated[Path, typer.Option(help="Folder of the result.")],
-    matching: Annotated[str, typer.Option(help=f"{', '.join(MATCHINGS)}.")] = Learned.name,
-    weight_rate: Annotated[
-        float | None, typer.Option(help=f"learned: rate of the descent on W ({Learned.rate}).")
-    ] = None,
-    literal: Annotated[bool, typer.Option(help="learned: the paper's unnormalised loss.")] = False,
-    granularity: Annotated[
-        str | None, typer.Option(help="learned: a weight per parameter (default) or tensor.")
-    ] = None,
-    mean_over: Annotated[
-        str | None, typer.Option(help="learned: W² has mean 1 over the network (default) or each tensor.")
-    ] = None,
-    prune: Annotated[
-        float | None, typer.Option(help=f"pruned: share of parameters to drop ({Pruned.fraction}).")
-    ] = None,
-    augment: Augment = None,
-    device: Device = "auto",
-    compile: Compile = "auto",
-    precision: Precision = "float32",
-    cuda_graphs: Annotated[
-        bool | None,
-        typer.Option(help="Replay the student's steps as CUDA graphs; on every GPU if not given."),
-    ] = None,
-    data_root: DataRoot = None,
-    data: Annotated[str | None, typer.Option(help="Require teachers of this data set.")] = None,
-    network: Annotated[str | None, typer.Option(help="Require teachers of this network.")] = None,
-    preprocess: Annotated[str | None, typer.Option(help="Require teachers with this preprocessing.")] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for TensorBoard: the curves, images and W while it runs.")
-    ] = None,
     *,
-    fields: dict[str, Any],
+    teachers: Path,
+    out: Path,
+    matching: str = lab.Learned.name,
+    learned: Annotated[lab.Learned | None, options_of("normalised", rate="weight-rate")] = None,
+    literal: bool = False,
+    pruned: Annotated[lab.Pruned | None, options_of(fraction="prune")] = None,
+    config: Annotated[lab.DistillConfig, options_of("matching", "augment")] = lab.DistillConfig(),
+    augment: str | None = None,
+    how: Student = Execution(),
+    data_root: DataRoot = None,
+    data: str | None = None,
+    network: str | None = None,
+    preprocess: str | None = None,
+    tensorboard: Path | None = None,
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption.
 
     Several processes share the segments: torchrun --nproc-per-node N -m iadd_lab distill ...
+
+    Args:
+        teachers: folder of the teachers.
+        out: folder of the result.
+        matching: one of {matchings}.
+        literal: the paper's unnormalised loss, whose trivial minimiser is W = 0.
+        pruned.fraction: share of the parameters to drop.
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+            real set).
+        data: require teachers of this data set.
+        network: require teachers of this network.
+        preprocess: require teachers with this preprocessing.
+        tensorboard: folder for TensorBoard: the curves, images and W while it runs.
     """
-    place = pick_device(local_device(device))
-    set_precision(precision)
+    how = replace(how, device=local_device(how.device))
+    place = lab.pick_device(how.device)
     check_folder(out)
-    options = {"rate": weight_rate, "granularity": granularity, "mean_over": mean_over, "fraction": prune}
-    chosen = _matching(matching, options | {"normalised": False if literal else None})
-    trained = open_teachers(teachers)
+    if literal:
+        learned = replace(learned or lab.Learned(), normalised=False)
+    chosen = _matching(matching, learned, pruned)
+    trained = lab.open_teachers(teachers)
     _require_teachers(trained, data=data, network=network, preprocess=preprocess)
-    config = DistillConfig(matching=chosen, augment=_augment(augment), **fields)
-    with (
-        joined(place) as ranks,
-        watched(tensorboard if ranks.first else None, trained.preprocess, ipc=config.ipc) as watch,
-    ):
-        images = load_data(trained.data, root=data_root, progress=ranks.first)
-        result = run_distill(
-            images,
-            trained,
-            config,
-            folder=out if ranks.first else None,
-            device=place,
-            compile=compile,
-            cuda_graphs=cuda_graphs,
-            ranks=ranks,
-            on_iteration=watch,
-        )
+    config = replace(config, matching=chosen, augment=_augment(augment))
+    watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, ipc=config.ipc)
+    with joined(place) as ranks, watched() if tensorboard and ranks.first else nullcontext() as watch:
+        images = lab.load_data(trained.data, root=data_root, progress=ranks.first)
+        folder = out if ranks.first else None
+        result = lab.distill(images, trained, config, folder=folder, how=how, on_iteration=watch, ranks=ranks)
         if watch is not None:
             watch(config.iterations, result.history)  # a finished run was only read
-    if not ranks.first:
-        return
+    if ranks.first:
+        _show_distilled(result, out)
 
+
+def _show_distilled(result: lab.DistillResult, out: Path) -> None:
     from iadd_lab.plots import before_after, history_plot, image_grid, save_figure
 
-    made = result.distilled
+    made, loss = result.distilled, result.history.loss
     save_figure(image_grid(made.pictures(), made.labels, made.classes), out, "distilled")
     save_figure(before_after(result), out, "before_after")
     save_figure(history_plot(result.history), out, "history")
-    losses = _describe_history(result.history.loss)
-    typer.echo(f"α {result.alpha:.4g}, {losses}; in {out / 'distilled.safetensors'}")
+    tenth = max(len(loss) // 10, 1)
+    first, last = sum(loss[:tenth]) / tenth, sum(loss[-tenth:]) / tenth
+    losses = f"matching loss {first:.3f} at first, {last:.3f} at last"
+    print(f"α {result.alpha:.4g}, {losses}; in {out / FILE}")
 
 
-@app.command()
-@options_of(EvaluateConfig, leave_out=("network", "augment"))
+@command(app)
 def evaluate(
-    context: typer.Context,
-    distilled: Annotated[Path, typer.Argument(help="A distilled.safetensors, or the folder that holds it.")],
-    network: Annotated[str | None, typer.Option(help=f"{', '.join(NETWORKS)} (the teachers').")] = None,
-    width: Width = None,
-    depth: Depth = None,
-    random: Annotated[bool, typer.Option(help="Also random real images, as many of them.")] = True,
-    fair: Annotated[
-        bool,
-        typer.Option(
-            "--fair",
-            help="Also DD-Ranking's scores (HLR, IOR, LRS), beside random images and the whole set, the "
-            "learning rate of each chosen on the validation split; takes several times as long.",
-        ),
-    ] = False,
-    whole_epochs: Annotated[
-        int, typer.Option(help="--fair: epochs on the whole training set.")
-    ] = FairConfig.whole_epochs,
-    augment: Augment = None,
-    device: Device = "auto",
-    compile: Compile = "auto",
-    precision: Precision = "float32",
-    data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (beside the set).")] = None,
-    cluster: ClusterName = None,
+    distilled: Path,
+    /,
     *,
-    fields: dict[str, Any],
+    network: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    random: bool = True,
+    fair: bool = False,
+    settings: Annotated[lab.FairConfig, options_of("rates", "tuning_networks", "weight")] = lab.FairConfig(),
+    config: Annotated[lab.EvaluateConfig, options_of("network", "augment")] = lab.EvaluateConfig(),
+    augment: str | None = None,
+    how: How = Execution(),
+    data_root: DataRoot = None,
+    out: Path | None = None,
+    cluster: Cluster = None,
 ) -> None:
-    """Train fresh networks on a distilled set and test them on real images."""
-    place = pick_device(device)
-    set_precision(precision)
-    distilled = distilled / "distilled.safetensors" if distilled.is_dir() else distilled
-    made = DistilledSet.load(distilled, root=data_root)
+    """Train fresh networks on a distilled set and test them on real images.
+
+    Args:
+        distilled: A distilled.safetensors, or the folder that holds it.
+        network: one of {networks} (the teachers').
+        width: filters per block of the ConvNet (128).
+        depth: blocks of the ConvNet (by image size).
+        random: also random real images, as many of them.
+        fair: also DD-Ranking's scores (HLR, IOR, LRS), beside random images and the whole set, the learning
+            rate of each chosen on the validation split; takes several times as long.
+        settings.whole_epochs: --fair: epochs on the whole training set.
+        augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
+            distilled set).
+        out: folder of the results (beside the set).
+    """
+    lab.pick_device(how.device)  # refused before images are read
+    distilled = distilled / FILE if distilled.is_dir() else distilled
+    made = lab.DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
-    config = EvaluateConfig(network=architecture, augment=_augment(augment) or made.augment, **fields)
-    real = load_data(made.data, root=data_root)
+    config = replace(config, network=architecture, augment=_augment(augment) or made.augment)
+    real = lab.load_data(made.data, root=data_root)
     if random or fair:
         check_class_sizes(real, made.ipc)
     if fair:
         check_fair(config)
     # All that it depends on is part of the name: another set, network or number of epochs is another file.
-    suffix = fingerprint(RESULT_VERSION, made.fingerprint, config)[:8]
-    name = f"evaluation_{config.network.name}_{config.split}_{suffix}"
-    options = {"device": place, "compile": compile, "engine": _engine(context, cluster, data_root)}
-    results = [run_evaluate(made, real, config, save_to=folder / f"{name}.safetensors", **options)]
+    name = f"evaluation_{config.network.name}_{config.split}_{_short(made, config)}"
+    at, kept = folder.absolute(), {"config": config, "how": replace(how, progress=not cluster)}
+    parts = [partial(lab.evaluate, made, save_to=at / f"{name}.safetensors", **kept)]
     if random:
-        path = folder / f"{name}_random.safetensors"
-        results.append(evaluate_random(real, made.preprocess, config, ipc=made.ipc, save_to=path, **options))
+        drawn = partial(lab.evaluate_random, preprocess=made.preprocess, ipc=made.ipc, **kept)
+        parts.append(partial(drawn, save_to=at / f"{name}_random.safetensors"))
+    _show_evaluations(_computed(parts, real, data_root, cluster), folder, name)
+    if fair:
+        runs = at / f"fair_{_short(made, config, settings.whole_epochs)}"
+        part = partial(lab.evaluate_fairly, made, fair=settings, folder=runs, **kept)
+        print(*_computed([part], real, data_root, cluster))
+    if real.remark:
+        print(f"Note: {real.remark}")
+    print(f"in {folder}/{name}*")
 
+
+def _short(made: lab.DistilledSet, *more: object) -> str:
+    return fingerprint(RESULT_VERSION, made.fingerprint, *more)[:8]
+
+
+def _show_evaluations(results: Sequence[lab.Evaluation], folder: Path, name: str) -> None:
     from iadd_lab.plots import accuracy_bars, confusion_matrix, save_figure
 
     save_figure(accuracy_bars(results), folder, f"{name}_accuracy")
     save_figure(confusion_matrix(results[0]), folder, f"{name}_confusion")
     for result in results:
-        typer.echo(str(result))
+        print(result)
         if result.remark:
-            typer.echo(f"Note: {result.remark}")
-    if fair:
-        settings = FairConfig(whole_epochs=whole_epochs)
-        runs = folder / f"fair_{fingerprint(RESULT_VERSION, made.fingerprint, config, whole_epochs)[:8]}"
-        scores = evaluate_fairly(made, real, config, settings, folder=runs, **options)
-        typer.echo(str(scores))
-    if real.remark:
-        typer.echo(f"Note: {real.remark}")
-    typer.echo(f"in {folder}/{name}*")
+            print(f"Note: {result.remark}")
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+@command(app)
+def export(distilled: Path, /, *, to: str, out: Path) -> None:
+    """Write a distilled set for other programs, with a data card, and say what the format loses.
+
+    Args:
+        distilled: A distilled.safetensors, or the folder that holds it.
+        to: one of {formats}.
+        out: folder of the export; empty, or not there yet.
+    """
+    print(lab.export_set(distilled, to, out))
+    print(f"in {out}, described in {out / CARD}")
 
 
-class _PairsCommand(typer.core.TyperCommand):
-    """A command to which `-p NAME VALUE`, as papermill has it, means `-p NAME=VALUE`."""
-
-    def parse_args(self, ctx, args):
-        return super().parse_args(ctx, _join_pairs(args))
-
-
-def _join_pairs(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with the VALUE of each `-p NAME VALUE` joined to its NAME."""
-    left, joined = list(arguments), []
-    while left:
-        joined.append(left.pop(0))
-        if joined[-1] in _PAIR_OPTIONS and left:
-            joined.append(left.pop(0))
-            # A value may be a negative number; another option is none.
-            if "=" not in joined[-1] and left and not (left[0] in _PAIR_OPTIONS or left[0].startswith("--")):
-                joined[-1] += f"={left.pop(0)}"
-    return joined
-
-
-_PAIR_OPTIONS = ("-p", "--parameter")
-
-
-@app.command(cls=_PairsCommand)
-def reproduce(
-    context: typer.Context,
-    profile: Annotated[
-        str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in PROFILES.items()) + ".")
-    ] = "quick",
-    only: Annotated[list[str] | None, typer.Option(help="A notebook's name; may be repeated.")] = None,
-    jobs: Annotated[int, typer.Option(help="Notebooks executed at once.")] = 1,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            *reversed(_PAIR_OPTIONS),
-            metavar="NAME VALUE",
-            help="For every notebook that has such a parameter, also as NAME=VALUE; may be repeated.",
-        ),
-    ] = None,
-    notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = Path("notebooks"),
-    figures: Annotated[Path, typer.Option(help="Folder of what they make.")] = Path("figures"),
-    runs: Annotated[Path, typer.Option(help="Folder of what is computed only once.")] = Path("runs"),
-    again: Annotated[bool, typer.Option("--again", help="Execute also what is up to date.")] = False,
-    cluster: ClusterName = None,
+@command(app)
+def import_set(
+    folder: Path,
+    /,
+    *,
+    out: Path,
+    data: str | None = None,
+    preprocess: str | None = None,
+    alpha: float | None = None,
+    size: int | None = None,
+    data_seed: int = DataConfig.seed,
+    method: str = "imported",
+    data_root: DataRoot = None,
 ) -> None:
-    """Execute the notebooks that are not up to date, and collect what they make in figures/PROFILE."""
-    failed = run_reproduce(
-        profile=profile,
-        only=tuple(only or ()),
-        parameters=dict(_name_and_value(text) for text in parameter or ()),
-        notebooks=notebooks,
-        figures=figures,
-        runs=runs,
-        jobs=jobs,
-        again=again,
-        engine=_engine(context, cluster, None),
+    """Make a released set of MTT or a successor one of our own, for `iadd-lab evaluate`.
+
+    A set that `iadd-lab export --to mtt` wrote knows its data and preprocessing: neither is to be given then.
+
+    Args:
+        folder: folder of images_best.pt and labels_best.pt (MTT's format).
+        out: folder of the distilled.safetensors to make.
+        data: real set that it was made from: {data_sets}.
+        preprocess: how its makers preprocessed images: {fits}.
+        alpha: learning rate to train with (from one of {rates} beside the images, else 0.01).
+        size: side of the images in pixels (the set's own).
+        data_seed: of the validation split.
+        method: its name in tables.
+    """
+    check_folder(out)
+    require(not (out / FILE).exists(), f"{out / FILE} is there already: choose another folder.")
+    if has_companion(folder):
+        given = {"--data": data, "--preprocess": preprocess, "--alpha": alpha, "--size": size}
+        named = " and ".join(name for name, value in given.items() if value is not None)
+        require(not named, f"{named} was given, but {folder} says that itself: leave it out.")
+        made = reread_mtt(folder)
+    else:
+        require(
+            data is not None and preprocess is not None,
+            f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} does not say what it was made "
+            "from: give both.",
+        )
+        images = lab.load_data(DataConfig(name=data, size=size, seed=data_seed), root=data_root)
+        made = lab.import_mtt(folder, images, preprocess=preprocess, alpha=alpha, method=method)
+    made.save(out / FILE, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})
+    print(
+        f"{len(made.images)} images of {len(made.classes)} classes, preprocessing {made.preprocess.kind}, "
+        f"α {made.alpha:.4g}; in {out / FILE}"
     )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which notebooks, with which parameters.
+
+    Args:
+        profile: quick (embedded real data, minutes on two cores), cpu (real image data at reduced scale,
+            hours on two cores), paper (the literature's full hyper-parameters, for a GPU), or a YAML file.
+        only: a notebook's name; may be repeated.
+        jobs: notebooks executed at once.
+        parameter: NAME VALUE, for every notebook that has such a parameter, also as NAME=VALUE; may be
+            repeated.
+        notebooks: folder of the notebooks; the ones that came with this package if not given.
+    """
+
+    profile: str = "quick"
+    only: tuple[str, ...] = ()
+    jobs: int = 1
+    parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS)] = ()
+    notebooks: Path | None = None
+
+    def parameters(self) -> dict[str, str]:
+        """The values by their names."""
+        parted = [text.partition("=") for text in self.parameter]
+        for name, equals, value in parted:
+            said = f"parameter {name + equals + value!r} has no value"
+            require(bool(name and equals), f"{said}: write -p NAME VALUE or -p NAME=VALUE.")
+        return {name: value for name, _, value in parted}
+
+
+@command(app)
+def reproduce(
+    *,
+    selection: Annotated[Selection, options_of()] = Selection(),
+    figures: Path = Path("build/figures"),
+    runs: Path = Path("runs"),
+    again: bool = False,
+    keep: bool = False,
+    cluster: Cluster = None,
+) -> int:
+    """Execute the notebooks that are not up to date, and collect what they make in FIGURES/PROFILE.
+
+    Args:
+        figures: folder of what they make.
+        runs: folder of what is computed only once.
+        again: execute also what is up to date.
+        keep: copy what they made to figures/PROFILE, to be committed; not where a notebook failed.
+    """
+    from iadd_lab.notebooks import batch
+
+    where = {"profile": selection.profile, "notebooks": selection.notebooks, "figures": figures, "runs": runs}
+    how = {"only": selection.only, "jobs": selection.jobs, "again": again, "cluster": cluster}
+    failed = batch.reproduce(parameters=selection.parameters(), **where, **how)
     if failed:
-        typer.echo(f"failed: {', '.join(failed)}", err=True)
-        raise typer.Exit(1)
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    elif keep:
+        print(f"copied to {batch.keep(**where)}")
+    return int(bool(failed))
 
 
-@app.command(cls=_PairsCommand)
+@command(app)
 def plan(
-    profile: Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}.")] = "quick",
-    only: Annotated[list[str] | None, typer.Option(help="A notebook's name; may be repeated.")] = None,
-    jobs: Annotated[int, typer.Option(help="Notebooks executed at once.")] = 1,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(*reversed(_PAIR_OPTIONS), metavar="NAME VALUE", help="As of reproduce."),
-    ] = None,
-    notebooks: Annotated[Path, typer.Option(help="Folder of the notebooks.")] = Path("notebooks"),
-    device: Device = "auto",
+    *, selection: Annotated[Selection, options_of()] = Selection(), device: str = Execution.device
 ) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
     Nothing of it is computed; small pieces of the real work are timed on this machine.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
     """
-    from iadd_lab.notebooks.costs import describe_costs, plan_costs
+    from iadd_lab.notebooks.batch import chosen_pages
+    from iadd_lab.study import plan as plans
 
-    costs = plan_costs(
-        profile=profile,
-        only=tuple(only or ()),
-        parameters=dict(_name_and_value(text) for text in parameter or ()),
-        notebooks=notebooks,
-        jobs=jobs,
-        device=device,
-    )
-    typer.echo(describe_costs(costs))
+    where = {"profile": selection.profile, "notebooks": selection.notebooks}
+    pages = chosen_pages(selection.only, selection.parameters(), **where)
+    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
 
 
-@app.command()
+@command(app)
+def notebooks(folder: Path, /) -> None:
+    """Lay the notebooks out in a folder of your own, to open them in JupyterLab.
+
+    Args:
+        folder: where to.
+    """
+    from iadd_lab.notebooks.notebook import lay_out
+
+    for path in lay_out(folder):
+        print(path)
+
+
+@command(app)
 def bench(
-    json: Annotated[Path | None, typer.Option(help="Write all that was measured to this file.")] = None,
-    engine: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; may be repeated.")] = None,
-    images: Annotated[list[int] | None, typer.Option(help="Distilled images; may be repeated.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="J, student steps; may be repeated.")] = None,
-    width: Annotated[int, typer.Option(help="Filters per block of the ConvNet.")] = BenchConfig.width,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = BenchConfig.size,
-    iterations: Annotated[int, typer.Option(help="Measured after a warm-up.")] = BenchConfig.iterations,
-    training: Annotated[bool, typer.Option(help="Measure teachers and evaluation as well.")] = True,
-    device: Device = BenchConfig.device,
-    precision: Precision = BenchConfig.precision,
+    *,
+    json: Path | None = None,
+    config: Annotated[BenchConfig | None, options_of(engines="engine")] = None,
 ) -> None:
-    """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores."""
-    config = BenchConfig(
-        width=width,
-        size=size,
-        iterations=iterations,
-        training=training,
-        engines=engine or BenchConfig.engines,
-        images=images or BenchConfig.images,
-        steps=steps or BenchConfig.steps,
-        device=device,
-        precision=precision,
-    )
+    """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores.
+
+    Args:
+        json: write all that was measured to this file.
+        config.engines: one of {engines}; may be repeated.
+        config.images: distilled images per student step; may be repeated.
+        config.steps: J, the student's steps; may be repeated.
+    """
     if json is not None:
         check_folder(json.parent)
-    measured = measure(config)
+    measured = measure(config or BenchConfig())
     if json is not None:
-        save_text(json, dumps(measured, indent=1) + "\n")
-    typer.echo(f"matrix products run at {measured['matmul_gflops']:.0f} GFLOP/s")
+        save_text(json, jsons.dumps(measured, indent=1) + "\n")
+    print(f"matrix products run at {measured['matmul_gflops']:.0f} GFLOP/s")
     for record in measured["engines"]:
-        typer.echo(
+        print(
             f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3} "
             f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
         )
     for record in measured["training"]:
-        typer.echo(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
+        print(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
 
 
-RunsFolder = Annotated[
-    Path | None, typer.Option(help="Folder of runs; $IADD_RUNS, or the one in the cache folder.")
-]
+@command(runs_app, name="list")
+def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
+    """Show what is stored: kind, size, last change, state, name and what it is.
 
-
-@runs_app.command("list")
-def runs_list(
-    runs: RunsFolder = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare checksums.")] = False,
-) -> None:
-    """Show what is stored: kind, size, last change, state, name and what it is."""
+    Args:
+        verify: read everything and compare checksums.
+    """
     root = runs or runs_root()
     found = stored(root, verify=verify)
     for each in found:
-        typer.echo(_line(each))
-    typer.echo(f"{_sum(found)}, in {root}")
+        print(_line(each))
+    print(f"{_sum(found)}, in {root}")
 
 
-@runs_app.command("prune")
+@command(runs_app, name="prune")
 def runs_prune(
+    *,
     runs: RunsFolder = None,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Only checkpoints, and what interrupted processes left.")
-    ] = False,
-    damaged: Annotated[
-        bool, typer.Option("--damaged", help="Only what can't be read (reads everything).")
-    ] = False,
-    older_than: Annotated[
-        float | None, typer.Option(help="Only what did not change for so many days.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Only names that fit a pattern, as in 'digits-*-dc-*'.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it; otherwise only shown.")] = False,
+    criteria: Annotated[Criteria | None, options_of()] = None,
+    yes: bool = False,
 ) -> None:
-    """Delete what fits all criteria given; without --yes, only show it."""
+    """Delete what fits all criteria given; without --yes, only show it.
+
+    Args:
+        yes: delete it; otherwise only shown.
+    """
     root = runs or runs_root()
-    criteria = Criteria(unfinished=unfinished, damaged=damaged, older_than=older_than, name=name)
-    pruned = prune(root, criteria, delete=yes)
+    pruned = prune(root, criteria or Criteria(), delete=yes)
     for each in pruned:
-        typer.echo(_line(each.stored) + (f" - kept: {each.kept}" if each.kept else ""))
+        print(_line(each.stored) + (f" - kept: {each.kept}" if each.kept else ""))
     gone = [each.stored for each in pruned if not each.kept]
-    done = "deleted" if yes else "would be deleted: --yes deletes"
-    typer.echo(f"{_sum(gone)}, in {root} {done}")
+    print(f"{_sum(gone)}, in {root} {'deleted' if yes else 'would be deleted: --yes deletes'}")
 
 
 def _line(found: Stored) -> str:
@@ -561,52 +604,25 @@ def _bytes(count: float) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"
 
 
-def _name_and_value(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    require(bool(name and equals), f"parameter {text!r} has no value: write -p NAME VALUE or -p NAME=VALUE.")
-    return name, value
-
-
-def _engine(context: typer.Context, cluster: str | None, data_root: Path | None) -> Engine:
-    """The engine called `cluster`, open until the command ends, in whatever way."""
-    return context.with_resource(open_engine(cluster, data_root=data_root))
-
-
-def _augment(text: str | None) -> AugmentConfig | None:
+def _augment(text: str | None) -> lab.AugmentConfig | None:
     if text is None:
         return None
-    return AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
+    return lab.AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
 
 
-def _matching(name: str, options: dict[str, Any]) -> Matching:
-    """The matching called `name` with the options that were given; one that it lacks is refused."""
+def _matching(name: str, *settings: lab.Matching | None) -> lab.Matching:
+    """The matching called `name`, with the settings that were given; those of another one are refused."""
     kind = choose("matching", name, MATCHINGS)
-    given = {option: value for option, value in options.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(kind)}
-    for option in given.keys() - known:
-        owners = [other for other, owner in MATCHINGS.items() if hasattr(owner, option)]
-        raise InputError(
-            f"{_OPTIONS[option]} was given, but matching {name!r} has no such setting: "
-            f"leave it out, or use --matching {' or '.join(owners)}."
-        )
-    return kind(**given)
+    given = [one for one in settings if one is not None]
+    for one in given:
+        said = f"settings of matching {one.name!r} were given, but matching {name!r} has no such settings"
+        require(type(one) is kind, f"{said}: leave them out, or use --matching {one.name}.")
+    return given[0] if given else kind()
 
 
-_OPTIONS = {
-    "rate": "--weight-rate",
-    "normalised": "--literal",
-    "granularity": "--granularity",
-    "mean_over": "--mean-over",
-    "fraction": "--prune",
-}
-
-
-def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
-    found = {
-        "data": teachers.data.name,
-        "network": teachers.config.network.name,
-        "preprocess": teachers.config.preprocess,
-    }
+def _require_teachers(teachers: lab.Teachers, **expected: str | None) -> None:
+    config = teachers.config
+    found = {"data": teachers.data.name, "network": config.network.name, "preprocess": config.preprocess}
     for name, value in expected.items():
         require(
             value is None or value == found[name],
@@ -618,19 +634,55 @@ def _require_teachers(teachers: Teachers, **expected: str | None) -> None:
 def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
     """The network asked for; what was not asked for is as in the teachers' network."""
     given = {field: value for field, value in (("width", width), ("depth", depth)) if value is not None}
-    if "config" not in read_metadata(path, kind=KIND):  # a set that was not distilled here has no teachers
-        return NetworkConfig(name=name or NetworkConfig.name, **given)
-    own = DistillResult.load(path).teacher_config.network
-    return replace(own, **given) if name in (None, own.name) else NetworkConfig(name=name, **given)
+    if made_by(read_metadata(path, kind=KIND)) == "distillation":
+        own = lab.DistillResult.load(path).teacher_config.network
+        if name in (None, own.name):
+            return replace(own, **given)
+    return NetworkConfig(name=name or NetworkConfig.name, **given)
 
 
-def _describe_history(loss: list[float]) -> str:
-    tenth = max(len(loss) // 10, 1)
-    return f"matching loss {sum(loss[:tenth]) / tenth:.3f} at first, {sum(loss[-tenth:]) / tenth:.3f} at last"
+def join_pairs(words: Sequence[str]) -> list[str]:
+    """`words` with the VALUE of each `-p NAME VALUE`, as papermill has it, joined to its NAME."""
+    left, joint = list(words), []
+    while left:
+        joint.append(left.pop(0))
+        if joint[-1] in _PAIRS and left:
+            joint.append(left.pop(0))
+            # A value may be a negative number; another option is none.
+            if "=" not in joint[-1] and left and left[0] not in _PAIRS and not left[0].startswith("--"):
+                joint[-1] += f"={left.pop(0)}"
+    return joint
 
 
-def main() -> None:
-    """The entry point of `iadd-lab` and `python -m iadd_lab`."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # `iadd_lab._start` had it till now
-    app()
+def run(words: Sequence[str]) -> int:
+    """Carry out the command that `words` are, without `iadd-lab` before them.
+
+    Bad input ends with one sentence on stderr, and so does what stops a run; neither with a traceback.
+
+    Returns:
+        The exit code: 0 done, 1 stopped or failed, 2 bad input, 130 Ctrl-C.
+
+    Raises:
+        SystemExit: something else than Ctrl-C stopped a computation (SIGTERM; exit code 143).
+    """
+    if list(words) in ([], ["data"], ["runs"]):
+        app.help_print(list(words))
+        return 2
+    kept = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+    try:
+        return app(join_pairs(words), **kept) or 0
+    except (CycloptsError, lab.InputError) as error:
+        known = isinstance(error.__cause__, lab.InputError)
+        return _end(2, f"error: {error.__cause__ if known else error}")
+    except KeyboardInterrupt as error:
+        return _end(130, f"stopped: {str(error) or 'run the same again to go on.'}")
+    except (lab.DivergenceError, OSError) as error:
+        return _end(1, f"stopped: {error}")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = (str(error).splitlines() or ["no memory left"])[0]
+        return _end(1, f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint.")
+
+
+def _end(code: int, sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return code

@@ -1,15 +1,111 @@
-"""Where tensors live, and how precisely they are multiplied there."""
+"""How a thing runs: where its tensors live, how precisely they are multiplied, what is shown and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from iadd_lab.errors import InputError, choose, require
+from iadd_lab.errors import InputError, check_flag, check_kind, check_number, check_whole, choose, require
 
+MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a thing runs. Nothing of it changes what is computed on a CPU, but for `precision`.
+
+    Everything that computes takes one as `how`, and its fields by name as well: `distill(…, device="cpu")`.
+
+    Args:
+        device: "auto" (a CUDA GPU where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+        precision: inside products: "float32", "tf32" or "bf16"; see `set_precision`.
+        compile: "auto" (where the run is long enough to pay for it), "always" or "never"; see
+            `iadd_lab.training.fast.compiling`.
+        threads: of PyTorch on the CPU; 0 leaves PyTorch's own choice.
+        progress: whether to show a progress bar.
+        checkpoint_seconds: at most so many seconds of work are lost to a kill, or sixty times what saving
+            takes; 0 saves after every unit of work.
+        cuda_graphs: whether a student's steps are replayed as CUDA graphs, which changes nothing but the
+            time; None does so on every GPU.
+
+    Raises:
+        InputError: a field is not one of these.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    compile: str = "auto"
+    threads: int = 0
+    progress: bool = True
+    checkpoint_seconds: float = 60.0
+    cuda_graphs: bool | None = None
+
+    def __post_init__(self):
+        choose("precision", self.precision, PRECISIONS)
+        choose("compile", self.compile, dict.fromkeys(MODES))
+        check_whole("threads", self.threads, minimum=0, maximum=4096)
+        check_flag("progress", self.progress)
+        check_number("checkpoint_seconds", self.checkpoint_seconds)
+        if self.cuda_graphs is not None:
+            check_flag("cuda_graphs", self.cuda_graphs)
+
+    @property
+    def place(self) -> torch.device:
+        """The device.
+
+        Raises:
+            InputError: there is no such device here.
+        """
+        return pick_device(self.device)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether CUDA graphs are used: as asked, and else wherever they can be.
+
+        Raises:
+            InputError: they can't be, but were asked for.
+        """
+        kind = self.place.type
+        possible = kind == "cuda"
+        require(
+            possible or not self.cuda_graphs,
+            f"cuda_graphs needs a CUDA device, and this is {kind}: leave it out.",
+        )
+        return possible if self.cuda_graphs is None else self.cuda_graphs
+
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """Where to compute: PyTorch's threads and precision are these in the block, and put back after it."""
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        allow_tf32 = torch.backends.cudnn.allow_tf32
+        try:
+            set_precision(self.precision)
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            yield
+        finally:
+            if self.threads:
+                torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.backends.cudnn.allow_tf32 = allow_tf32
+
+    @classmethod
+    def of(cls, how: Execution | None, options: Mapping[str, Any]) -> Execution:
+        """`how`, or the defaults, with the fields that `options` names.
+
+        Raises:
+            InputError: an option is not a field, or its value is impossible.
+        """
+        check_kind("how", how, Execution, optional=True)
+        for name in options:
+            choose("option", name, {field.name: field for field in fields(cls)})
+        return replace(how or cls(), **options)
 
 
 def pick_device(name: str = "auto") -> torch.device:

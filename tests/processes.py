@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import psutil
 import torch
@@ -40,30 +39,39 @@ class Done:
     stderr: str
 
 
-def invoke(words: str | list[str], **paths: object) -> int:
-    """The exit code of `iadd-lab` in this process; `{name}` in the words stands for a path."""
+def invoke(words: str | list[str], *given: object, **paths: object) -> int:
+    """The exit code of `iadd-lab` in this process; {} and {name} in the words stand for paths."""
     if isinstance(words, str):
-        words = [word.format(**paths) for word in words.split()]
-    with mock.patch.object(sys, "argv", ["iadd-lab", *words]):
-        try:
-            cli.main()
-        except SystemExit as ended:
-            return ended.code or 0
-    return 0
+        pieces = iter(given)
+        words = [str(next(pieces)) if word == "{}" else word.format(**paths) for word in words.split()]
+    try:
+        return cli.run(words)
+    except SystemExit as ended:
+        return ended.code or 0
 
 
-def run(words: str | list[str], **paths: object) -> Done:
+def run(words: str | list[str], *given: object, **paths: object) -> Done:
     """`iadd-lab` in this process, and what it says."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = invoke(words, **paths)
+        code = invoke(words, *given, **paths)
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def complete(words: str | list[str], **paths: object) -> Done:
+def complete(words: str | list[str], *given: object, **paths: object) -> Done:
     """`iadd-lab`, which must end well."""
-    done = run(words, **paths)
+    done = run(words, *given, **paths)
     assert done.code == 0, done
     return done
+
+
+def ended(code: int, words: str | list[str], *given: object, **paths: object) -> str:
+    """The one sentence with which `iadd-lab` ends: it was stopped (1), or refused bad input (2)."""
+    done = run(words, *given, **paths)
+    assert done.code == code, done
+    assert "Traceback" not in done.stdout + done.stderr
+    begin = {1: "stopped: ", 2: "error: "}[code]
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith(begin))
+    return line
 
 
 def fork(function: Callable, *arguments: object, output: Path) -> multiprocessing.Process:

@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.data.splits import Split
+from iadd_lab.errors import InputError
 
 
 def load(name, root=None, **options):
     return load_data(DataConfig(name, **options), root=root, progress=False)
+
+
+def assert_refused(message, function, *arguments, **options):
+    """`function` refuses to be called so, and its sentence matches `message`."""
+    with pytest.raises(InputError, match=message):
+        function(*arguments, **options)
 
 
 def noise(shape, seed=0):
@@ -44,7 +52,7 @@ def counts(split: Split) -> list[int]:
 
 def three(data):
     """The three splits of `data`."""
-    return data.split("train"), data.split("validation"), data.split("test")
+    return data.train, data.validation, data.test
 
 
 def write_idx(path: Path, values: np.ndarray):

@@ -5,52 +5,114 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
-import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from iadd_lab.cli import _join_pairs, app
+import iadd_lab
+from iadd_lab.cli import app, join_pairs
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import Evaluation
+from tests.notebook_files import write_notebook
+from tests.processes import complete, ended, run
 
-runner = CliRunner()
 TEACH = "teach --data digits --width 4 --teachers 2 --epochs 3 --batch 256 --device cpu"
 DISTILL = (
     "distill --ipc 1 --iterations 3 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 "
     "--alpha 0.02 --alpha-rate 1e-6 --device cpu"
 )
+ROOT = Path(__file__).parents[1]
+KNOWN = ROOT / "tests" / "golden" / "commands.txt"  # options with their defaults; ! is required
 
 
-def run(command: str, *paths: object):
-    """Run `command`, in which {} stand for `paths`."""
-    pieces = iter(map(str, paths))
-    arguments = [next(pieces) if word == "{}" else word for word in command.split()]
-    return runner.invoke(app, arguments)
+def options(group, *before):
+    """The words of each command below `group`, and its arguments and options by their names."""
+    for name in (name for name in group if not name.startswith("-")):
+        command, path = group[name], (*before, name)
+        if command.default_command is None:
+            yield from options(command, *path)
+            continue
+        arguments = [
+            one
+            for one in command.assemble_argument_collection(parse_docstring=True)
+            if one.parse and not one.children
+        ]
+        yield " ".join(path), {name: one for one in arguments for name in one.names}
 
 
-def refused(command: str, *paths: object) -> str:
-    """The sentence with which `command` is refused: one line on stderr, exit code 2, no traceback."""
-    result = run(command, *paths)
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in result.output
-    return lines[0]
+def default(option) -> str:
+    """As the file has it."""
+    value = str(option.field_info.default).replace(" ", "")
+    return "!" if option.required else "" if value in ("None", "False", "()") else f"={value}"
+
+
+def test_every_command_and_option_that_scripts_use_is_there():
+    """Options may come, but none may go, get another name or another default."""
+    found = {name: {name + default(one) for name, one in known.items()} for name, known in options(app)}
+    text = re.findall(r"^(\S.*):\n((?: .*\n)+)", KNOWN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found.keys() == {name for name, _ in text}
+    for name, words in text:
+        assert set(words.split()) <= found[name], set(words.split()) - found[name]
+        assert {word for word in found[name] if word.endswith("!")} <= set(words.split())
+
+
+def test_every_option_has_a_help_and_choices_are_named():
+    for name, known in options(app):
+        assert [option for option, one in known.items() if not one.parameter.help] == [], name
+    assert re.search(r"--network .* convnet, alexnet", complete("teach --help").stdout)
+
+
+def test_help_and_version():
+    assert complete("--version").stdout.strip() == iadd_lab.__version__
+    for words in ("", "data", "runs"):
+        assert run(words).code == 2
+    for word in ("teach", "distill", "evaluate", "reproduce", "data"):
+        assert re.search(rf"^│ {word} ", complete("--help").stdout, flags=re.MULTILINE)
+
+
+WRONGLY = {
+    "tech": 'Unknown command "tech". Did you mean "teach"?',
+    "teach --data digits --epohcs 3 --out x": "Unknown option: --epohcs. Did you mean --epochs?",
+    "teach --data digits": "--out requires an argument",
+    "teach --data digits --out x --epochs": "--epochs requires an argument",
+    "teach --data digits --out x --epochs many": '--epochs: unable to convert "many" into int',
+    "teach --data digits --out x --epochs 1.5": "--epochs is '1.5'; it must be a whole number",
+    "bench --images 0x10": "--images is '0x10'; it must be a whole number",
+    "data fetch": "NAME requires an argument",
+    "data list digits": "Unused Tokens: ['digits']",
+}
+
+
+@pytest.mark.parametrize(("command", "sentence"), WRONGLY.items())
+def test_a_command_written_wrongly_is_bad_input(command, sentence):
+    assert sentence in ended(2, command)
+
+
+def test_importing_the_package_takes_no_time_and_no_signals():
+    ask = (
+        "import signal, sys; before = signal.getsignal(signal.SIGINT); import iadd_lab; "
+        "assert 'torch' not in sys.modules; import iadd_lab.cli; from iadd_lab import distill, evaluate; "
+        "assert signal.getsignal(signal.SIGINT) is before and callable(iadd_lab.distill); "
+        "assert not {'matplotlib', 'papermill', 'distributed'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", ask], check=True)
+    for name in iadd_lab.__all__:
+        assert getattr(iadd_lab, name) is not None
+    assert {"__version__", *iadd_lab.__all__} <= set(dir(iadd_lab))
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = iadd_lab.distil
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Teachers and a distilled set made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
-    taught = run(f"{TEACH} --out {{}}", folder / "teachers")
-    assert taught.exit_code == 0, taught.output
-    assert "2 teachers of 3 epochs" in taught.stdout
-    made = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
-    assert made.exit_code == 0, made.output
-    assert re.search(r"α 0.0\d+, matching loss \d\.\d+ at first", made.stdout)
+    assert "2 teachers of 3 epochs" in complete(f"{TEACH} --out {{}}", folder / "teachers").stdout
+    made = complete(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run").stdout
+    assert re.search(r"α 0.0\d+, matching loss \d\.\d+ at first", made)
     return folder
 
 
@@ -67,11 +129,11 @@ def test_distill_leaves_the_set_and_its_pictures(folder):
 
 def test_evaluate_prints_and_stores(folder):
     path = folder / "run"  # the folder does as well
-    result = run("evaluate {} --epochs 3 --networks 2 --device cpu --out {}", path, folder / "scores")
-    assert result.exit_code == 0, result.output
-    assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", result.stdout)
-    assert "random real: " in result.stdout
-    assert "Note: 2 of 2 networks had not learned their set when training ended" in result.stdout
+    command = "evaluate {} --epochs 3 --networks 2 --device cpu --out {}"
+    said = complete(command, path, folder / "scores").stdout
+    assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy, .* \(2 × convnet\)", said)
+    assert "random real: " in said
+    assert "Note: 2 of 2 networks had not learned their set when training ended" in said
     paths = sorted((folder / "scores").glob("evaluation_convnet_test_*.safetensors"))
     assert len(paths) == 2
     stored, random = map(Evaluation.load, paths)
@@ -81,105 +143,76 @@ def test_evaluate_prints_and_stores(folder):
 
 def test_evaluate_on_another_network_without_random(folder):
     path = folder / "run" / "distilled.safetensors"
-    command = (
-        "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
-    )
-    result = run(f"{command} --out {{}}", path, folder / "scores")
-    assert result.exit_code == 0, result.output
-    assert "(1 × alexnet)" in result.stdout
-    assert "random real" not in result.stdout
+    command = "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random"
+    said = complete(f"{command} --device cpu --out {{}}", path, folder / "scores").stdout
+    assert "(1 × alexnet)" in said
+    assert "random real" not in said
 
 
-def test_finished_work_is_not_done_again(folder):
+def test_finished_work_is_only_read(folder):
     path = folder / "run" / "distilled.safetensors"
     stamp = path.stat().st_mtime_ns
-    again = run(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
-    assert again.exit_code == 0
+    complete(f"{DISTILL} --teachers {{}} --out {{}}", folder / "teachers", folder / "run")
     assert path.stat().st_mtime_ns == stamp
 
 
 def test_data_list_and_check():
-    listed = run("data list")
-    assert listed.exit_code == 0
-    assert re.search(r"digits .* scikit-learn", listed.stdout)
-    checked = run("data check digits")
-    assert checked.exit_code == 0
-    assert re.search(r"all +1213 +135 +449", checked.stdout)
+    assert re.search(r"digits .* scikit-learn", complete("data list").stdout)
+    assert re.search(r"all +1213 +135 +449", complete("data check digits").stdout)
 
 
-def test_help_names_the_order_of_work():
-    result = run("--help")
-    assert result.exit_code == 0
-    for word in ("teach", "distill", "evaluate", "reproduce", "data"):
-        assert word in result.stdout
-
-
-@pytest.mark.parametrize("entry", [["-m", "iadd_lab"], ["-c", "from iadd_lab.cli import main; main()"]])
-def test_both_entries_refuse_with_one_sentence(entry):
-    done = subprocess.run(
-        [sys.executable, *entry, "data", "check", "digist"], capture_output=True, text=True, check=False
-    )
+def test_the_program_refuses_with_one_sentence():
+    command = [sys.executable, "-m", "iadd_lab", "data", "check", "digist"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown data set 'digist' (did you mean 'digits'?): choose one of")
     assert done.stderr.count("\n") == 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["iadd-lab"] == "iadd_lab.__main__:main"  # what -m calls
 
 
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ("--data cifar", "unknown data set 'cifar' (did you mean 'cifar10'?)"),
-        ("--network resnet", "unknown network 'resnet' (did you mean 'resnet18'?)"),
-        ("--preprocess pca", "unknown preprocess 'pca' (did you mean 'zca'?)"),
-        ("--teachers 0", "count is 0; it must be a whole number of at least 1"),
-        ("--epochs 0", "epochs is 0"),
-        ("--rate -0.1", "rate is -0.1; it must be a finite number above 0"),
-        ("--width 0", "width is 0"),
-        ("--depth 9", "depth"),
-        ("--augment flop", "'flop'"),
-        ("--device cuda:99", "device is 'cuda:99'"),
-        ("--device mps", "device is 'mps': expected auto, cpu, cuda or cuda:N"),
-        ("--device gpu", "device is 'gpu': expected auto, cpu, cuda or cuda:N"),
-        ("--size 300", "300"),
-        ("--train-limit 3", "train_limit is 3"),
-    ],
-)
+TAUGHT = {
+    "--data cifar": "unknown data set 'cifar' (did you mean 'cifar10'?)",
+    "--network resnet": "unknown network 'resnet' (did you mean 'resnet18'?)",
+    "--preprocess pca": "unknown preprocess 'pca' (did you mean 'zca'?)",
+    "--teachers 0": "count is 0; it must be a whole number of at least 1",
+    "--epochs 0": "epochs is 0",
+    "--rate -0.1": "rate is -0.1; it must be a finite number above 0",
+    "--depth 9": "depth",
+    "--augment flop": "'flop'",
+    "--device cuda:99": "device is 'cuda:99'",
+    "--device gpu": "device is 'gpu': expected auto, cpu, cuda or cuda:N",
+    "--size 300": "300",
+    "--train-limit 3": "train_limit is 3",
+}
+
+
+@pytest.mark.parametrize(("option", "sentence"), TAUGHT.items())
 def test_teach_refuses_before_training(tmp_path, option, sentence):
-    assert sentence in refused(f"{TEACH} {option} --out {{}}", tmp_path / "teachers")
+    assert sentence in ended(2, f"{TEACH} {option} --out {{}}", tmp_path / "teachers")
     assert not list(tmp_path.glob("**/teacher_*"))
 
 
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ("--ipc 500", "ipc is 500, but class"),
-        ("--ipc 0", "ipc is 0"),
-        ("--max-start-epoch 3 --teacher-epochs 2", "reach epoch 4, but the teachers have 3 epochs"),
-        ("--image-rate -1", "image_rate is -1.0"),
-        ("--alpha -0.01", "alpha is -0.01"),
-        ("--alpha-rate nan", "alpha_rate is nan"),
-        ("--weight-rate -1", "rate is -1.0"),
-        ("--matching uniform --literal", "--literal was given, but matching 'uniform' has no such setting"),
-        ("--prune 0.2", "leave it out, or use --matching pruned"),
-        ("--matching learnt", "unknown matching 'learnt' (did you mean 'learned'?)"),
-        ("--matching pruned --prune 1", "fraction is 1.0"),
-        ("--granularity layer", "unknown granularity 'layer'"),
-        ("--mean-over layer", "unknown mean_over 'layer'"),
-        ("--mean-over tensor --literal", "does not go with the literal loss"),
-        (
-            "--matching uniform --mean-over tensor",
-            "--mean-over was given, but matching 'uniform' has no such",
-        ),
-        ("--gradient exact", "unknown gradient 'exact'"),
-        ("--batch 11", "batch is 11, but there are only 10 distilled images"),
-        ("--data cifar10", "--data is 'cifar10', but the teachers in"),
-        ("--network alexnet", "--network is 'alexnet', but the teachers in"),
-        ("--preprocess zca", "--preprocess is 'zca', but the teachers in"),
-    ],
-)
+DISTILLED = {
+    "--ipc 500": "ipc is 500, but class",
+    "--max-start-epoch 3 --teacher-epochs 2": "reach epoch 4, but the teachers have 3 epochs",
+    "--alpha-rate nan": "alpha_rate is nan",
+    "--weight-rate -1": "rate is -1.0",
+    "--matching uniform --literal": "settings of matching 'learned' were given, but matching 'uniform'",
+    "--prune 0.2": "leave them out, or use --matching pruned",
+    "--matching learnt": "unknown matching 'learnt' (did you mean 'learned'?)",
+    "--mean-over tensor --literal": "does not go with the literal loss",
+    "--batch 11": "batch is 11, but there are only 10 distilled images",
+    "--data cifar10": "--data is 'cifar10', but the teachers in",
+    "--network alexnet": "--network is 'alexnet', but the teachers in",
+    "--preprocess zca": "--preprocess is 'zca', but the teachers in",
+}
+
+
+@pytest.mark.parametrize(("option", "sentence"), DISTILLED.items())
 def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
-    assert sentence in refused(
-        f"{DISTILL} {option} --teachers {{}} --out {{}}", folder / "teachers", tmp_path
-    )
+    command = f"{DISTILL} {option} --teachers {{}} --out {{}}"
+    assert sentence in ended(2, command, folder / "teachers", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -189,110 +222,94 @@ def test_distill_refuses_before_training(folder, tmp_path, option, sentence):
 def test_a_folder_that_is_a_file_is_named_before_any_work(folder, tmp_path, command):
     (tmp_path / "file").write_text("")
     first = {"teach": [], "distill": [folder / "teachers"], "evaluate": [folder / "run"]}[command.split()[0]]
-    assert f"{tmp_path / 'file'} is a file, but a folder is needed" in refused(
-        command, *first, tmp_path / "file"
-    )
+    sentence = ended(2, command, *first, tmp_path / "file")
+    assert f"{tmp_path / 'file'} is a file, but a folder is needed" in sentence
 
 
 def test_more_random_images_than_there_are_is_refused_before_training(folder, tmp_path):
-    noisy = run(
-        f"{DISTILL} --ipc 130 --initial-images noise --teachers {{}} --out {{}}",
-        folder / "teachers",
-        tmp_path,
-    )
-    assert noisy.exit_code == 0, noisy.output
-    assert "ipc is 130, but class" in refused("evaluate {}", tmp_path)
+    noisy = f"{DISTILL} --ipc 130 --initial-images noise --teachers {{}} --out {{}}"
+    complete(noisy, folder / "teachers", tmp_path)
+    assert "ipc is 130, but class" in ended(2, "evaluate {}", tmp_path)
 
 
-def test_bad_widths_are_not_passed_over(folder):
-    assert "width is 0" in refused("evaluate {} --width 0", folder / "run")
-    assert "only convnet has a width" in refused("evaluate {} --network vgg11 --width 8", folder / "run")
-
-
-def test_a_truncated_artefact_is_named(folder, tmp_path):
-    whole = (folder / "run" / "distilled.safetensors").read_bytes()
-    path = tmp_path / "distilled.safetensors"
-    path.write_bytes(whole[:-10])
-    assert f"{path} is not a whole safetensors file" in refused("evaluate {}", path)
-
-
-def test_a_file_of_another_kind_is_named(folder):
+def test_what_cannot_be_used_is_named(folder, tmp_path):
+    assert "width is 0" in ended(2, "evaluate {} --width 0", folder / "run")
+    assert "only convnet has a width" in ended(2, "evaluate {} --network vgg11 --width 8", folder / "run")
     path = folder / "teachers" / "teachers.safetensors"
-    assert "is of kind 'teachers', but 'distilled' was expected" in refused("evaluate {}", path)
-
-
-def test_missing_things_say_where_and_how(tmp_path):
-    assert "no teachers in" in refused(f"{DISTILL} --teachers {{}} --out {{}}", tmp_path, tmp_path)
-    assert "is not there" in refused("evaluate {}", tmp_path / "nothing.safetensors")
-    sentence = refused("teach --data fashion_mnist --data-root {} --out {}", tmp_path, tmp_path / "teachers")
+    assert "is of kind 'teachers', but 'distilled' was expected" in ended(2, "evaluate {}", path)
+    path = tmp_path / "distilled.safetensors"
+    assert "is not there" in ended(2, "evaluate {}", path)
+    path.write_bytes((folder / "run" / "distilled.safetensors").read_bytes()[:-10])
+    assert f"{path} is not a whole safetensors file" in ended(2, "evaluate {}", path)
+    assert "no teachers in" in ended(2, f"{DISTILL} --teachers {{}} --out {{}}", tmp_path, tmp_path)
+    sentence = ended(2, "teach --data fashion_mnist --data-root {} --out {}", tmp_path, tmp_path / "teachers")
     assert "iadd-lab data fetch fashion_mnist" in sentence
     assert str(tmp_path) in sentence
 
 
 def test_a_divergence_ends_with_code_one_and_what_to_lower(folder, tmp_path):
     command = f"{DISTILL} --alpha-rate 1.0 --teachers {{}} --out {{}}"
-    result = run(command, folder / "teachers", tmp_path)
-    assert result.exit_code == 1
-    assert "stopped: alpha would fall" in result.stderr
-    assert "lower alpha_rate" in result.stderr
-    assert "Traceback" not in result.output
+    sentence = ended(1, command, folder / "teachers", tmp_path)
+    assert "stopped: alpha would fall" in sentence
+    assert "lower alpha_rate" in sentence
 
 
 @pytest.fixture
-def batch(tmp_path):
+def batch(tmp_path, monkeypatch):
     """The start of a `reproduce` command over one notebook that prints a parameter."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "notebooks").mkdir()
-    parameters = nbformat.v4.new_code_cell(
-        'side = 2\nword = ""\nfigures_dir = ""', metadata={"tags": ["parameters"]}
-    )
-    cells = [parameters, nbformat.v4.new_code_cell("print(word, 3 / side)")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "good.ipynb")
-    folders = (f"--{name} {tmp_path / name}" for name in ("notebooks", "figures", "runs"))
-    return f"reproduce {' '.join(folders)}"
+    parameters = 'side = 2\nword = ""\nfigures_dir = ""'
+    write_notebook(Path("notebooks", "good.ipynb"), "print(word, 3 / side)", parameters=parameters)
+    return "reproduce --notebooks notebooks --figures made --runs runs"
 
 
 def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(batch, tmp_path):
-    done = run(f"{batch} -p side -4 --jobs 1 --parameter word=a=b")
-    assert done.exit_code == 0, done.output
-    executed = tmp_path / "figures" / "quick" / "good.ipynb"
+    said = complete(f"{batch} -p side -4 --jobs 1 --parameter word=a=b --keep").stdout
+    executed, kept = (tmp_path / folder / "quick" / "good.ipynb" for folder in ("made", "figures"))
+    assert "copied to figures/quick" in said
+    assert kept.read_bytes() == executed.read_bytes()
     assert "a=b -0.75" in executed.read_text()
-    assert "1 of 1 notebooks up to date" in run(f"{batch} -p side -4 -p word a=b").stdout
+    assert "1 of 1 notebooks up to date" in complete(f"{batch} -p side -4 -p word a=b").stdout
     failed = run(f"{batch} --only good -p side 0")
-    assert failed.exit_code == 1
+    assert failed.code == 1
     assert failed.stderr.splitlines()[-1] == "failed: good"
-    assert "Traceback" not in failed.output
+    assert "Traceback" not in failed.stdout + failed.stderr
     assert executed.with_name("good.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ("-p sied 3", "unknown parameter of good 'sied' (did you mean 'side'?)"),
-        ("-p side", "parameter 'side' has no value: write -p NAME VALUE or -p NAME=VALUE"),
-        ("-p side --again", "parameter 'side' has no value"),
-        ("-p side -p word a", "parameter 'side' has no value"),
-        ("-p runs_dir /tmp", "runs_dir is set by the batch: use --runs"),
-        ("--only goood", "unknown notebook 'goood' (did you mean 'good'?)"),
-        ("--profile quik", "unknown profile 'quik' (did you mean 'quick'?)"),
-        ("--profile paper", "profile 'paper' has no"),
-        ("--jobs 0", "jobs is 0; it must be a whole number of at least 1"),
-    ],
-)
+REPRODUCED = {
+    "-p sied 3": "unknown parameter of good 'sied' (did you mean 'side'?)",
+    "-p side": "parameter 'side' has no value: write -p NAME VALUE or -p NAME=VALUE",
+    "-p side --again": "parameter 'side' has no value",
+    "-p side -p word a": "parameter 'side' has no value",
+    "-p runs_dir /tmp": "runs_dir is set by the batch: use --runs",
+    "--only goood": "unknown notebook 'goood' (did you mean 'good'?)",
+    "--profile quik": "unknown profile 'quik' (did you mean 'quick'?)",
+    "--jobs 0": "jobs is 0; it must be a whole number of at least 1",
+}
+
+
+@pytest.mark.parametrize(("options", "sentence"), REPRODUCED.items())
 def test_reproduce_refuses_before_it_executes_anything(batch, tmp_path, options, sentence):
-    assert sentence in refused(f"{batch} {options}")
+    assert sentence in ended(2, f"{batch} {options}")
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
 
 
 words = st.text("ab=-1 ", max_size=4).filter(lambda text: text != "-p" and not text.startswith("--"))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["side", "word"]), words, st.booleans())))
+@given(st.lists(st.tuples(st.sampled_from(["side", "word"]), words, st.booleans()), min_size=1))
 def test_both_ways_to_write_a_parameter_are_one(pairs):
     written = [["-p", name, value] if apart else ["-p", f"{name}={value}"] for name, value, apart in pairs]
-    joined = _join_pairs(["--again", *(piece for pieces in written for piece in pieces), "--jobs", "2"])
-    assert joined == [
-        "--again",
-        *(piece for name, value, _ in pairs for piece in ("-p", f"{name}={value}")),
-        "--jobs",
-        "2",
-    ]
+    command = ["plan", *(piece for pieces in written for piece in pieces), "--jobs", "2"]
+    found = app.parse_args(join_pairs(command), exit_on_error=False)[1].arguments["selection"]
+    assert found.parameter == tuple(f"{name}={value}" for name, value, _ in pairs)
+    assert found.jobs == 2
+
+
+def test_notebooks_are_laid_out_and_none_is_overwritten(tmp_path):
+    assert f"{tmp_path / 'quickstart.ipynb'}\n" in complete("notebooks {}", tmp_path).stdout
+    (tmp_path / "quickstart.ipynb").write_text("mine")
+    assert complete("notebooks {}", tmp_path).stdout == ""
+    assert (tmp_path / "quickstart.ipynb").read_text() == "mine"

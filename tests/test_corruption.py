@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.datasets
+from iadd_lab.notebooks.record import Record, read_record, save_record
 
 from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.data.distilled import DistilledSet
@@ -31,7 +32,6 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate
-from iadd_lab.notebooks.record import Record, read_record, save_record
 from iadd_lab.store import artefacts as store
 from iadd_lab.store.artefacts import load_artefact, open_artefact, save_artefact, tensor_fingerprint
 from iadd_lab.store.configs import fingerprint

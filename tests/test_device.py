@@ -1,11 +1,19 @@
-"""Devices by name, and precision as an explicit choice."""
+"""How a thing runs: devices by name, and precision and threads as explicit choices that go again."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from iadd_lab.device import PRECISIONS, all_to_device, joined, pick_device, set_precision, to_device
+from iadd_lab.device import (
+    PRECISIONS,
+    Execution,
+    all_to_device,
+    joined,
+    pick_device,
+    set_precision,
+    to_device,
+)
 from iadd_lab.errors import InputError
 
 
@@ -74,3 +82,59 @@ def test_many_tensors_go_to_a_gpu(drawn):
     for tensor, expected in zip(all_to_device(drawn, torch.device("cuda")), drawn, strict=True):
         assert tensor.device.type == "cuda"
         torch.testing.assert_close(tensor.cpu(), expected, rtol=0, atol=0)
+
+
+def test_an_execution_is_in_force_in_its_block_and_put_back_after_it():
+    def found():
+        return (
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+        )
+
+    before, other = found(), torch.get_num_threads() + 1
+    with Execution(threads=other, precision="bf16").environment():
+        assert found() == (other, "medium", True)
+        with Execution().environment():  # no threads asked for: those that are there
+            assert found() == (other, "highest", False)
+        assert found() == (other, "medium", True)
+    assert found() == before
+    with pytest.raises(RuntimeError, match="inside"), Execution(precision="tf32").environment():
+        raise RuntimeError("inside")
+    assert found() == before
+
+
+def test_options_by_name_change_fields_of_an_execution():
+    how = Execution(device="cpu", progress=False)
+    assert Execution.of(how, {"compile": "never"}) == Execution(device="cpu", progress=False, compile="never")
+    assert Execution.of(None, {}) == Execution()
+    assert Execution.of(None, {"device": "cpu"}).place == torch.device("cpu")
+    with pytest.raises(InputError, match=r"unknown option 'devise'.*did you mean 'device'"):
+        Execution.of(how, {"devise": "cpu"})
+    with pytest.raises(InputError, match="how is 'cpu'; it must be an Execution"):
+        Execution.of("cpu", {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("precision", "fp8"),
+        ("compile", "alway"),
+        ("threads", -1),
+        ("progress", 2),
+        ("checkpoint_seconds", float("nan")),
+        ("cuda_graphs", "yes"),
+    ],
+)
+def test_an_impossible_execution_is_refused(field, value):
+    with pytest.raises(InputError, match=f"{field}.*{value}"):
+        Execution(**{field: value})
+
+
+def test_cuda_graphs_are_used_where_they_can_be_unless_refused(monkeypatch):
+    assert not Execution(device="cpu").graphs
+    with pytest.raises(InputError, match=r"cuda_graphs needs a CUDA device, and this is cpu: leave it out\."):
+        _ = Execution(device="cpu", cuda_graphs=True).graphs
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = [Execution(device="cuda", cuda_graphs=asked).graphs for asked in (None, True, False)]
+    assert found == [True, True, False]

@@ -11,8 +11,9 @@ import torch
 
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import load_data
+from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.loop import _wants_graphs, distill, distillation_flops
+from iadd_lab.distillation.loop import Distillation, distill, distillation_flops
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
@@ -381,10 +382,8 @@ def test_teachers_opened_again_are_the_same(toy_teachers):
 
 def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
     """On every GPU unless refused; a refusal holds for compiled kernels as well."""
-    make = sys.modules["iadd_lab.distillation.loop"]._Run
-    assert type(make(toy_data, toy_teachers, CONFIG, torch.device("cpu"), "never").loss) is StudentLoss
-    for asked, wanted in ((None, True), (True, True), (False, False)):
-        assert _wants_graphs(asked, torch.device("cuda")) is wanted
+    how = Execution(device="cpu", compile="never")
+    assert type(Distillation(toy_data, toy_teachers, CONFIG, how).loss) is StudentLoss
     kernels = Kernels(compiled=True, graphs=True)
     network = toy_teachers.network(0)
     assert isinstance(student_loss(network, kernels), CapturedStudentLoss)

@@ -22,9 +22,8 @@ CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epo
 
 def evaluation(*right: int, rate: float = 0.01, method: str = "learned", **changes) -> Evaluation:
     """Of networks that have so many of 100 images right."""
-    rows = [
-        [[count // 2, 50 - count // 2], [50 - (count - count // 2), count - count // 2]] for count in right
-    ]
+    halves = [(count // 2, count - count // 2) for count in right]
+    rows = [[[first, 50 - first], [50 - second, second]] for first, second in halves]
     return Evaluation(torch.tensor(rows), ("a", "b"), method, replace(CONFIG, rate=rate, **changes))
 
 
@@ -42,13 +41,16 @@ def test_the_scores_follow_from_accuracies_by_hand():
     assert "HLR 0.200 ± 0.141, IOR 0.200 ± 0.141, LRS 0.271 ± 0.060" in str(scores)
 
 
-def test_the_weight_chooses_between_the_two_aspects():
+def test_the_weight_chooses_between_the_two_aspects_and_the_scale_has_ends():
     parts = evaluation(60, 60), evaluation(50, 50), evaluation(90, 90)
     recovery = FairScores(*parts, weight=0.0).label_robust_score
     improvement = FairScores(*parts, weight=1.0).label_robust_score
     scale = math.e - math.exp(-1)
     assert recovery.tolist() == pytest.approx([(math.exp(-0.3) - math.exp(-1)) / scale] * 2)
     assert improvement.tolist() == pytest.approx([(math.exp(0.1) - math.exp(-1)) / scale] * 2)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    ends = [label_robust_score(-sign * one, sign * one).item() for sign in (1, -1, 0)]
+    assert ends == pytest.approx([1, 0, (1 - math.exp(-1)) / scale])
 
 
 shares = st.floats(0, 1)
@@ -65,20 +67,10 @@ def test_the_score_is_a_share_and_rises_with_the_sets_own_accuracy(made, random,
     assert high <= 1 + 1e-6
 
 
-def test_the_ends_of_the_scale():
-    one = torch.tensor(1.0, dtype=torch.float64)
-    assert label_robust_score(-one, one).item() == pytest.approx(1)
-    assert label_robust_score(one, -one).item() == pytest.approx(0)
-    assert label_robust_score(0 * one, 0 * one).item() == pytest.approx(
-        (1 - 1 / math.e) / (math.e - 1 / math.e)
-    )
-
-
 def test_evaluations_that_do_not_compare_are_refused():
-    with pytest.raises(InputError, match="different splits, networks or classes"):
-        FairScores(evaluation(60, 70), evaluation(50), evaluation(90, 80))
-    with pytest.raises(InputError, match="different splits, networks or classes"):
-        FairScores(evaluation(60), evaluation(50, split="validation"), evaluation(90))
+    for first, split in (((60, 70), "test"), ((60,), "validation")):
+        with pytest.raises(InputError, match="different splits, networks or classes"):
+            FairScores(evaluation(*first, split=split), evaluation(50), evaluation(90))
     with pytest.raises(InputError, match="weight is 2"):
         FairScores(evaluation(60), evaluation(50), evaluation(90), weight=2)
 
@@ -116,17 +108,18 @@ def test_all_three_sets_choose_among_the_same_rates(toy_data, toy_teachers, tmp_
     assert torch.equal(scores.label_robust_score, again.label_robust_score)
 
 
-@pytest.mark.parametrize("change", [{"rate": 0.1}, {"split": "validation"}])
-def test_a_rate_or_split_of_ones_own_is_refused(toy_data, toy_teachers, change):
+def test_bad_values_and_a_rate_or_split_of_ones_own_are_refused(toy_data, toy_teachers):
     made = random_real(toy_data, toy_teachers.preprocess, ipc=2, seed=1)
-    with pytest.raises(InputError, match=r"leave it out|use 'test'"):
-        evaluate_fairly(made, toy_data, replace(CONFIG, **change), progress=False)
-
-
-@pytest.mark.parametrize(
-    "change", [{"rates": ()}, {"rates": (0.1, -1.0)}, {"tuning_networks": 0}, {"weight": 2.0}]
-)
-def test_bad_values_are_named(change):
-    (name,) = change
-    with pytest.raises(InputError, match=name):
-        FairConfig(**change)
+    for change, mend in (({"rate": 0.1}, "leave it out"), ({"split": "validation"}, "use 'test'")):
+        with pytest.raises(InputError, match=mend):
+            evaluate_fairly(made, toy_data, replace(CONFIG, **change), progress=False)
+    bad = (
+        ("rates", ()),
+        ("rates", (0.1, -1.0)),
+        ("tuning_networks", 0),
+        ("whole_epochs", 0),
+        ("weight", 2.0),
+    )
+    for name, value in bad:
+        with pytest.raises(InputError, match=name):
+            FairConfig(**{name: value})

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from iadd_lab.baselines import descent as image_descent
-from iadd_lab.baselines.descent import DescentConfig, Task, descend
+from iadd_lab.baselines.descent import Descent, DescentConfig, descend
 from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.baselines.gradients import GradientMatchingConfig, match_gradients
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.history import History
 from iadd_lab.distillation.loop import distill
@@ -27,6 +28,7 @@ from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 NETWORK = NetworkConfig(width=4, depth=2)
+QUIET = Execution(device="cpu", progress=False)
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,8 @@ def test_a_back_off_halves_the_rate_and_goes_on(toy_data, toy_teachers, tmp_path
         return torch.tensor(2.0)
 
     config = replace(METHODS["distributions"].config, iterations=6, image_rate=1.0)
-    task = Task(toy_data, toy_teachers.preprocess, NETWORK, config, torch.device("cpu"))
-    loop = {"progress": False, "on_iteration": None, "checkpoint_seconds": 0.0}
-    made = descend(task, overshoot, folder=tmp_path, **loop)
+    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
+    made = descend(task, overshoot, folder=tmp_path)
     torch.testing.assert_close(made.images, task.initial_images() + 6)
     assert "halved image_rate" in caplog.text
 
@@ -228,12 +229,11 @@ def test_images_that_a_finite_loss_makes_unusable_are_not_kept(toy_data, toy_tea
         return torch.tensor(2.0)
 
     config = METHODS["distributions"].config
-    task = Task(toy_data, toy_teachers.preprocess, NETWORK, config, torch.device("cpu"))
-    loop = {"folder": None, "progress": False, "on_iteration": None, "checkpoint_seconds": 60.0}
+    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
     with pytest.raises(
         DivergenceError, match=r"images are not finite any more\..* in iteration 3"
     ) as stopped:
-        descend(replace(task, config=replace(config, iterations=9, back_offs=0)), overshoot, **loop)
+        descend(replace(task, config=replace(config, iterations=9, back_offs=0)), overshoot)
     assert torch.equal(stopped.value.result.images, task.initial_images() + 1 + 1)
 
 
@@ -254,8 +254,8 @@ def test_the_real_and_the_distilled_batch_share_one_augmentation(method, toy_dat
         return augmentation
 
     kept: list[object] = []  # alive, so that no id comes back
-    image_descent_draw = image_descent.draw
-    monkeypatch.setattr(image_descent, "draw", spy)
+    image_descent_draw = image_descent.draw_augmentation
+    monkeypatch.setattr(image_descent, "draw_augmentation", spy)
     method(toy_data, toy_teachers, iterations=2)
     matches = getattr(method.config, "matches_per_network", 1)
     assert list(calls.values()) == [[8, 2]] * (2 * matches * 2)  # iterations × matches × classes
@@ -283,7 +283,7 @@ def test_matching_all_real_images_with_themselves_leaves_nothing_to_do(method, t
 
 def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_teachers):
     config = replace(METHODS["distributions"].config, augment=AugmentConfig(operations=()))
-    task = Task(toy_data, toy_teachers.preprocess, NETWORK, config, torch.device("cpu"))
+    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
     random = generator(0)
     distilled = torch.zeros(2, 1, 8, 8)
     first, second = (task.pair(1, distilled, random).real for _ in range(2))
@@ -296,7 +296,7 @@ def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_te
 
 def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data, toy_teachers, monkeypatch):
     drawn, networks = [], []
-    draw, build = image_descent.draw, image_descent.build_network
+    draw, build = image_descent.draw_augmentation, image_descent.build_network
 
     def spy_draw(*given, **options):
         drawn.append(draw(*given, **options))
@@ -306,7 +306,7 @@ def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data,
         networks.append(build(*given, **options).features[0].weight.detach().clone())
         return build(*given, **options)
 
-    monkeypatch.setattr(image_descent, "draw", spy_draw)
+    monkeypatch.setattr(image_descent, "draw_augmentation", spy_draw)
     monkeypatch.setattr(image_descent, "build_network", spy_build)
     method(toy_data, toy_teachers, iterations=4)
     assert {augmentation.batch for augmentation in drawn} == {1}

@@ -1,4 +1,4 @@
-"""The notebooks' own rules: parameters in one tagged cell, one kernel, short cells, no logic."""
+"""The notebooks' own rules: literals in one tagged cell, a page on it, short cells, no logic."""
 
 from __future__ import annotations
 
@@ -8,41 +8,22 @@ import shlex
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
-import yaml
 
-from iadd_lab.study.settings import Setting, columns
+from iadd_lab.notebooks.profiles import PROFILES, read_profile, read_value
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-NAMES = {
-    "quickstart",
-    "table1_benchmarks",
-    "table2_cross_architecture",
-    "table3_importance_ablation",
-    "table4_covid19",
-    "figure1_parameter_difference",
-    "figure2_concept",
-    "figure3_overview",
-    "figure4_distilled_cifar10",
-    "figure5_distilled_cifar100_tiny_imagenet",
-    "figure6_learned_weights",
-    "figure7_covid19_images",
-    "figure8_convergence",
-    "speed_and_memory",
-    "your_data",
-    "explore",
-}
-SET_BY_THE_BATCH = {"profile", "runs_dir", "figures_dir"}
+TABLES = [path for path in NOTEBOOKS if path.stem.startswith("table")]
 
 
 def code_cells(path):
     """The code cells of one notebook."""
-    notebook = nbformat.read(path, as_version=4)
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def defaults(path):
+def parameters(path):
     """The parameters of one notebook, which must be literals in one tagged cell."""
     (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     values = {}
@@ -53,13 +34,24 @@ def defaults(path):
     return values
 
 
+def names(path):
+    """All names in the other code cells, with whether they are read or written."""
+    cells = [cell for cell in code_cells(path) if "parameters" not in cell.metadata.get("tags", [])]
+    return [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return request.param
 
 
-def test_every_table_and_figure_has_its_notebook():
-    assert {path.stem for path in NOTEBOOKS} >= NAMES
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_table_and_figure_has_its_notebook_and_every_notebook_its_page(profile):
+    found = {path.stem for path in NOTEBOOKS}
+    assert read_profile(profile).pages.keys() == found
+    assert sum(name.startswith("table") for name in found) == 4
+    assert sum(name.startswith("figure") for name in found) == 8
+    assert found >= {"quickstart", "explore", "speed_and_memory", "your_data"}
 
 
 def test_the_kernel_and_the_first_cell(notebook):
@@ -70,114 +62,99 @@ def test_the_kernel_and_the_first_cell(notebook):
 
 
 def test_parameters_are_literals_in_one_tagged_cell(notebook):
-    values = defaults(notebook)
-    assert values["figures_dir"] == ""
-    assert values["runs_dir"] == ""  # so that it runs from any folder
-    assert values.get("profile", "quick") == "quick"
+    values = parameters(notebook)
+    assert {
+        "figures_dir": "",
+        "runs_dir": "",
+        "profile": "quick",
+    }.items() <= values.items()  # from any folder
+    assert values["device"] == "auto"
+    assert notebook.stem == "your_data" or values["change"] == {}
+
+
+def test_every_parameter_is_used_and_none_is_written(notebook):
+    """One without effect would be the worst kind, and one that is written would be read again as if given."""
+    declared = parameters(notebook).keys()
+    assert declared <= {name.id for name in names(notebook) if isinstance(name.ctx, ast.Load)}
+    assert not declared & {name.id for name in names(notebook) if isinstance(name.ctx, ast.Store)}
+
+
+def test_the_page_is_made_in_the_cell_below_the_parameters(notebook):
+    first, second = code_cells(notebook)[:2]
+    assert first.metadata.tags == ["parameters"]
+    (call,) = [node for node in ast.walk(ast.parse(second.source)) if isinstance(node, ast.Call)][:1]
+    assert (call.func.id, call.args[0].value) == ("Page", notebook.stem)
+    assert read_profile("quick").pages.get(notebook.stem, {}).get("own", {}).keys() <= {
+        each.arg for each in call.keywords
+    }
 
 
 def test_cells_are_short_and_hold_no_definitions(notebook):
     for cell in code_cells(notebook):
-        if "parameters" not in cell.metadata.get("tags", []):
-            handed_on = re.compile(r"    (\w+)=\1,")  # a parameter that only becomes part of a setting
-            assert len([line for line in cell.source.splitlines() if not handed_on.fullmatch(line)]) <= 20
+        assert len(cell.source.splitlines()) <= 20
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source)))
 
 
-def test_every_parameter_is_used(notebook):
-    """A parameter without effect would be the worst kind: it is set, and nothing changes."""
-    used = set()
-    for cell in code_cells(notebook):
-        if "parameters" not in cell.metadata.get("tags", []):
-            used |= {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
-    assert defaults(notebook).keys() <= used
-
-
-def test_only_stable_outputs_are_kept(notebook):
-    for cell in code_cells(notebook):
+def test_only_stable_outputs_are_kept_and_something_is_compared(notebook):
+    cells = code_cells(notebook)
+    for cell in cells:
         if "nbval-ignore-output" in cell.metadata.get("tags", []):
             assert not cell.outputs
         for output in cell.outputs:
             assert output.output_type == "stream"
+    assert any(cell.outputs for cell in cells)
 
 
-@pytest.mark.parametrize("table", [path for path in NOTEBOOKS if path.stem.startswith("table")])
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
 def test_a_table_names_the_command_for_one_of_its_cells(table):
     prose = "\n".join(cell.source for cell in nbformat.read(table, as_version=4).cells)
     (command,) = re.findall(r"One cell alone, computed anew: `([^`]+)`", prose)
     words = shlex.split(command)
     assert words[:2] == ["iadd-lab", "reproduce"]
     assert words[words.index("--only") + 1] == table.stem
-    given = {words[n + 1]: yaml.safe_load(words[n + 2]) for n, word in enumerate(words) if word == "-p"}
-    assert "methods" in given
-    for name, value in given.items():
-        default = defaults(table)[name]
-        assert name == "only_columns" or set(value) <= set(default), name
+    given = {words[n + 1]: read_value(words[n + 2]) for n, word in enumerate(words) if word == "-p"}
+    profile = read_profile(words[words.index("--profile") + 1])
+    own = given.pop("other_networks", [])
+    assert set(own) <= set(parameters(table).get("other_networks", []))
+    one, all_of_it = profile.page(table.stem, **given), profile.page(table.stem)
+    assert len(one.settings) == len(one.methods) == 1
+    assert set(one.settings) <= set(all_of_it.settings)
+    assert set(one.methods) <= set(all_of_it.methods)
 
 
-def test_something_is_compared(notebook):
-    assert any(cell.outputs for cell in code_cells(notebook))
+def test_all_in_all_a_reader_has_little_to_read():
+    """`student_steps` is the sample of a hyper-parameter that once stood everywhere."""
+    source = "\n".join(cell.source for path in NOTEBOOKS for cell in code_cells(path))
+    lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) <= 600
+    library = "\n".join(path.read_text() for path in FOLDER.parent.glob("iadd_lab/**/*.py"))
+    assert (source + library).count("student_steps") <= 16
+    profiles = [FOLDER.parent / "iadd_lab" / "notebooks" / f"{name}.yaml" for name in PROFILES]
+    assert sum(len(path.read_text().splitlines()) for path in profiles) <= 200
 
 
-def profile_settings(path, profile):
-    """The settings that `path` works with on `profile`."""
-    values = defaults(path)
-    if profile != "quick":
-        stored = yaml.safe_load((FOLDER / "profiles" / f"{profile}.yaml").read_text())
-        assert path.stem in stored  # no notebook is left to quick values by oversight
-        common = {name: value for name, value in stored["common"].items() if name in values}
-        assert stored[path.stem].keys() <= values.keys() - SET_BY_THE_BATCH
-        values |= common | stored[path.stem]
-    if "data_name" not in values:
-        return []  # it goes by the data that it is given, not by a column of a table
-    fields = Setting.__dataclass_fields__
-    return columns(**{name: value for name, value in values.items() if name in fields})
-
-
-def used_epochs(setting):
-    return setting.max_start_epoch - 1 + setting.teacher_epochs
-
-
-@pytest.mark.parametrize("profile", ["quick", "cpu", "paper"])
-def test_every_profile_gives_valid_settings(notebook, profile):
-    for setting in profile_settings(notebook, profile):
-        assert used_epochs(setting) <= setting.teacher_training_epochs
-
-
-@pytest.mark.parametrize("profile", ["cpu", "paper"])
-def test_teachers_are_trained_no_longer_than_any_notebook_uses(profile):
-    settings = [setting for path in NOTEBOOKS for setting in profile_settings(path, profile)]
-    for setting in settings:
-        sharing = [other for other in settings if shared(other) == shared(setting)]
-        assert setting.teacher_training_epochs == max(map(used_epochs, sharing)), setting.title
-
-
-def shared(setting):
-    return setting.data(), setting.teachers(), setting.teacher_count
-
-
-def test_what_design_asks_of_the_paper_profile():
-    """Design section 7, as listed by DC-BENCH for MTT."""
-    stored = yaml.safe_load((FOLDER / "profiles" / "paper.yaml").read_text())
-    common, table = stored["common"], stored["table1_benchmarks"]
-    assert (common["teacher_count"], common["teacher_batch"], common["width"]) == (100, 256, 128)
-    assert (common["evaluation_networks"], common["evaluation_epochs"]) == (5, 1000)
-    names = ("data_name", "ipc", "student_steps", "teacher_epochs", "max_start_epoch", "image_rate")
-    rows = list(
-        zip(*(table[name] for name in (*names, "alpha_rate", "alpha", "preprocess", "batch")), strict=True)
-    )
-    assert table["iterations"] == 5000
-    first = dict(zip((*names, "alpha_rate", "alpha", "preprocess"), rows[0], strict=False))
-    assert {name: stored["quickstart"].get(name) for name in first} == first  # the quickstart is that column
-    assert rows == [
-        ("cifar10", 1, 50, 2, 2, 100, 1e-7, 0.01, "zca", None),
-        ("cifar10", 10, 30, 2, 20, 100, 1e-5, 0.001, "zca", None),
-        ("cifar10", 50, 30, 2, 40, 1000, 1e-5, 0.001, "standardise", None),
-        ("cifar100", 1, 20, 3, 20, 1000, 1e-5, 0.01, "zca", None),
-        ("cifar100", 10, 20, 2, 20, 1000, 1e-5, 0.01, "standardise", None),
-        ("cifar100", 50, 80, 2, 40, 1000, 1e-5, 0.01, "zca", 125),
-        ("tiny_imagenet", 1, 10, 2, 10, 1e4, 1e-4, 0.01, "standardise", None),
-        ("tiny_imagenet", 10, 20, 2, 40, 1e4, 1e-4, 0.01, "standardise", 200),
-        ("tiny_imagenet", 50, 20, 2, 40, 1e4, 1e-4, 0.01, "standardise", 300),
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"profile": "cpu", "ipc": 10, "change": "{teacher_epochs: 3, teacher_training_epochs: 5}"}, None),
+        ({"change": "{studentsteps: 5}"}, "did you mean 'student_steps'?"),
+    ],
+)
+def test_plain_papermill_changes_what_is_computed_or_is_refused(tmp_path, monkeypatch, given, said):
+    """Given as `papermill -p` gives it, to the first cells of a notebook, which compute nothing yet."""
+    monkeypatch.setenv("IADD_RUNS", str(tmp_path / "runs"))
+    content = nbformat.read(FOLDER / "figure6_learned_weights.ipynb", as_version=4)
+    content.cells = [cell for cell in content.cells if cell.cell_type == "code"][:2]
+    nbformat.write(content, tmp_path / "first.ipynb")
+    paths, options = (tmp_path / "first.ipynb", tmp_path / "made.ipynb"), {"kernel_name": "python3"}
+    if said:
+        with pytest.raises(papermill.PapermillExecutionError, match="InputError") as error:
+            papermill.execute_notebook(*paths, given, progress_bar=False, **options)
+        assert said in error.value.evalue
+    else:
+        made = papermill.execute_notebook(*paths, given, progress_bar=False, **options)
+        printed = made.cells[-1].outputs[0].text
+        assert "changed cpu profile\nCIFAR-10, IPC 10: " in printed
+        assert "teacher_epochs 3" in printed
+        assert "changed: ipc = 10, teacher_epochs = 3, teacher_training_epochs = 5" in printed

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from iadd_lab.data.sets import load_data
-from iadd_lab.errors import InputError
 from iadd_lab.study.own_data import class_table, folder_config, sample_pictures, suggest, suggest_size
-from tests.samples import counts, load, make_tree, noise, save, three
+from tests.samples import assert_refused, counts, load, make_tree, noise, save, three
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +48,7 @@ def test_the_side_is_that_of_the_pictures_up_to_a_limit(tmp_path, shape, size):
 
 
 def test_a_folder_without_pictures_is_named_and_bad_ones_are_passed_over(tmp_path):
-    with pytest.raises(InputError, match="has no pictures"):
-        suggest_size(tmp_path)
+    assert_refused("has no pictures", suggest_size, tmp_path)
     save(tmp_path / "a.png", noise((16, 16, 3)))
     (tmp_path / "b.png").write_bytes(b"no picture")
     assert suggest_size(tmp_path) == 16
@@ -74,8 +72,9 @@ def test_suggestions_fit_the_size_of_the_data(data, toy_data):
 def test_more_images_per_class_than_the_smallest_class_has_are_refused(data):
     smallest = int(torch.bincount(data.train.labels).min())
     assert suggest(data, ipc=smallest).distillation.ipc == smallest
-    with pytest.raises(InputError, match=f"ipc is {smallest + 1}, but class 'three' has only {smallest}"):
-        suggest(data, ipc=smallest + 1)
+    assert_refused(
+        f"ipc is {smallest + 1}, but class 'three' has only {smallest}", suggest, data, ipc=smallest + 1
+    )
 
 
 def test_mirroring_is_left_out_where_it_changes_the_meaning(data):

@@ -18,23 +18,22 @@ from typing import Any
 
 import pytest
 import torchvision
-import typer
 from distributed.cli import dask_scheduler, dask_ssh, dask_worker
 from torch.distributed.run import get_args_parser
-from typer.testing import CliRunner
 
 import iadd_lab
-from iadd_lab.cli import app
+from iadd_lab.cli import Selection, app, join_pairs
 from iadd_lab.distillation.result import DistillResult
-from iadd_lab.notebooks.plan_batch import plan_batch
+from iadd_lab.notebooks.batch import chosen_pages
 from tests.markdown import code_blocks, shell_commands
+from tests.processes import complete
 from tests.samples import make_idx, make_tree
+from tests.test_cli import options
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BLOCKS = code_blocks(README)
 SHELLS = ("bash", "console", "sh")
-IADD_LAB = typer.main.get_command(app)
 DASK = {"scheduler": dask_scheduler.main, "worker": dask_worker.main, "ssh": dask_ssh.main}
 
 # What makes the Python fast enough for a test: in each block that has the words on the left.
@@ -104,11 +103,9 @@ def is_run_here(command: str) -> bool:
     return command not in ELSEWHERE and words(command)[0] == "iadd-lab" and words(command)[1] in SMALLER
 
 
-def parse(group: Any, arguments: list[str]) -> dict[str, Any]:
-    """What a command of the group makes of its arguments, or an error if it does not take them; no run."""
-    name, *rest = arguments
-    command = group.commands[name]
-    return parse(command, rest) if hasattr(command, "commands") else command.make_context(name, rest).params
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """What our command line makes of its arguments, or an error if it does not take them; no run."""
+    return app.parse_args(join_pairs(arguments), exit_on_error=False)[1].arguments
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +144,7 @@ def said(fresh, python):
     outputs = {}
     for command in filter(is_run_here, COMMANDS):
         name = words(command)[1]
-        done = CliRunner().invoke(app, [*words(command)[1:], *SMALLER[name].split(), "--device", "cpu"])
-        assert done.exit_code == 0, f"{command}\n{done.output}"
-        outputs[command] = done.stdout
+        outputs[command] = complete([*words(command)[1:], *SMALLER[name].split(), "--device", "cpu"]).stdout
     return outputs
 
 
@@ -208,7 +203,7 @@ def test_the_commands_work_in_the_order_in_which_they_stand(said, fresh):
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if words(command)[0] == "iadd-lab"])
 def test_the_command_line_takes_the_options(command):
-    parse(IADD_LAB, words(command)[1:])
+    parse(words(command)[1:])
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if words(command)[0] == "dask"])
@@ -220,9 +215,17 @@ def test_dask_takes_its_options(command, tmp_path, monkeypatch):
 
 
 def options_of(command: Any) -> set[str]:
+    """Those of one of Dask's commands, with those below it."""
     below = getattr(command, "commands", {}).values()
     own = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     return own.union({"--help"}, *map(options_of, below))
+
+
+def own_options(words: str = "") -> set[str]:
+    """Those of our commands that start with these words."""
+    known = [names for name, names in options(app) if f"{name} ".startswith(words)]
+    assert known, words
+    return {"--help", "--version"}.union(*known)
 
 
 def test_options_and_commands_in_the_text_exist(pytestconfig):
@@ -230,34 +233,21 @@ def test_options_and_commands_in_the_text_exist(pytestconfig):
     for name in OTHER_OPTIONS:
         pytestconfig.getoption(name)
     text = re.sub(r"^```.*?^```", "", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    known = options_of(IADD_LAB).union(OTHER_OPTIONS, *map(options_of, DASK.values()))
+    known = own_options().union(OTHER_OPTIONS, *map(options_of, DASK.values()))
     known |= set(get_args_parser()._option_string_actions)  # of torchrun
     for span in re.findall(r"`([^`\n]+)`", text):
         assert set(re.findall(r"(?<!\S)--[a-z-]+", span)) <= known, span
         _, found, rest = span.partition("iadd-lab ")
         if found:
-            command, options = IADD_LAB, options_of(IADD_LAB)
-            for word in rest.split():
-                if hasattr(command, "commands") and not word.startswith("-"):
-                    command = command.commands[word]
-                    options = options_of(command)
-                assert not word.startswith("--") or word in options, span
+            name = re.match(r"(?:(?:data|runs) )?[a-z][a-z-]* |", f"{rest} ")[0]
+            assert {word for word in rest.split() if word.startswith("--")} <= own_options(name), span
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if words(c)[:2] == ["iadd-lab", "reproduce"]])
-def test_batches_name_notebooks_and_parameters_that_there_are(command, tmp_path, monkeypatch):
-    given = parse(IADD_LAB, words(command)[1:])
-    # The pictures of the larger profiles are not at hand everywhere.
-    monkeypatch.setattr("iadd_lab.notebooks.plan_batch.require_data", lambda name: tmp_path)
-    plan = plan_batch(
-        profile=given["profile"],
-        only=given["only"] or (),
-        parameters=dict(text.split("=") for text in given["parameter"] or ()),
-        notebooks=ROOT / "notebooks",
-        figures=tmp_path,
-        runs=tmp_path,
-    )
-    assert len(plan.tasks) == (len(given["only"]) if given["only"] else len(plan.notebooks))
+def test_batches_name_notebooks_and_parameters_that_there_are(command):
+    given = parse(words(command)[1:]).get("selection", Selection())
+    pages = chosen_pages(given.only, given.parameters(), profile=given.profile, notebooks=ROOT / "notebooks")
+    assert not given.only or pages.keys() == set(given.only)
 
 
 def test_tensorboard_shows_the_watched_run(said, fresh):
@@ -289,7 +279,7 @@ def test_what_make_runs_is_there(file):
         for program in set(re.findall(r"\.venv/bin/([a-z-]+)", listed)):
             assert (Path(sys.executable).parent / program).exists(), f"make {target} needs {program}"
         for command in re.findall(r"\.venv/bin/iadd-lab (.*)", listed):
-            parse(IADD_LAB, shlex.split(command))
+            parse(shlex.split(command))
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

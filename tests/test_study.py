@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,10 @@ import torch
 import iadd_lab
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.store.configs import RESULT_VERSION
+from iadd_lab.study.methods import METHODS, Method
 from iadd_lab.study.settings import Setting
-from iadd_lab.study.study import METHODS, Study, _study_of, runs_root
+from iadd_lab.study.study import Study, runs_root
+from iadd_lab.study.tables import notes
 from iadd_lab.training.networks import NetworkConfig
 
 TINY = Setting(
@@ -53,25 +56,9 @@ def lab(tmp_path_factory) -> Study:
     return Study(tmp_path_factory.mktemp("runs"), device="cpu", threads=1, progress=False)
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """How often anything expensive was really started."""
-    counts = {"train": 0, "distill": 0, "evaluate": 0}
-
-    def count(owner, name, key):
-        original = getattr(owner, name)
-
-        def wrapper(*positional, **named):
-            counts[key] += 1
-            return original(*positional, **named)
-
-        monkeypatch.setattr(owner, name, wrapper)
-
-    count(sys.modules["iadd_lab.training.teachers"], "_train_one", "train")
-    # The package's functions of these names hide the modules.
-    count(sys.modules["iadd_lab.distillation.loop"]._Run, "iterate", "distill")
-    count(sys.modules["iadd_lab.evaluation.protocol"], "_Run", "evaluate")
-    return counts
+def stored(lab, pattern="**/*.safetensors"):
+    """What lies among the runs, and when it was written: equal before and after what is only read."""
+    return {path: path.stat().st_mtime_ns for path in lab.runs.glob(pattern)}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,17 +72,17 @@ def test_every_method_gives_a_cell(lab, method):
         assert made.labels.tolist() == list(range(10))
 
 
-def test_a_cell_is_computed_once(lab, counted):
+def test_a_cell_is_computed_once(lab):
     first = lab.cell(TINY, "iadd")
-    before = dict(counted)
+    before = stored(lab)
     again = Study(lab.runs, device="cpu", threads=1, progress=False).cell(TINY, "iadd")
-    assert counted == before
+    assert stored(lab) == before
     assert torch.equal(first.evaluation.confusion, again.evaluation.confusion)
 
 
-def test_teachers_are_shared_by_all_cells_that_can(lab, counted):
-    lab.teachers(TINY)
-    counted["train"] = 0  # the two of them may have been trained just now
+def test_teachers_are_shared_by_all_cells_that_can(lab):
+    two = lab.teachers(TINY)
+    before = stored(lab, "teachers-*/*.safetensors")
     for other in (
         replace(TINY, iterations=2),
         replace(TINY, ipc=2),
@@ -103,12 +90,12 @@ def test_teachers_are_shared_by_all_cells_that_can(lab, counted):
         replace(TINY, teacher_count=1),
     ):
         lab.cell(other, "mtt")
-    assert counted["train"] == 0
-    more = replace(TINY, teacher_count=3)
-    assert len(lab.teachers(more)) == 3
-    assert counted["train"] == 1  # the third joins the two
-    assert lab.teachers(more).folder == lab.teachers(TINY).folder
-    assert len(lab.teachers(TINY)) == 2
+    assert stored(lab, "teachers-*/*.safetensors") == before
+    three = lab.teachers(replace(TINY, teacher_count=3))  # the third joins the two
+    assert (len(three), three.folder, len(lab.teachers(TINY))) == (3, two.folder, 2)
+    after = stored(lab, "teachers-*/*.safetensors")
+    assert after.items() > before.items()
+    assert len(after) == len(before) + 1
 
 
 @pytest.mark.parametrize(
@@ -140,29 +127,24 @@ def test_what_is_made_with_less_precision_is_kept_apart(lab, tmp_path):
     names = [study._teacher_folder(TINY) for study in (lab, less)]
     names += [study.folder(TINY, "dm", 1) for study in (lab, less)]
     assert len(set(names)) == 4
-    assert _study_of(less._options()).precision == "bf16"
     sets = lab.sets(TINY, "random")
-    config = TINY.evaluation()
-    before = len(list((lab.runs / "evaluations").iterdir()))
-    lab.evaluate(sets, TINY, config)
-    assert torch.get_float32_matmul_precision() == "highest"
-    less.evaluate(sets, TINY, config)
-    assert torch.get_float32_matmul_precision() == "medium"  # of whichever study works
-    assert len(list((lab.runs / "evaluations").iterdir())) >= before + 1
-    lab.evaluate(sets, TINY, config)
-    assert torch.get_float32_matmul_precision() == "highest"
+    lab.evaluate(sets, TINY, TINY.evaluation())
+    before = stored(lab, "evaluations/*")
+    less.evaluate(sets, TINY, TINY.evaluation())
+    assert len(stored(lab, "evaluations/*")) == len(before) + 1
+    assert torch.get_float32_matmul_precision() == "highest"  # put back
 
 
-def test_an_evaluation_goes_by_what_the_sets_hold(lab, counted):
+def test_an_evaluation_goes_by_what_the_sets_hold(lab):
     setting = replace(TINY, weight_rate=0.0)  # W stays at 1: the set is that of uniform matching
     uniform = lab.cell(TINY, "mtt").evaluation
-    before = counted["evaluate"]
+    before = stored(lab, "evaluations/*")
     learned = lab.cell(setting, "iadd").evaluation
-    assert counted["evaluate"] == before
+    assert stored(lab, "evaluations/*") == before
     assert torch.equal(uniform.confusion, learned.confusion)
     assert learned.method == METHODS["iadd"].title
     lab.cell(replace(TINY, evaluation_epochs=4), "mtt")
-    assert counted["evaluate"] == before + 1
+    assert len(stored(lab, "evaluations/*")) == len(before) + 1
 
 
 def test_seeds_are_pooled_and_differ(lab):
@@ -186,9 +168,7 @@ def test_the_whole_set_has_epochs_of_its_own(lab):
 def test_all_sets_are_trained_on_at_the_rate_that_is_given(lab):
     fixed = replace(TINY, evaluation_rate=0.02)
     assert lab.cell(fixed, "mtt").evaluation.config.rate == 0.02
-    assert "epochs: at 0.02." in lab.notes([fixed])[1]
     assert lab.cell(TINY, "mtt").evaluation.config.rate is None
-    assert "epochs: at the learned α on sets of MTT" in lab.notes([TINY])[1]
 
 
 def test_cells_on_other_networks_and_splits(lab):
@@ -205,13 +185,19 @@ def test_snapshots_end_with_the_result(lab):
     assert torch.equal(accuracies[-1], lab.cell(TINY, "iadd").evaluation.accuracies)
 
 
-def test_everything_is_checked_before_anything_is_computed(tmp_path, counted):
+def test_everything_is_checked_before_anything_is_computed(tmp_path):
     study = Study(tmp_path, device="cpu", threads=1, data_root=tmp_path, progress=False)
     with pytest.raises(InputError, match=r"unknown method 'iad'.*did you mean 'iadd'"):
         study.cells([TINY], ["mtt", "iad"])
     with pytest.raises(InputError, match="MNIST was looked for in"):
         study.cells([TINY, replace(TINY, data_name="mnist")], ["mtt"])
-    assert not any(counted.values())
+    with pytest.raises(InputError, match=r"""methods is '\["mtt"\]'; it must be a list, as in"""):
+        study.cells([TINY], '["mtt"]')
+    with pytest.raises(InputError, match=r"seeds is 3, but Herding takes .* teacher_count is 2"):
+        study.cells([replace(TINY, seeds=3)], ["herding"])
+    with pytest.raises(InputError, match="method 'Odd' needs either matching or sets"):
+        Method("Odd")
+    assert not stored(study)
 
 
 def test_where_runs_lie(tmp_path, monkeypatch):
@@ -243,7 +229,7 @@ def test_two_processes_share_the_work(tmp_path):
         )
         for _ in range(2)
     ]
-    (first, errors), (second, more) = (process.communicate(timeout=120) for process in started)
+    (first, errors), (second, more) = (process.communicate(timeout=600) for process in started)
     assert errors + more == "" or "Traceback" not in errors + more
     *_, one = first.splitlines()
     *_, other = second.splitlines()
@@ -257,36 +243,28 @@ def test_networks_that_had_not_learned_their_sets_are_noted(lab):
     short = replace(TINY, evaluation_rate=1e-5, seeds=2)
     cells = lab.cells([short], ["random", "mtt", "whole"], networks=[None, wide])
     assert all(cell.evaluation.unfitted == len(cell.evaluation.losses) for cell in cells)
-    (note,) = (note for note in lab.notes([short]) if "had not learned" in note)
+    (note,) = (note for note in notes(cells) if "had not learned" in note)
     # The whole set's few epochs are a choice.
     assert note.endswith(
         f"Digits, IPC 1, ConvNet: Random 4 of 4, MTT 4 of 4; Digits, IPC 1, {wide.title}: "
         "Random 4 of 4, MTT 4 of 4."
     )
-    fine = replace(short, evaluation_rate=0.05, evaluation_epochs=300, seeds=1)
-    assert all(cell.evaluation.unfitted == 0 for cell in lab.cells([fine], ["random"]))
-    assert not any("had not learned" in note for note in lab.notes([fine]))
+    fine = lab.cells([replace(short, evaluation_rate=0.05, evaluation_epochs=300, seeds=1)], ["random"])
+    assert all(cell.evaluation.unfitted == 0 for cell in fine)
 
 
-def test_notes_say_what_a_reader_must_know_once(lab, monkeypatch):
-    lab = Study(lab.runs, device="cpu", threads=1, progress=False)  # one that has measured nothing
-    other = replace(TINY, ipc=2, evaluation_epochs=7)
-    spread, epochs = lab.notes([TINY, other])
-    assert "over all networks of all sets" in spread
-    assert "for 3 or 7 epochs" in epochs
+def test_a_cell_carries_the_remark_of_its_data(lab, monkeypatch):
     monkeypatch.setitem(lab._data, TINY.data(), replace(lab.data(TINY), remark="lossy"))
-    assert lab.notes([TINY, other])[2:] == ("lossy",)
+    assert lab.cell(TINY, "random").notes == ("lossy",)
 
 
-def test_methods_that_a_setting_does_without_are_left_out_and_said(lab):
+def test_methods_that_a_setting_does_without_are_left_out(lab):
     without = replace(TINY, gradient_matching_iterations=None, distribution_matching_iterations=None)
     cells = lab.cells([TINY, without], ["random", "dm"])
     assert [(cell.setting, cell.method) for cell in cells] == [
         *((TINY, "random"), (TINY, "dm")),
         (without, "random"),
     ]
-    assert lab.notes([without])[-1] == "Left out of Digits, IPC 1: DC, DSA, DM."
-    assert not any("Left out" in note for note in lab.notes([TINY]))
 
 
 def test_origins_count_what_was_made(lab):
@@ -318,41 +296,47 @@ def test_sets_are_kept_beside_a_table(lab, tmp_path, monkeypatch):
         assert made.fingerprint == expected.fingerprint  # of images, labels, alpha, preprocessing and data
 
 
-def test_a_run_that_diverges_is_left_out_and_said(lab):
+def test_a_run_that_diverges_has_a_cell_that_says_so(lab, monkeypatch):
+    random, wild = lab.cells([replace(TINY, alpha_rate=1e6)], ["random", "iadd"])
+    assert random.evaluation is not None
+    assert (wild.method, wild.evaluation) == ("iadd", None)
+    assert wild.diverged.startswith("alpha would fall")
+    cell = lab.cell
+
+    def diverges(*task, network, **options):
+        if network == NetworkConfig(width=6):
+            raise DivergenceError("the loss is nan")
+        return cell(*task, network=network, **options)
+
+    monkeypatch.setattr(lab, "cell", diverges)
+    four, six = lab.cells([TINY], ["mtt"], networks=[NetworkConfig(width=width) for width in (4, 6)])
+    assert (four.diverged, six.diverged) == ("", "the loss is nan")
+    assert six.network == NetworkConfig(width=6)
+
+
+class Shuffled:
+    """A runner that ends tasks in another order, having sent them and their results through pickle."""
+
+    def map(self, function, tasks):
+        for number, task in reversed(list(enumerate(tasks))):
+            function, task = pickle.loads(pickle.dumps((function, task)))
+            try:
+                yield number, pickle.loads(pickle.dumps(function(*task)))
+            except Exception as error:
+                yield number, error
+
+
+def test_a_runner_elsewhere_gives_the_same_cells(lab, tmp_path):
+    study = Study(tmp_path, device="cpu", threads=1, progress=False, runner=Shuffled())
     wild = replace(TINY, alpha_rate=1e6)
-    cells = lab.cells([wild], ["random", "iadd"])
-    assert [cell.method for cell in cells] == ["random"]
-    assert lab.notes([wild])[-1].startswith("IADD diverged (Digits, IPC 1, ConvNet): alpha would fall")
-
-
-def test_a_note_of_divergence_names_the_network_and_goes_with_it(lab, monkeypatch):
-    networks = [NetworkConfig(width=width) for width in (4, 6)]
-
-    def diverges(network):
-        def evaluate(*arguments, **options):
-            if options["network"] == network:
-                raise DivergenceError("the loss is nan")
-            return Study.cell(lab, *arguments, **options)
-
-        return evaluate
-
-    monkeypatch.setattr(lab, "cell", diverges(networks[1]))
-    (cell,) = lab.cells([TINY], ["mtt"], networks=networks)
-    assert cell.network == networks[0]
-    assert lab.notes([TINY])[-1] == f"MTT diverged (Digits, IPC 1, {networks[1].title}): the loss is nan"
-    monkeypatch.undo()
-    assert len(lab.cells([TINY], ["mtt"], networks=networks)) == 2
-    assert "diverged" not in lab.notes([TINY])[-1]
-
-
-def test_methods_are_a_list(lab):
-    with pytest.raises(InputError, match=r"""methods is '\["mtt"\]'; it must be a list, as in"""):
-        lab.cells([TINY], '["mtt"]')
-
-
-def test_herding_needs_a_teacher_for_each_seed(lab):
-    with pytest.raises(InputError, match=r"seeds is 3, but Herding takes .* teacher_count is 2"):
-        lab.cells([replace(TINY, seeds=3)], ["herding"])
+    for there, here in zip(
+        *(each.cells([TINY, wild], ["mtt", "random"]) for each in (study, lab)), strict=True
+    ):
+        assert (there.setting, there.method) == (here.setting, here.method)
+        assert there.diverged[:20] == here.diverged[:20]
+        if here.evaluation:
+            assert torch.equal(there.evaluation.confusion, here.evaluation.confusion)
+    assert len(stored(study, "teachers-*/teacher_*.safetensors")) == TINY.teacher_count
 
 
 def test_results_change_only_with_their_version(lab):

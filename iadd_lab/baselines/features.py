@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from iadd_lab.baselines.descent import DescentConfig, Pair, Task, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.distillation.history import History
 from iadd_lab.training.networks import NetworkConfig
 
@@ -53,10 +53,9 @@ def match_distributions(
     config: DistributionMatchingConfig,
     *,
     folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    checkpoint_seconds: float = 60.0,
+    **options: object,
 ) -> DistilledSet:
     """Images whose mean features, class by class, are those of real ones in freshly initialised networks.
 
@@ -67,32 +66,17 @@ def match_distributions(
         config: everything else that the result depends on.
         folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
             from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
-        device: where the networks run.
-        progress: whether to show a progress bar.
+        how: where it runs, and what is shown and kept meanwhile.
         on_iteration: called with (iteration, history) after every iteration.
-        checkpoint_seconds: at most so many seconds of work, and one iteration, are lost to a kill.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: the loss is not finite. The error's `result` is the set with the last good images.
     """
     config = replace(config, augment=data.augmentation(config.augment))
-    task = Task(data, preprocess, network, config, torch.device(device))
-    return descend(
-        task,
-        _iterate,
-        folder=folder,
-        progress=progress,
-        on_iteration=on_iteration,
-        checkpoint_seconds=checkpoint_seconds,
-    )
-
-
-def _iterate(
-    task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> torch.Tensor:
-    network = task.fresh_network(int(torch.randint(2**62, (), generator=random)))
-    return step_images(task, images, optimizer, random, partial(pair_distance, network))
+    descent = Descent(data, preprocess, network, config, Execution.of(how, options), pair_distance)
+    return descend(descent, folder=folder, on_iteration=on_iteration)
 
 
 def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:

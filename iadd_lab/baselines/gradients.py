@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from iadd_lab.baselines.descent import DescentConfig, Pair, Task, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_number, check_whole
 from iadd_lab.training.networks import NetworkConfig
@@ -92,10 +93,9 @@ def match_gradients(
     config: GradientMatchingConfig,
     *,
     folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    checkpoint_seconds: float = 60.0,
+    **options: object,
 ) -> DistilledSet:
     """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
 
@@ -106,65 +106,38 @@ def match_gradients(
         config: everything else that the result depends on.
         folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
             from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
-        device: where the networks run.
-        progress: whether to show a progress bar.
+        how: where it runs, and what is shown and kept meanwhile.
         on_iteration: called with (iteration, history) after every iteration; its loss is the mean over the
             matches.
-        checkpoint_seconds: at most so many seconds of work, and one iteration, are lost to a kill.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
-    task = Task(data, preprocess, network, config.resolved(data), torch.device(device))
-    return descend(
-        task,
-        _iterate,
-        folder=folder,
-        progress=progress,
-        on_iteration=on_iteration,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    config, how = config.resolved(data), Execution.of(how, options)
+    loop = {"steps": config.matches_per_network, "between": partial(_train_on, config)}
+    descent = Descent(data, preprocess, network, config, how, pair_distance, **loop)
+    return descend(descent, folder=folder, on_iteration=on_iteration)
 
 
-def _iterate(
-    task: Task, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> torch.Tensor:
-    """The matches along the training of one fresh network; their mean loss."""
-    config = task.config
-    network = task.fresh_network(int(torch.randint(2**62, (), generator=random)))
-    losses = []
-    for match in range(config.matches_per_network):
-        if match > 0:
-            _train_on(images, network, task, random)
-        losses.append(step_images(task, images, optimizer, random, partial(pair_distance, network)))
-    return torch.stack(losses).mean()
-
-
-def _train_on(images: torch.Tensor, network: nn.Module, task: Task, random: torch.Generator) -> None:
-    config = task.config
-    for _ in train(
-        network,
-        images,
-        task.labels,
-        epochs=config.network_steps,
-        batch=config.network_batch,
-        rate=config.network_rate,
-        augment=config.augment,
-        generator=random,
-    ):
+def _train_on(
+    config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
+) -> None:
+    options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
+    for _ in train(network, images, labels, epochs=config.network_steps, generator=random, **options):
         pass
 
 
-def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
+def pair_distance(network: nn.Module, pair: Pair) -> Tensor:
     """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
     real = weight_gradients(network, pair.real, pair.label)
     return gradient_distance(real, weight_gradients(network, pair.distilled, pair.label, create_graph=True))
 
 
 def weight_gradients(
-    network: nn.Module, images: torch.Tensor, label: int, *, create_graph: bool = False
-) -> tuple[torch.Tensor, ...]:
+    network: nn.Module, images: Tensor, label: int, *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """The gradients of the mean cross-entropy on images of class `label`, one per weight of ≥ 2 dimensions.
 
     Biases and the parameters of norms, which have one dimension, are left out as in the paper.
@@ -175,7 +148,7 @@ def weight_gradients(
     return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
 
-def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The sum over layers and output rows of 1 − cosine between the rows: a scalar, at most 2 per row.
 
     A row holds what leads to one output of the layer: gradients (outputs, inputs, ...) are flattened to
@@ -184,7 +157,7 @@ def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tens
     return sum(_row_distances(one, other).sum() for one, other in zip(first, second, strict=True))
 
 
-def _row_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _row_distances(one: Tensor, other: Tensor) -> Tensor:
     # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
     directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
     return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)

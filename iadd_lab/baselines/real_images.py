@@ -8,7 +8,8 @@ from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sampling import check_class_sizes, draw_rows
 from iadd_lab.data.sets import ImageData
-from iadd_lab.errors import check_number, check_whole, require
+from iadd_lab.device import Execution
+from iadd_lab.errors import check_number, check_whole
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.training.teachers import Teachers
 
@@ -55,7 +56,8 @@ def herding(
     ipc: int,
     teacher: int = 0,
     alpha: float = 0.01,
-    device: torch.device | str = "cpu",
+    how: Execution | None = None,
+    **options: object,
 ) -> DistilledSet:
     """The `ipc` training images of each class whose mean stays closest to the class's, as they are.
 
@@ -69,21 +71,19 @@ def herding(
         ipc: images per class, at least 1 and at most the smallest class.
         teacher: the number of the one whose last snapshot gives the features.
         alpha: the learning rate to train with; 0.01 is the field's.
-        device: where the features are computed.
+        how: where the features are computed.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: `ipc` or `teacher` is out of range, or the teachers are of other data.
     """
     check_whole("ipc", ipc, minimum=1)
     check_whole("teacher", teacher, minimum=0, maximum=len(teachers) - 1)
-    require(
-        data.fingerprint == teachers.data_fingerprint,
-        f"the teachers in {teachers.folder} were trained on {teachers.data} (fingerprint "
-        f"{teachers.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
-        "load that data, or train teachers on this.",
-    )
+    teachers.check_data(data)
     check_class_sizes(data, ipc)
-    features = _features(data, teachers, teacher, torch.device(device))
+    how = Execution.of(how, options)
+    with how.environment():
+        features = _features(data, teachers, teacher, how.place)
     chosen = []
     for label in range(len(data.classes)):
         rows = torch.nonzero(data.train.labels == label).flatten()
@@ -141,13 +141,5 @@ def _real_set(
 ) -> DistilledSet:
     """The training images at `rows`, as a set to train on."""
     check_number("alpha", alpha, above=True)
-    return DistilledSet(
-        images=preprocess.apply(data.train.images[rows]),
-        labels=data.train.labels[rows],
-        alpha=alpha,
-        preprocess=preprocess,
-        classes=data.classes,
-        data=data.config,
-        data_fingerprint=data.fingerprint,
-        method=method,
-    )
+    images, labels = preprocess.apply(data.train.images[rows]), data.train.labels[rows]
+    return DistilledSet.of(data, preprocess, images=images, labels=labels, alpha=alpha, method=method)

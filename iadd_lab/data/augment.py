@@ -51,7 +51,14 @@ class AugmentConfig:
     contrast: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_operations(self.operations)
+        given = self.operations
+        listed = isinstance(given, (tuple, list)) and all(isinstance(name, str) for name in given)
+        names = ", ".join(OPERATIONS)
+        require(listed, f"operations is {given!r}; it must be a list of names, such as {names}.")
+        for name in given:
+            choose("augmentation operation", name, OPERATIONS)
+        twice = len(set(given)) < len(given)
+        require(not twice, f"operations {given!r} names one twice; give each name once.")
         object.__setattr__(self, "operations", tuple(self.operations))  # a list, as JSON and YAML give it
         for share in ("flip", "crop", "cutout"):
             check_number(share, getattr(self, share), maximum=1.0)
@@ -83,7 +90,12 @@ class Augmentation:
     width: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        self._check(images)
+        fits = images.ndim == 4 and images.shape[2:] == (self.height, self.width)
+        require(
+            fits and self.batch in (1, images.shape[0]),
+            f"the images have shape {tuple(images.shape)}; this augmentation was drawn for "
+            f"({self.batch}, channels, {self.height}, {self.width}).",
+        )
         if self.operation == "identity":
             return images
         here = {name: to_device(value, images.device) for name, value in self.parameters.items()}
@@ -96,14 +108,6 @@ class Augmentation:
     def with_tensors(self, tensors: Iterable[Tensor]) -> Augmentation:
         """The same augmentation with parameters that lie elsewhere, in the order of `tensors`."""
         return replace(self, parameters=dict(zip(self.parameters, tensors, strict=True)))
-
-    def _check(self, images: Tensor) -> None:
-        fits = images.ndim == 4 and images.shape[2:] == (self.height, self.width)
-        require(
-            fits and self.batch in (1, images.shape[0]),
-            f"the images have shape {tuple(images.shape)}; this augmentation was drawn for "
-            f"({self.batch}, channels, {self.height}, {self.width}).",
-        )
 
 
 def draw_augmentation(
@@ -165,11 +169,15 @@ def _draw_color(config: AugmentConfig, draws: _Draws) -> Parameters:
 
 
 def _apply_color(images: Tensor, parameters: Parameters) -> Tensor:
-    images = images + _per_image(parameters["brightness"], images)
+    brightness, saturation, contrast = (
+        parameters[name].to(images.dtype)[:, None, None, None]  # (batch, 1, 1, 1)
+        for name in ("brightness", "saturation", "contrast")
+    )
+    images = images + brightness
     grey = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
-    images = (images - grey) * _per_image(parameters["saturation"], images) + grey
+    images = (images - grey) * saturation + grey
     level = images.mean(dim=(1, 2, 3), keepdim=True)  # (batch, 1, 1, 1)
-    return (images - level) * _per_image(parameters["contrast"], images) + level
+    return (images - level) * contrast + level
 
 
 def _draw_crop(config: AugmentConfig, draws: _Draws) -> Parameters:
@@ -187,18 +195,14 @@ def _apply_crop(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _draw_cutout(config: AugmentConfig, draws: _Draws) -> Parameters:
-    top, bottom = _draw_span(draws, length=draws.height, share=config.cutout)
-    left, right = _draw_span(draws, length=draws.width, share=config.cutout)
-    return {"top": top, "bottom": bottom, "left": left, "right": right}
-
-
-def _draw_span(draws: _Draws, *, length: int, share: float) -> tuple[Tensor, Tensor]:
-    """First index and the one after the last of what is cut out; it may reach over both borders."""
-    side = _share(length, share)
-    # An even side has its centre between two pixels: one position more.
-    centre = draws.whole(0, length - side % 2)
-    first = centre - side // 2
-    return first, first + side
+    """First index and the one after the last of what is cut out; it may reach over all borders."""
+    spans: Parameters = {}
+    for first, last, length in (("top", "bottom", draws.height), ("left", "right", draws.width)):
+        side = _share(length, config.cutout)
+        # An even side has its centre between two pixels: one position more.
+        spans[first] = draws.whole(0, length - side % 2) - side // 2
+        spans[last] = spans[first] + side
+    return spans
 
 
 def _apply_cutout(images: Tensor, parameters: Parameters) -> Tensor:
@@ -208,10 +212,6 @@ def _apply_cutout(images: Tensor, parameters: Parameters) -> Tensor:
     within_columns = (columns >= left) & (columns < right)  # (batch, width)
     hole = within_rows[:, :, None] & within_columns[:, None, :]  # (batch, height, width)
     return images.masked_fill(hole[:, None], 0.0)
-
-
-def _draw_flip(config: AugmentConfig, draws: _Draws) -> Parameters:
-    return {"flipped": draws.uniform(0.0, 1.0) < config.flip}
 
 
 def _apply_flip(images: Tensor, parameters: Parameters) -> Tensor:
@@ -243,7 +243,7 @@ OPERATIONS: dict[str, Operation] = {
     "color": Operation(_draw_color, _apply_color),
     "crop": Operation(_draw_crop, _apply_crop),
     "cutout": Operation(_draw_cutout, _apply_cutout),
-    "flip": Operation(_draw_flip, _apply_flip),
+    "flip": Operation(lambda config, draws: {"flipped": draws.uniform(0.0, 1.0) < config.flip}, _apply_flip),
     "scale": Operation(_draw_scale, _apply_scale),
     "rotate": Operation(_draw_rotate, _apply_rotate),
 }
@@ -295,23 +295,6 @@ def _pixel_numbers(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(height, device=images.device), torch.arange(width, device=images.device)
 
 
-def _per_image(parameter: Tensor, images: Tensor) -> Tensor:
-    return parameter.to(images.dtype)[:, None, None, None]  # (batch, 1, 1, 1)
-
-
 def _share(length: int, share: float) -> int:
     # Rounded half up, as DSA does; round() would go to the even neighbour.
     return int(length * share + 0.5)
-
-
-def _check_operations(operations: object) -> None:
-    listed = isinstance(operations, (tuple, list)) and all(isinstance(name, str) for name in operations)
-    require(
-        listed, f"operations is {operations!r}; it must be a list of names, such as {', '.join(OPERATIONS)}."
-    )
-    for name in operations:
-        choose("augmentation operation", name, OPERATIONS)
-    require(
-        len(set(operations)) == len(operations),
-        f"operations {operations!r} names one twice; give each name once.",
-    )

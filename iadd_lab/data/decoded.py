@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from iadd_lab.data.pixels import decode_file
@@ -28,6 +27,25 @@ CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are pa
 FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it over
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for.
+
+    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
+    refused, or left out if `skip_bad`.
+    """
+
+    name: str
+    title: str
+    root: Path
+    folder: Path
+    cache: Path
+    size: int
+    channels: int | None
+    progress: bool
+    skip_bad: bool = False
+
+
 class ImageFile(NamedTuple):
     """One image file: where it is, its class, and what changes when it does."""
 
@@ -37,8 +55,7 @@ class ImageFile(NamedTuple):
     modified: int
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
+class Decoded(NamedTuple):
     """What `decode_tree` returns: the parts of the tree, and why which paths were skipped."""
 
     parts: dict[str, Split]
@@ -58,32 +75,29 @@ class Tree:
         return [file for part in self.parts.values() for file in part]
 
 
-def decode_tree(
-    tree: Tree, *, name: str, size: int, channels: int, cache: Path, progress: bool, skip: bool = False
-) -> Decoded:
-    """The parts of `tree`, decoded, or from the folder `cache` if that has them as the files are now.
+def decode_tree(tree: Tree, request: Request) -> Decoded:
+    """The parts of `tree`, decoded, or from the folder `request.cache` if that has them as the files are now.
 
-    Args:
-        tree: the files.
-        name: of the data set, for the bar and the name of the cached file.
-        size, channels: of the decoded images.
-        cache: where decoded images are kept; one that can't be read or written is only logged.
-        progress: show a bar while decoding.
-        skip: leave files out that are no images, or damaged ones, in place of raising.
+    A cache that can't be read or written is only logged. The request's channels must be known.
 
     Raises:
         InputError: a file can't be decoded, or not even read.
     """
-    variant = f"{name}-{channels}x{size}x{size}"
+    shape = (request.channels, request.size, request.size)
+    variant = f"{request.name}-{'x'.join(map(str, shape))}"
     key = fingerprint(CACHE_VERSION, variant, tree.classes, tree.parts)  # paths, sizes and times included
-    path = cache / f"{variant}-{key}.safetensors"
-    decoded = _from_cache(path, key, tree, (channels, size, size))
-    if decoded is None or (decoded.skipped and not skip):
-        bar = tqdm(total=len(tree.files), desc=name, unit="image", disable=not progress)
-        images, skipped = _decode_files([file.path for file in tree.files], size, channels, bar, skip=skip)
+    path = request.cache / f"{variant}-{key}.safetensors"
+    decoded = _from_cache(path, key, tree, shape)
+    if decoded is None or (decoded.skipped and not request.skip_bad):
+        images, skipped = _decode_files([file.path for file in tree.files], request)
         lengths = [len(files) for files in _kept(tree, skipped).values()]
         decoded = _labelled(tree, dict(zip(tree.parts, images.split(lengths), strict=True)), skipped)
-        _to_cache(path, key, decoded)
+        images = {part: split.images for part, split in decoded.parts.items()}
+        metadata = {"key": key} | ({"skipped": skipped} if skipped else {})
+        try:
+            save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
+        except OSError as error:
+            logger.warning("decoded images can't be kept in %s (%s)", path.parent, error)
     return decoded
 
 
@@ -93,38 +107,32 @@ def _kept(tree: Tree, skipped: Container[str]) -> dict[str, list[ImageFile]]:
 
 def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> Decoded:
     """`images` (by part, those of the files that were not skipped) with the files' labels."""
-    parts = {
-        part: Split(images[part], torch.tensor([file.label for file in files], dtype=torch.int64))
-        for part, files in _kept(tree, skipped).items()
-    }
+    labels = {part: [file.label for file in files] for part, files in _kept(tree, skipped).items()}
+    parts = {part: Split(images[part], torch.tensor(labels[part], dtype=torch.int64)) for part in labels}
     return Decoded(parts, skipped)
 
 
-def _decode_files(
-    paths: list[str], size: int, channels: int, bar: tqdm, *, skip: bool
-) -> tuple[torch.Tensor, dict[str, str]]:
+def _decode_files(paths: list[str], request: Request) -> tuple[torch.Tensor, dict[str, str]]:
     """The files decoded, (count, channels, size, size) uint8, by threads; and why which were skipped."""
-    images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    images = np.empty((len(paths), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
 
     def decode(start: int) -> int:
         stop = min(start + FILES_PER_TASK, len(paths))
         for index in range(start, stop):
             try:
-                images[index] = decode_file(paths[index], size, channels)
+                images[index] = decode_file(paths[index], request.size, request.channels)
             except InputError as error:
-                if not skip or _passing(error):
+                if not request.skip_bad or _passing(error):
                     raise
                 reasons[index] = str(error)
         return stop - start
 
-    pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
-    with bar:
-        try:
-            for count in pool.map(decode, range(0, len(paths), FILES_PER_TASK)):
-                bar.update(count)
-        finally:  # after the first bad file, don't decode the rest before saying so
-            pool.shutdown(cancel_futures=True)
+    bar = tqdm(total=len(paths), desc=request.name, unit="image", disable=not request.progress)
+    with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        # After the first bad file, `map` cancels the rest: its message does not wait for them.
+        for count in pool.map(decode, range(0, len(paths), FILES_PER_TASK)):
+            bar.update(count)
     if reasons:
         images = np.delete(images, list(reasons), axis=0)
     return torch.from_numpy(images), {paths[index]: reasons[index] for index in sorted(reasons)}
@@ -154,12 +162,3 @@ def _from_cache(path: Path, key: str, tree: Tree, shape: tuple[int, int, int]) -
         logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
         return None
     return decoded
-
-
-def _to_cache(path: Path, key: str, decoded: Decoded) -> None:
-    images = {part: split.images for part, split in decoded.parts.items()}
-    metadata = {"key": key} | ({"skipped": decoded.skipped} if decoded.skipped else {})
-    try:
-        save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        logger.warning("decoded images can't be kept in %s (%s)", path.parent, error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -25,7 +25,18 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore
 
 KIND = "distilled"
+_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment")  # fields, as metadata
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
+
+
+def made_by(metadata: Mapping[str, Any]) -> str:
+    """What made a stored set, by its metadata: "distillation" (the file holds a `DistillResult`), "descent"
+    (of images alone: DC, DSA or DM), or "set" (anything else, real images among them).
+
+    Files of earlier versions do not say it: there it shows in the name of the configuration that they carry.
+    """
+    inferred = "distillation" if "config" in metadata else "descent" if "baseline" in metadata else "set"
+    return metadata.get("made_by", inferred)
 
 
 def displayable(images: torch.Tensor) -> torch.Tensor:
@@ -60,6 +71,12 @@ class DistilledSet:
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+
+    @classmethod
+    def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
+        """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
+        source = {"classes": data.classes, "data": data.config, "data_fingerprint": data.fingerprint}
+        return cls(preprocess=preprocess, **source, **parts)
 
     @property
     def ipc(self) -> int:
@@ -111,23 +128,14 @@ class DistilledSet:
             more_tensors: stored beside the set's own.
             more_metadata: likewise.
         """
-        tensors = {"images": self.images, "labels": self.labels}
-        if not refit:
+        tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
+        metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
+        metadata["made_by"] = made_by(metadata)
+        if refit:
+            metadata[REFIT] = self.preprocess.kind
+        else:
             tensors |= preprocess_tensors(self.preprocess)
-        metadata = ({REFIT: self.preprocess.kind} if refit else {}) | {
-            "alpha": self.alpha,
-            "classes": list(self.classes),
-            "data": describe(self.data),
-            "data_fingerprint": self.data_fingerprint,
-            "method": self.method,
-            "augment": None if self.augment is None else describe(self.augment),
-        }
-        return save_artefact(
-            path,
-            kind=KIND,
-            tensors=tensors | dict(more_tensors or {}),
-            metadata=metadata | dict(more_metadata or {}),
-        )
+        return save_artefact(path, kind=KIND, tensors=tensors, metadata=metadata)
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> DistilledSet:
@@ -145,17 +153,9 @@ class DistilledSet:
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        return cls(
-            images=images,
-            labels=labels,
-            alpha=metadata["alpha"],
-            preprocess=preprocess,
-            classes=tuple(metadata["classes"]),
-            data=restore(DataConfig, metadata["data"]),
-            data_fingerprint=metadata["data_fingerprint"],
-            method=metadata["method"],
-            augment=restore(AugmentConfig, metadata["augment"]) if metadata.get("augment") else None,
-        )
+        hints, stored = get_type_hints(cls), {"augment": None, **metadata}  # older files have no "augment"
+        described = {name: restore(hints[name], stored[name]) for name in _DESCRIBED}
+        return cls(images=images, labels=labels, preprocess=preprocess, **described)
 
     @classmethod
     def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:
@@ -174,16 +174,13 @@ class DistilledSet:
         if REFIT in metadata:
             with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
-            tensors = tensors | preprocess_tensors(_refit(metadata[REFIT], config, made_from, root))
+            data = load_data(config, root=root)
+            require(
+                data.fingerprint == made_from,
+                f"this file leaves its preprocessing to be fitted on {config.name} (fingerprint "
+                f"{made_from}), but the copy here has fingerprint {data.fingerprint}: point IADD_DATA at "
+                "the one that the set is from.",
+            )
+            tensors = tensors | preprocess_tensors(fit_preprocess(metadata[REFIT], data.train.images))
         with unpacking(path):
             return cls.from_parts(tensors, metadata)
-
-
-def _refit(kind: str, config: DataConfig, made_from: str, root: Path | None) -> Preprocess:
-    data = load_data(config, root=root)
-    require(
-        data.fingerprint == made_from,
-        f"this file leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from}), but "
-        f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
-    )
-    return fit_preprocess(kind, data.train.images)

@@ -9,7 +9,7 @@ constants; its successors keep that. A set that this package writes carries a th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,23 +44,22 @@ _GRID = 4  # what is coarse in an image: the means over so many cells by as many
 
 def _standardise(data: ImageData) -> Preprocess:
     """MTT's constants, or for sets that it does not know what all training images give."""
-    if data.name in CONSTANTS and data.channels == 3:
-        mean, deviation = map(torch.tensor, CONSTANTS[data.name])
-        return Standardise(mean=mean, deviation=deviation)
-    return Standardise.fit(_training_images(data))
-
-
-def _zca(data: ImageData) -> Preprocess:
-    return Zca.fit(_training_images(data))
-
-
-# How the makers of a foreign set preprocessed the real images, by the name of the option.
-FITS: dict[str, Callable[[ImageData], Preprocess]] = {"standardise": _standardise, "zca": _zca}
+    constants = CONSTANTS.get(data.name) if data.channels == 3 else None
+    return (
+        Standardise(*map(torch.tensor, constants)) if constants else Standardise.fit(_training_images(data))
+    )
 
 
 def _training_images(data: ImageData) -> torch.Tensor:
     """All training images: those held out here for validation were among others' training images."""
     return torch.cat([data.train.images, data.validation.images])
+
+
+# How the makers of a foreign set preprocessed the real images, by the name of the option.
+FITS: dict[str, Callable[[ImageData], Preprocess]] = {
+    "standardise": _standardise,
+    "zca": lambda data: Zca.fit(_training_images(data)),
+}
 
 
 def export_mtt(distilled: DistilledSet, folder: Path) -> None:
@@ -112,13 +111,16 @@ def import_mtt(
         InputError: a file is missing, damaged or refused, or does not fit `data`.
     """
     fit = choose("preprocess", preprocess, FITS)
-    limited = data.config.train_limit is not None
-    require(
-        not limited, "train_limit is set, but others fitted on all training images: load the data without it."
-    )
-    shape = (data.channels, data.size, data.size)
-    images, labels = _read(Path(folder), shape, data.classes)
-    _warn(images, data, preprocess)
+    whole = data.config.train_limit is None
+    require(whole, "train_limit is set, but others fitted on all training images: load the data without it.")
+    images, labels = _read(Path(folder), (data.channels, data.size, data.size), data.classes)
+    likely = likely_preprocess(images, data)
+    if likely != preprocess:
+        logger.warning(
+            f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given: "
+            "if the accuracy is poor, import them again with the other one."
+        )
+    warn_of_class_order(data)
     rate = _rate(Path(folder)) if alpha is None else alpha
     check_number("alpha", rate, above=True)
     return DistilledSet(
@@ -133,9 +135,7 @@ def import_mtt(
     )
 
 
-def _read(
-    folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]) -> Sequence[torch.Tensor]:
     """Images and labels that fit images of `shape` and `classes`, checked."""
     expected = f"{IMAGES} and {LABELS} as MTT's code writes them"
     images, labels = (load_safely(folder / name, expected=expected) for name in (IMAGES, LABELS))
@@ -146,30 +146,24 @@ def _read(
         f"{folder / IMAGES} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
         f"(count, {', '.join(map(str, shape))}): name the data set and size that it was made from.",
     )
-    require(
-        bool(torch.isfinite(images).all()),
-        f"{folder / IMAGES} holds values that are not finite: get it again.",
-    )
+    finite = bool(torch.isfinite(images).all())
+    require(finite, f"{folder / IMAGES} holds values that are not finite: get it again.")
     require(
         labels.shape == images.shape[:1] and not labels.is_floating_point(),
         f"{folder / LABELS} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are "
         "needed (soft labels are not supported): pass a set with hard labels.",
     )
-    _check_labels(folder / LABELS, labels, classes)
-    return images.detach().float().contiguous(), labels.detach().long()
-
-
-def _check_labels(path: Path, labels: torch.Tensor, classes: tuple[str, ...]) -> None:
+    outside = f"{folder / LABELS} has labels outside of 0 to {len(classes) - 1}"
     inside = len(labels) > 0 and bool((labels >= 0).all()) and int(labels.max()) < len(classes)
-    require(
-        inside, f"{path} has labels outside of 0 to {len(classes) - 1}: name the data set it was made from."
-    )
+    require(inside, f"{outside}: name the data set it was made from.")
     counts = torch.bincount(labels.long(), minlength=len(classes))
+    fewest, most = int(counts.min()), int(counts.max())
     require(
-        int(counts.min()) == int(counts.max()),
-        f"{path} has from {int(counts.min())} to {int(counts.max())} images of a class; "
+        fewest == most,
+        f"{folder / LABELS} has from {fewest} to {most} images of a class; "
         "each of the data set's classes needs as many: name the data set it was made from.",
     )
+    return images.detach().float().contiguous(), labels.detach().long()
 
 
 def _rate(folder: Path) -> float:
@@ -196,12 +190,10 @@ def likely_preprocess(images: torch.Tensor, data: ImageData) -> str:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(data.train), generator=generator)[:_SAMPLE]
     real = as_float(data.train.images[rows])
+    expected = {"standardise": Standardise.fit(real).apply(real), "zca": _whitened(real)}
+    logarithms = {kind: torch.tensor(coarseness(each)).log() for kind, each in expected.items()}
     found = torch.tensor(coarseness(images)).log()
-    expected = {
-        "standardise": coarseness(Standardise.fit(real).apply(real)),
-        "zca": coarseness(_whitened(real)),
-    }
-    return min(expected, key=lambda kind: abs(found - torch.tensor(expected[kind]).log()).item())
+    return min(logarithms, key=lambda kind: abs(found - logarithms[kind]).item())
 
 
 def _whitened(real: torch.Tensor) -> torch.Tensor:
@@ -213,23 +205,10 @@ def _whitened(real: torch.Tensor) -> torch.Tensor:
     return whitened.view(real.shape)
 
 
-def _warn(images: torch.Tensor, data: ImageData, preprocess: str) -> None:
-    likely = likely_preprocess(images, data)
-    if likely != preprocess:
-        logger.warning(
-            "the images look as if their preprocessing was %r, but %r was given: if the accuracy is poor, "
-            "import them again with the other one.",
-            likely,
-            preprocess,
-        )
-    warn_of_class_order(data)
-
-
 def warn_of_class_order(data: ImageData) -> None:
     """Log a warning where MTT's code, and with it whatever it made, numbers classes otherwise than ours."""
     if data.name == "tiny_imagenet":
         logger.warning(
-            "MTT numbers the classes of %s by sorted folder names, this package as in wnids.txt: where these "
-            "differ, labels name other classes.",
-            DATASETS[data.name].title,
+            f"MTT numbers the classes of {DATASETS[data.name].title} by sorted folder names, this package as "
+            "in wnids.txt: where these differ, labels name other classes."
         )

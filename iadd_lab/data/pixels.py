@@ -20,13 +20,15 @@ def decode_file(path: str, size: int, channels: int) -> np.ndarray:
     """The image file as (channels, size, size) uint8; InputError if Pillow can't make sense of it."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:  # reads the header, but no pixels yet
-            _check_pixels(path, *image.size)
+            # A file of a few bytes may unpack to an image that fills the memory, and several are at once.
+            width, height = image.size
+            few = width * height <= LARGEST_PIXELS
+            most = f"at most {LARGEST_PIXELS} are decoded"
+            require(few, f"{path} has {width}×{height} pixels, but {most}: scale it down.")
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.
                 image.draft(None, (2 * size, 2 * size))
             image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
-                ImageOps.exif_transpose(image, in_place=True)
             return _planes(image, size, channels)
     except InputError:
         raise
@@ -35,23 +37,15 @@ def decode_file(path: str, size: int, channels: int) -> np.ndarray:
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
 
 
-def _check_pixels(path: str, width: int, height: int) -> None:
-    """A file of a few bytes may unpack to an image that fills the memory, and several are decoded at once."""
-    require(
-        width * height <= LARGEST_PIXELS,
-        f"{path} has {width}×{height} pixels, but at most {LARGEST_PIXELS} are decoded: scale it down.",
-    )
-
-
 def planes_of(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An open image as `decode_file` would read it from its file, (channels, size, size) uint8."""
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
-        image = ImageOps.exif_transpose(image)
-    return _planes(image, size, channels)
+    return _planes(image.copy(), size, channels)
 
 
 def _planes(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """`image` as (channels, size, size) uint8: 8 bits, opaque, resized to cover the square and cropped."""
+    """`image`, turned upright, as (channels, size, size) uint8: opaque, covering the square and cropped."""
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
+        ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")  # what lies under transparent pixels is arbitrary

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
@@ -21,12 +21,23 @@ def as_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _chunks(images: torch.Tensor) -> Iterable[torch.Tensor]:
+def _chunks(images: torch.Tensor) -> Iterator[torch.Tensor]:
     return (as_float(chunk) for chunk in images.split(_CHUNK))
 
 
 @dataclass(frozen=True, eq=False)
-class Standardise:
+class Preprocess:
+    """What all kinds have: `fit`, `apply`, `invert`, and a fitted state whose tensors are their fields."""
+
+    kind: ClassVar[str]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fitted state, for `preprocess_from_tensors`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise(Preprocess):
     """Each channel to mean 0 and standard deviation 1 over the training images."""
 
     mean: torch.Tensor  # (channels,)
@@ -53,18 +64,13 @@ class Standardise:
         mean, deviation = self._columns(images.device)
         return images * deviation + mean
 
-    def _columns(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.mean.to(device)[:, None, None], self.deviation.to(device)[
-            :, None, None
-        ]  # (channels, 1, 1)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The fitted state, for `preprocess_from_tensors`."""
-        return {"mean": self.mean, "deviation": self.deviation}
+    def _columns(self, device: torch.device) -> Iterator[torch.Tensor]:
+        """Mean and deviation, (channels, 1, 1) each."""
+        return (each.to(device)[:, None, None] for each in (self.mean, self.deviation))
 
 
 @dataclass(frozen=True, eq=False)
-class Zca:
+class Zca(Preprocess):
     """Centre and decorrelate all pixels in [0, 1] with the symmetric whitening matrix (C + 0.1·I)^(-1/2).
 
     Pixels are not standardised first, and 0.1 is added to the eigenvalues of their covariance C: MTT and its
@@ -111,23 +117,14 @@ class Zca:
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
-        whitened = []
-        for chunk in _chunks(images):
-            columns = chunk.flatten(1)  # (chunk, channels * height * width)
-            whitened.append((columns - self.centre.to(columns)) @ self._whiten.to(columns))
+        flat = (chunk.flatten(1) for chunk in _chunks(images))  # (chunk, channels * height * width) each
+        whitened = [(each - self.centre.to(each)) @ self._whiten.to(each) for each in flat]
         return torch.cat(whitened).view(images.shape)
 
     def invert(self, images: torch.Tensor) -> torch.Tensor:
         """Whitened network input back to images whose real ones lie in [0, 1]."""
         columns = images.flatten(1) @ self._colour.to(images) + self.centre.to(images)
         return columns.view(images.shape)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The fitted state, for `preprocess_from_tensors`."""
-        return {"centre": self.centre, "eigenvalues": self.eigenvalues, "eigenvectors": self.eigenvectors}
-
-
-Preprocess = Standardise | Zca
 
 
 def check_preprocess(preprocess: Preprocess, *, channels: int, size: int) -> None:
@@ -136,20 +133,17 @@ def check_preprocess(preprocess: Preprocess, *, channels: int, size: int) -> Non
     Raises:
         InputError: its tensors are not floats, or have other shapes.
     """
-    columns = channels * size * size
-    shapes = {
-        "standardise": {"mean": (channels,), "deviation": (channels,)},
-        "zca": {"centre": (columns,), "eigenvalues": (columns,), "eigenvectors": (columns, columns)},
-    }[preprocess.kind]
+    values = channels if isinstance(preprocess, Standardise) else channels * size * size
     for name, tensor in preprocess.tensors().items():
+        shape = (values, values) if name == "eigenvectors" else (values,)
         require(
-            tensor.is_floating_point() and tuple(tensor.shape) == shapes[name],
+            tensor.is_floating_point() and tuple(tensor.shape) == shape,
             f"{name} of the preprocessing has {tuple(tensor.shape)} {tensor.dtype}; images of {channels} "
-            f"channels and {size} px need {shapes[name]} floats: fit it on such images.",
+            f"channels and {size} px need {shape} floats: fit it on such images.",
         )
 
 
-PREPROCESSES: dict[str, type[Standardise] | type[Zca]] = {"standardise": Standardise, "zca": Zca}
+PREPROCESSES: dict[str, type[Preprocess]] = {kind.kind: kind for kind in (Standardise, Zca)}
 
 
 def fit_preprocess(kind: str, images: torch.Tensor) -> Preprocess:

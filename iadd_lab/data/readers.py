@@ -6,14 +6,14 @@ import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
 
-from iadd_lab.data.decoded import Decoded, ImageFile, Tree, decode_tree
+from iadd_lab.data.decoded import Decoded, ImageFile, Request, Tree, decode_tree
 from iadd_lab.data.pixels import is_grey, resize_arrays
 from iadd_lab.data.splits import Split, hold_out
 from iadd_lab.errors import InputError, require
@@ -26,25 +26,6 @@ NAMED = 10  # skipped images are named up to so many
 TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
 TINY_CLASSES = 200  # of the whole of Tiny ImageNet
 PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a reader is asked for.
-
-    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
-    refused, or left out if `skip_bad`.
-    """
-
-    name: str
-    title: str
-    root: Path
-    folder: Path
-    cache: Path
-    size: int
-    channels: int | None
-    progress: bool
-    skip_bad: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +93,7 @@ def read_cifar10(request: Request) -> RawData:
         return read_torchvision("CIFAR10", request)
     tree = _split_tree(request.folder)
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
-    raw = _read_tree(tree, request)
-    return _with_remark(raw, "CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
-
-
-def _with_remark(raw: RawData, remark: str) -> RawData:
-    """`raw` with one remark more, unless it is empty."""
-    return replace(raw, remark="; ".join(filter(None, (raw.remark, remark))))
+    return _read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
 
 
 def read_covid19(request: Request) -> RawData:
@@ -138,7 +113,8 @@ def read_image_folder(request: Request) -> RawData:
     )
     tree = _split_tree(request.folder) if all(parts) else _one_tree(request.folder)
     if request.channels is None:
-        request = replace(request, channels=1 if _is_grey(tree) else 3)
+        few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
+        request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
     return _read_tree(tree, request, test_fraction=0.2)
 
 
@@ -149,16 +125,11 @@ def read_tiny_imagenet(request: Request) -> RawData:
     identifiers = [_plain_name(line, listed) for line in _read_text(listed).split()]
     twice = len(set(identifiers)) < len(identifiers)
     require(bool(identifiers) and not twice, f"{listed} is empty or names a class twice: unpack it again.")
-    train = [
-        file
-        for label, identifier in enumerate(identifiers)
-        for file in _class_files(folder / "train" / identifier, label)
-    ]
-    tree = Tree(_tiny_names(folder, identifiers), {"train": train, "test": _tiny_test(folder, identifiers)})
+    parts = {"train": _class_files(folder / "train", identifiers), "test": _tiny_test(folder, identifiers)}
     part = len(identifiers) < TINY_CLASSES
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     remark = f"Tiny ImageNet with {len(identifiers)} of its {TINY_CLASSES} classes" if part else ""
-    return _with_remark(_read_tree(tree, request), remark)
+    return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -179,18 +150,14 @@ def _tiny_test(folder: Path, identifiers: list[str]) -> list[ImageFile]:
     for number, line in enumerate(_read_text(notes).splitlines(), start=1):
         name, _, rest = line.partition("\t")
         identifier = rest.split("\t")[0].strip()
+        require(
+            bool(identifier) or not line.strip(), f"line {number} of {notes} is {line!r}; it names no class."
+        )
         if identifier in labels:
             path = folder / "val" / "images" / _plain_name(name.strip(), notes)
             require(path.is_file(), f"{path} is missing, though line {number} of {notes} names it.")
             require(str(path) not in files, f"line {number} of {notes} names {path.name} a second time.")
-            status = path.stat()
-            file = ImageFile(str(path), labels[identifier], status.st_size, status.st_mtime_ns)
-            files[file.path] = file
-        else:
-            require(
-                bool(identifier) or not line.strip(),
-                f"line {number} of {notes} is {line!r}; it names no class.",
-            )
+            files[str(path)] = _image_file(str(path), labels[identifier])
     return list(files.values())
 
 
@@ -230,23 +197,25 @@ def _one_tree(folder: Path) -> Tree:
     require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
     for name in classes:
         require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
-    files = [file for label, name in enumerate(classes) for file in _class_files(folder / name, label)]
-    return Tree(tuple(classes), {"all": files})
+    return Tree(tuple(classes), {"all": _class_files(folder, classes)})
 
 
-def _class_files(folder: Path, label: int) -> list[ImageFile]:
-    """The images of a class folder, sorted; only those in `images` if it has that (masks lie beside)."""
-    require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
-    inner = folder / "images"
-    files = sorted(_walk(str(inner if inner.is_dir() else folder), label))
+def _class_files(root: Path, classes: Sequence[str]) -> list[ImageFile]:
+    """The images of each class's folder below `root`, sorted; only those in its `images`, if it has that."""
+    files: list[ImageFile] = []
     extensions = " ".join(IMAGE_EXTENSIONS)
-    require(bool(files), f"the class folder {folder} has no images ({extensions}): fill it or remove it.")
+    for label, folder in enumerate(root / name for name in classes):
+        require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
+        inner = folder / "images"  # masks lie beside it
+        paths = sorted(image_paths(inner if inner.is_dir() else folder))
+        require(bool(paths), f"the class folder {folder} has no images ({extensions}): fill it or remove it.")
+        files += [_image_file(path, label) for path in paths]
     return files
 
 
-def _walk(folder: str, label: int) -> Iterator[ImageFile]:
+def image_paths(folder: Path) -> Iterator[str]:
     """Image files below `folder`, hidden ones aside; linked folders are not entered, they might be loops."""
-    folders = [folder]
+    folders = [str(folder)]
     while folders:  # not by recursion, which a deep tree would exhaust
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
@@ -256,38 +225,27 @@ def _walk(folder: str, label: int) -> Iterator[ImageFile]:
                     if not entry.is_symlink():
                         folders.append(entry.path)
                 elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                    yield _image_file(entry, label)
+                    yield entry.path
 
 
-def _image_file(entry: os.DirEntry[str], label: int) -> ImageFile:
-    status = entry.stat()
+def _image_file(path: str, label: int) -> ImageFile:
+    status = os.stat(path)
     # Opening a pipe would wait for ever.
-    require(stat.S_ISREG(status.st_mode), f"{entry.path} is no regular file: remove it.")
-    return ImageFile(entry.path, label, status.st_size, status.st_mtime_ns)
+    require(stat.S_ISREG(status.st_mode), f"{path} is no regular file: remove it.")
+    return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
-def _is_grey(tree: Tree) -> bool:
-    """Whether at most 50 files, evenly spread over the classes, are all grey."""
-    files = tree.files
-    return all(is_grey(file.path) for file in files[:: -(-len(files) // 50)])
-
-
-def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0) -> RawData:
+def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
-    decoded = decode_tree(
-        tree,
-        name=request.name,
-        size=request.size,
-        channels=request.channels,
-        cache=request.cache,
-        progress=request.progress,
-        skip=request.skip_bad,
+    decoded = decode_tree(tree, request)
+    splits = decoded.parts
+    skipped = _say_skipped(tree, decoded, request) if decoded.skipped else ""
+    train, test = (
+        hold_out(splits["all"], test_fraction, seed=[TEST_SEED])
+        if "all" in splits
+        else (splits["train"], splits["test"])
     )
-    splits = dict(decoded.parts)
-    remark = _say_skipped(tree, decoded, request) if decoded.skipped else ""
-    if "all" in splits:
-        splits["train"], splits["test"] = hold_out(splits["all"], test_fraction, seed=[TEST_SEED])
-    return RawData(tree.classes, splits["train"], splits["test"], remark)
+    return RawData(tree.classes, train, test, "; ".join(filter(None, (skipped, remark))))
 
 
 def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:

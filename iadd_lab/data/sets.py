@@ -35,6 +35,7 @@ from iadd_lab.errors import InputError, check_number, check_whole, choose, requi
 from iadd_lab.store.configs import added_field
 
 BAD_IMAGES = ("refuse", "skip")
+SPLITS = ("train", "validation", "test")
 ALL_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 # A mirrored digit is another sign, and a mirrored chest has its heart on the wrong side.
 UNMIRRORED = tuple(operation for operation in ALL_OPERATIONS if operation != "flip")
@@ -118,8 +119,7 @@ class ImageData:
 
     def split(self, name: str) -> Split:
         """The split called "train", "validation" or "test"; InputError for another name."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return choose("split", name, splits)
+        return choose("split", name, {part: getattr(self, part) for part in SPLITS})
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class DatasetSpec:
         size, channels: defaults; channels None means those of the files.
         folders: where it may lie under the data root, best first; "." for what has no place of its own.
         reader: decodes it.
-        where: one clause that says how to get it.
+        where: one clause that says how to get it; empty where a command fetches it.
         augment: the siamese augmentations that keep the meaning of its images.
         fetcher: downloads it into a data root; None if nothing can.
         describe: a few words for a listing.
@@ -143,7 +143,7 @@ class DatasetSpec:
     channels: int | None
     folders: tuple[str, ...]
     reader: Callable[[Request], RawData]
-    where: str
+    where: str = ""
     augment: tuple[str, ...] = ALL_OPERATIONS
     fetcher: Callable[[Path], object] | None = None
     describe: str = ""
@@ -202,7 +202,7 @@ def fetch_data(name: str, *, root: Path | None = None) -> Path:
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{spec.title} could not be fetched into {base} ({reason}).") from error
-    return _find(name, base)
+    return require_data(name, root=base)
 
 
 def require_data(name: str, *, root: Path | None = None) -> Path:
@@ -211,21 +211,17 @@ def require_data(name: str, *, root: Path | None = None) -> Path:
     Raises:
         InputError: the name is unknown, or the set is not there.
     """
-    choose("data set", name, DATASETS)
-    return _find(name, root)
-
-
-def _find(name: str, root: Path | None) -> Path:
-    spec = DATASETS[name]
-    if root is None and spec.needs_root:
-        raise InputError(
-            f"{name} needs a folder: pass the one that holds your images as root, or set it in the notebook "
-            "your_data."
-        )
+    spec = choose("data set", name, DATASETS)
+    require(
+        root is not None or not spec.needs_root,
+        f"{name} needs a folder: pass the one that holds your images as root, or set it in the notebook "
+        "your_data.",
+    )
     folder = locate(name, root=root)
     if folder is None:
         tried = " or ".join(str(_base(root) / leaf) for leaf in spec.folders)
-        raise InputError(f"{spec.title} was looked for in {tried}, which is not there: {spec.where}.")
+        where = spec.where or f"fetch it with `iadd-lab data fetch {name}`"
+        raise InputError(f"{spec.title} was looked for in {tried}, which is not there: {where}.")
     return folder
 
 
@@ -246,7 +242,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         name=config.name,
         title=spec.title,
         root=_base(root),
-        folder=_find(config.name, root),
+        folder=require_data(config.name, root=root),
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
@@ -257,11 +253,14 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {request.folder} can't be read ({error}).") from error
-    return _split(raw, config, spec.title)
+    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
+    check_classes(spec.title, raw.classes, splits)
+    mark = fingerprint_splits(raw.classes, splits.values())
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark)
 
 
-def _split(raw: RawData, config: DataConfig, title: str) -> ImageData:
-    """Hold validation out, apply `train_limit`, check the classes and fingerprint the outcome."""
+def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:
+    """What is to train on, at most `train_limit` images, and what is held out for validation."""
     train, validation = hold_out(raw.train, config.validation_fraction, seed=[config.seed, 0])
     if config.train_limit is not None and config.train_limit < len(train):
         enough = config.train_limit >= len(raw.classes)
@@ -269,15 +268,7 @@ def _split(raw: RawData, config: DataConfig, title: str) -> ImageData:
         require(enough, f"train_limit is {config.train_limit}; for {title} it must be {least}.")
         generator = np.random.default_rng([config.seed, 1])
         train = train.take(draw(train.labels.numpy(), config.train_limit, generator))
-    splits = {"train": train, "validation": validation, "test": raw.test}
-    check_classes(title, raw.classes, splits)
-    return ImageData(
-        config=config,
-        classes=raw.classes,
-        **splits,
-        fingerprint=fingerprint_splits(raw.classes, splits.values()),
-        remark=raw.remark,
-    )
+    return train, validation
 
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -301,7 +292,6 @@ DATASETS: dict[str, DatasetSpec] = {
         channels=1,
         folders=("MNIST/raw",),
         reader=partial(read_torchvision, "MNIST"),
-        where="fetch it with `iadd-lab data fetch mnist`",
         augment=UNMIRRORED,
         fetcher=partial(download_torchvision, "MNIST"),
         describe="70,000 handwritten digits",
@@ -313,7 +303,6 @@ DATASETS: dict[str, DatasetSpec] = {
         channels=1,
         folders=("FashionMNIST/raw",),
         reader=partial(read_torchvision, "FashionMNIST"),
-        where="fetch it with `iadd-lab data fetch fashion_mnist`",
         fetcher=partial(download_torchvision, "FashionMNIST"),
         describe="70,000 pieces of clothing",
         licence="MIT licence, copyright Zalando SE "
@@ -325,7 +314,6 @@ DATASETS: dict[str, DatasetSpec] = {
         channels=3,
         folders=(PICKLES, "cifar10"),
         reader=read_cifar10,
-        where="fetch it with `iadd-lab data fetch cifar10`",
         fetcher=partial(download_torchvision, "CIFAR10"),
         describe="60,000 photographs of 10 things",
         licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -336,7 +324,6 @@ DATASETS: dict[str, DatasetSpec] = {
         channels=3,
         folders=("cifar-100-python",),
         reader=partial(read_torchvision, "CIFAR100"),
-        where="fetch it with `iadd-lab data fetch cifar100`",
         fetcher=partial(download_torchvision, "CIFAR100"),
         describe="60,000 photographs of 100 things",
         licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",

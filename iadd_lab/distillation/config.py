@@ -13,11 +13,10 @@ from iadd_lab.distillation.unroll import ENGINES
 from iadd_lab.errors import check_kind, check_number, check_rate, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
+# Of the images; their rate is set before every step.
 OPTIMIZERS = {
-    "sgd": lambda parameters, config: torch.optim.SGD(
-        parameters, lr=config.image_rate, momentum=config.momentum
-    ),
-    "adam": lambda parameters, config: torch.optim.Adam(parameters, lr=config.image_rate),
+    "sgd": lambda images, momentum: torch.optim.SGD([images], momentum=momentum),
+    "adam": lambda images, momentum: torch.optim.Adam([images]),
 }
 
 
@@ -75,17 +74,14 @@ class DistillConfig:
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
         check_rate("image_rate", self.image_rate)
-        choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
         check_rate("alpha_rate", self.alpha_rate, above=False)
         check_rate("alpha", self.alpha)
         check_number("momentum", self.momentum, maximum=0.999)
-        choose("gradient", self.gradient, ENGINES)
-        choose("initial_images", self.initial_images, INITIAL_IMAGES)
-        check_whole("back_offs", self.back_offs, minimum=0)
+        choices = {"image_optimizer": OPTIMIZERS, "gradient": ENGINES, "initial_images": INITIAL_IMAGES}
+        for name, registry in choices.items():
+            choose(name, getattr(self, name), registry)
+        for name, minimum in (("back_offs", 0), ("snapshots", 2), ("seed", 0)):
+            check_whole(name, getattr(self, name), minimum=minimum)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("snapshots", self.snapshots, minimum=2)
-        check_whole("seed", self.seed, minimum=0)
-        require(
-            isinstance(self.matching, Matching) and type(self.matching) is not Matching,
-            f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
-        )
+        fits = isinstance(self.matching, Matching) and type(self.matching) is not Matching
+        require(fits, f"matching is {self.matching!r}; it must be a Matching, as in Uniform() or Learned().")

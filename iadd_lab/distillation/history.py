@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import mean
@@ -9,6 +10,8 @@ from statistics import mean
 import torch
 
 from iadd_lab.errors import choose
+
+logger = logging.getLogger(__name__)
 
 ALL_RATES = "all rates"
 RATES = ("image_rate", "alpha_rate", "rate of W", ALL_RATES)  # what a back-off may halve
@@ -45,17 +48,26 @@ class History:
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
         """The history among an artefact's tensors."""
         stored = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("history/")}
-        return cls(
-            **{
-                name: list(tensor.unbind()) if tensor.ndim > 1 else tensor.tolist()
-                for name, tensor in stored.items()
-            }
-        )
+        return cls(**{name: list(t.unbind()) if t.ndim > 1 else t.tolist() for name, t in stored.items()})
 
-    def back_off(self, rate: str) -> None:
-        """Note that after the last iteration the rate was halved: one of `RATES`."""
-        self.back_off_iterations.append(len(self.loss))
-        self.back_off_rates.append(RATES.index(rate))
+    def append(self, **values: float | torch.Tensor) -> None:
+        """One more value for each of these series."""
+        for name, value in values.items():
+            getattr(self, name).append(value)
+
+    def back_off(self, rate: str, *, reason: str, limit: int) -> bool:
+        """Halve a rate, one of `RATES`, after the last iteration, and say so in the log.
+
+        Args:
+            rate: which.
+            reason: for the log, a sentence.
+            limit: how often that may happen in all; once more, False is returned and nothing is done.
+        """
+        if len(self.back_off_rates) >= limit:
+            return False
+        self.append(back_off_iterations=len(self.loss), back_off_rates=RATES.index(rate))
+        logger.warning("%s Went back to iteration %d and halved %s.", reason, len(self.loss), rate)
+        return True
 
     def share_of(self, rate: str) -> float:
         """What back-offs have left of a rate, in (0, 1]."""
@@ -67,21 +79,17 @@ class History:
         Raises:
             InputError: there is no such series.
         """
-        series = {
-            key: values for key, values in vars(self).items() if not key.startswith(("snapshot", "back_off"))
-        }
-        values = choose("series", name, series)
+        values = choose("series", name, self._series())
         return mean(values[-max(round(share * len(values)), 1) :])
 
-    def forget_last(self) -> None:
-        """Take the last iteration back, as if it had not been."""
-        iteration = len(self.loss)
-        for name in ("loss", "unweighted_loss", "alpha", "seconds", *_IMPORTANCE):
-            getattr(self, name).pop()
-        if self.snapshot_iterations[-1] == iteration:
-            for snapshots in (self.snapshot_iterations, self.snapshot_images, self.snapshot_importance):
-                if snapshots:
-                    snapshots.pop()
+    def keep(self, iterations: int) -> None:
+        """Take back what came after so many iterations, as if it had not been; back-offs stay."""
+        for values in self._series().values():
+            del values[iterations:]
+        kept = sum(iteration <= iterations for iteration in self.snapshot_iterations)
+        for snapshots in (self.snapshot_iterations, self.snapshot_images, self.snapshot_importance):
+            del snapshots[kept:]
 
-
-_IMPORTANCE = ("importance_min", "importance_max", "importance_share")
+    def _series(self) -> dict[str, list[float]]:
+        """What has one value per iteration, by name."""
+        return {name: v for name, v in vars(self).items() if not name.startswith(("snapshot", "back_off"))}

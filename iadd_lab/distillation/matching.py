@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from iadd_lab.errors import check_flag, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 from iadd_lab.training.networks import ParameterLayout
+
+MATCHINGS: dict[str, type[Matching]] = {}  # by name
 
 
 @dataclass(frozen=True)
@@ -28,25 +31,21 @@ class Matching:
     name: ClassVar[str]
     varies: ClassVar[bool] = True  # whether W can be anything but ones
 
-    def initial(self, layout: ParameterLayout) -> torch.Tensor:
+    def __init_subclass__(cls) -> None:
+        """A matching joins `MATCHINGS` where it is defined."""
+        MATCHINGS[cls.name] = cls
+
+    def initial(self, layout: ParameterLayout) -> Tensor:
         """The learnable values before the first iteration, shape (0,) where there are none."""
         return torch.zeros(0)
 
-    def weights(
-        self, raw: torch.Tensor, *, end: torch.Tensor, target: torch.Tensor, layout: ParameterLayout
-    ) -> torch.Tensor:
+    def weights(self, raw: Tensor, *, end: Tensor, target: Tensor, layout: ParameterLayout) -> Tensor:
         """The importance W of every parameter, shape (P,), non-negative, differentiable in `raw`."""
         raise NotImplementedError
 
     def loss(
-        self,
-        end: torch.Tensor,
-        raw: torch.Tensor,
-        *,
-        start: torch.Tensor,
-        target: torch.Tensor,
-        layout: ParameterLayout,
-    ) -> torch.Tensor:
+        self, end: Tensor, raw: Tensor, *, start: Tensor, target: Tensor, layout: ParameterLayout
+    ) -> Tensor:
         """The matching loss L, a scalar, differentiable in `end` and `raw`.
 
         Args:
@@ -60,9 +59,7 @@ class Matching:
         # W ⊙ (θ̃ − θ) is W ⊙ θ̃ − W ⊙ θ with one rounding less.
         return (weights * (end - target)).square().sum() / (start - target).square().sum()
 
-    def learn(
-        self, raw: torch.Tensor, gradient: torch.Tensor, *, layout: ParameterLayout, iteration: int
-    ) -> torch.Tensor:
+    def learn(self, raw: Tensor, gradient: Tensor, *, layout: ParameterLayout, iteration: int) -> Tensor:
         """`raw` after one update along `gradient` = ∂L/∂raw."""
         return raw
 
@@ -107,7 +104,7 @@ class Pruned(Matching):
         return torch.ones_like(end).index_fill(0, hardest, 0.0)
 
 
-def _dissimilarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def _dissimilarity(student: Tensor, teacher: Tensor) -> Tensor:
     scale = student.square() + teacher.square()
     # 0/0 is a pair of zeros: equal, so not hard at all.
     return torch.where(scale > 0, 1 - 2 * student * teacher / scale, 0.0)
@@ -158,8 +155,8 @@ class Learned(Matching):
         check_number("rate", self.rate)
         check_flag("normalised", self.normalised)
         check_flag("ascend", self.ascend)
-        choose("granularity", self.granularity, dict.fromkeys(GRANULARITIES))
-        choose("mean_over", self.mean_over, dict.fromkeys(MEANS))
+        choose("granularity", self.granularity, dict.fromkeys(("parameter", "tensor")))
+        choose("mean_over", self.mean_over, dict.fromkeys(("network", "tensor")))
         require(
             self.mean_over == "network" or (self.normalised and self.granularity == "parameter"),
             f"mean_over is {self.mean_over!r}, which leaves nothing to learn with one weight per tensor and "
@@ -169,10 +166,8 @@ class Learned(Matching):
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
             check_whole("learn_until", self.learn_until, minimum=0)
-            require(
-                self.learn_until >= self.learn_from,
-                f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it.",
-            )
+            sentence = f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it."
+            require(self.learn_until >= self.learn_from, sentence)
 
     def initial(self, layout):
         """Zeros for log W² (normalised), ones for W itself (literal)."""
@@ -197,29 +192,23 @@ class Learned(Matching):
         bound = 2 * math.log(self.limit)
         return moved.clamp(-bound, bound) if self.normalised else moved.clamp_min(0)
 
-    def _spread(self, values: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
+    def _spread(self, values: Tensor, layout: ParameterLayout) -> Tensor:
         if self.granularity == "parameter":
             return values
         sizes = torch.tensor(layout.sizes, device=values.device)
         return values.repeat_interleave(sizes, output_size=layout.count)  # (P,)
 
 
-def _relative(raw: torch.Tensor) -> torch.Tensor:
+def _relative(raw: Tensor) -> Tensor:
     """W up to a factor: relative to the largest, so that exp cannot overflow; exactly 1 for equal values."""
     return ((raw - raw.detach().max()) / 2).exp()
 
 
-def _scaled(weights: torch.Tensor) -> torch.Tensor:
+def _scaled(weights: Tensor) -> Tensor:
     return weights / weights.square().mean().sqrt()
 
 
-GRANULARITIES = ("parameter", "tensor")  # what has a learned value of its own
-MEANS = ("network", "tensor")  # what the mean of W² is 1 over
-
-MATCHINGS: dict[str, type[Matching]] = {kind.name: kind for kind in (Uniform, Pruned, Learned)}
-
-
-def effective_share(weights: torch.Tensor) -> float:
+def effective_share(weights: Tensor) -> float:
     """(ΣW²)² / (P · ΣW⁴), in (0, 1]: the share of the parameters over which the importance is spread.
 
     1 for uniform weights; 1/P when one parameter has all. 0 for weights that are all zero.

@@ -50,11 +50,9 @@ class DistillResult:
 
     def save(self, path: Path) -> Path:
         """Store everything in one file, from which `DistilledSet.load` reads the set alone."""
-        return self.distilled.save(
-            path,
-            more_tensors=self.history.tensors() | {"importance": self.importance, "raw": self.raw},
-            more_metadata={"config": describe(self.config), "teachers": self.teachers},
-        )
+        tensors = self.history.tensors() | {"importance": self.importance, "raw": self.raw}
+        made = {"config": describe(self.config), "teachers": self.teachers, "made_by": "distillation"}
+        return self.distilled.save(path, more_tensors=tensors, more_metadata=made)
 
     @classmethod
     def load(cls, path: Path) -> DistillResult:
@@ -64,16 +62,11 @@ class DistillResult:
             InputError: the file is missing, damaged, or holds a set that was not distilled here.
         """
         artefact = load_artefact(path, kind=KIND)
-        require(
-            "config" in artefact.metadata,
-            f"{path} holds a set without a distillation: use DistilledSet.load.",
-        )
+        sentence = f"{path} holds a set without a distillation: use DistilledSet.load."
+        require("config" in artefact.metadata, sentence)
+        tensors, metadata = artefact.tensors, artefact.metadata
         with unpacking(path):
-            return cls(
-                distilled=DistilledSet.from_parts(artefact.tensors, artefact.metadata),
-                importance=artefact.tensors["importance"],
-                raw=artefact.tensors["raw"],
-                history=History.from_tensors(artefact.tensors),
-                config=restore(DistillConfig, artefact.metadata["config"]),
-                teachers=artefact.metadata["teachers"],
-            )
+            distilled, history = DistilledSet.from_parts(tensors, metadata), History.from_tensors(tensors)
+            config = restore(DistillConfig, metadata["config"])
+            raw, importance = tensors["raw"], tensors["importance"]
+            return cls(distilled, importance, raw, history, config, metadata["teachers"])

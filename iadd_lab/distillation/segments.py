@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from iadd_lab.data.augment import draw_augmentation
 from iadd_lab.device import all_to_device, to_device
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.unroll import Segment, Step
 from iadd_lab.training.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which part of a distillation this process computes: all of it. `iadd_lab.ranks` has one for several."""
+
+    first: bool = True  # whether this process writes the files, and shows progress
+    patience: float = float("inf")  # seconds of work that may be lost at most
+
+    def agree(self, what: str) -> None:
+        """Wait for all processes, and require that they come with the same `what`."""
+
+    def own(self, segments: int) -> range:
+        """The numbers of the segments that this process computes, out of so many."""
+        return range(segments)
+
+    def gather(self, rows: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+        """A row of tensors for each own segment becomes a row for each segment, in their order."""
+        return rows
+
+
+ALONE = Ranks()
 
 
 def draw_place(teachers: Teachers, config: DistillConfig, generator: torch.Generator) -> tuple[int, int]:
@@ -22,7 +47,7 @@ def draw_place(teachers: Teachers, config: DistillConfig, generator: torch.Gener
 def draw_segment(
     teachers: Teachers,
     config: DistillConfig,
-    images: torch.Tensor,
+    images: Tensor,
     generator: torch.Generator,
     *,
     teacher: int,
@@ -40,51 +65,17 @@ def draw_segment(
         teacher: the number of the teacher.
         start_epoch: i, at most the teachers' epochs − K.
     """
-    return _read(
-        teachers,
-        config,
-        images,
-        teacher=teacher,
-        start_epoch=start_epoch,
-        steps=_draw_steps(config, images, generator),
-    )
-
-
-def draw_segments(
-    teachers: Teachers,
-    config: DistillConfig,
-    images: torch.Tensor,
-    generator: torch.Generator,
-    *,
-    own: Container[int],
-) -> list[Segment]:
-    """Those of an iteration's `config.segments` whose numbers are `own`; the others are drawn, not read."""
-    segments = []
-    for number in range(config.segments):
-        teacher, start_epoch = draw_place(teachers, config, generator)
-        steps = _draw_steps(config, images, generator)
-        if number in own:
-            segments.append(
-                _read(teachers, config, images, teacher=teacher, start_epoch=start_epoch, steps=steps)
-            )
-    return segments
-
-
-def _draw_steps(config: DistillConfig, images: torch.Tensor, generator: torch.Generator) -> tuple[Step, ...]:
     count, _, height, width = images.shape
-    batches: list[torch.Tensor] = []
+    size = {"height": height, "width": width}
+    draw = partial(draw_augmentation, config.augment, **size, generator=generator)
+    batches: list[Tensor] = []
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
-    steps = [
-        Step(
-            rows,
-            draw_augmentation(
-                config.augment, batch=len(rows), height=height, width=width, generator=generator
-            ),
-        )
-        for rows in batches[: config.student_steps]
-    ]
-    return on_device(steps, images.device)
+    steps = (Step(rows, draw(batch=len(rows))) for rows in batches[: config.student_steps])
+    steps = on_device(steps, images.device)
+    epochs = start_epoch, start_epoch + config.teacher_epochs
+    start, target = (to_device(teachers.snapshot(teacher, epoch), images.device) for epoch in epochs)
+    return Segment(start, target, steps)
 
 
 def on_device(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:
@@ -95,20 +86,4 @@ def on_device(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:
     return tuple(
         Step(next(moved), step.augmentation.with_tensors([next(moved) for _ in step.augmentation.tensors()]))
         for step in steps
-    )
-
-
-def _read(
-    teachers: Teachers,
-    config: DistillConfig,
-    images: torch.Tensor,
-    *,
-    teacher: int,
-    start_epoch: int,
-    steps: tuple[Step, ...],
-) -> Segment:
-    return Segment(
-        start=to_device(teachers.snapshot(teacher, start_epoch), images.device),
-        target=to_device(teachers.snapshot(teacher, start_epoch + config.teacher_epochs), images.device),
-        steps=steps,
     )

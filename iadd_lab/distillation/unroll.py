@@ -12,24 +12,25 @@ Three engines, one signature. With θ̃_{j+1} = θ̃_j − α ∇ℓ(x_j; θ̃_j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.student import StudentLoss, leaf
 
-# (θ̃_J, raw importance) -> the matching loss L; see `Matching.loss`.
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# (θ̃_J, raw) -> the matching loss L; see `Matching.loss`.
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of the student: which distilled images it sees, and how they are augmented."""
 
-    rows: torch.Tensor  # (batch,) int64 indices into the distilled set
+    rows: Tensor  # (batch,) int64 indices into the distilled set
     augmentation: Augmentation
 
 
@@ -37,8 +38,8 @@ class Step:
 class Segment:
     """What one iteration drew: a piece of a teacher's trajectory, and the student's steps."""
 
-    start: torch.Tensor  # θ_i, (P,)
-    target: torch.Tensor  # θ_{i+K}, (P,)
+    start: Tensor  # θ_i, (P,)
+    target: Tensor  # θ_{i+K}, (P,)
     steps: tuple[Step, ...]  # J of them
 
 
@@ -46,21 +47,21 @@ class Segment:
 class Variables:
     """What is optimised (images, alpha, raw) and the labels that go with the images."""
 
-    images: torch.Tensor  # (classes * ipc, channels, height, width)
-    labels: torch.Tensor  # (classes * ipc,) int64
-    alpha: torch.Tensor  # (), the student's learning rate
-    raw: torch.Tensor  # the matching's learnable values, (0,) where there are none
+    images: Tensor  # (classes * ipc, channels, height, width)
+    labels: Tensor  # (classes * ipc,) int64
+    alpha: Tensor  # (), the student's learning rate
+    raw: Tensor  # the matching's learnable values, (0,) where there are none
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """The matching loss, its gradient with respect to each variable, and where the student arrived."""
 
-    loss: torch.Tensor  # ()
-    images: torch.Tensor
-    alpha: torch.Tensor
-    raw: torch.Tensor
-    end: torch.Tensor  # θ̃_J, (P,)
+    loss: Tensor  # ()
+    images: Tensor
+    alpha: Tensor
+    raw: Tensor
+    end: Tensor  # θ̃_J, (P,)
 
 
 Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
@@ -81,12 +82,7 @@ def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: O
 
 
 def adjoint(
-    loss: StudentLoss,
-    segment: Segment,
-    variables: Variables,
-    objective: Objective,
-    *,
-    curvature: bool = True,
+    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, curvature: bool = True
 ) -> Gradients:
     """Exact gradients step by step backwards; memory constant in J but for J+1 parameter vectors.
 
@@ -95,12 +91,10 @@ def adjoint(
     path = walk(loss, segment, variables)  # (J + 1, P)
     end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
-    costate, raw_gradient = torch.autograd.grad(
-        value, (end, raw), allow_unused=True, materialize_grads=True
-    )  # λ_J (P,), and the shape of raw
+    # λ_J (P,), and the shape of raw
+    costate, raw_gradient = torch.autograd.grad(value, (end, raw), allow_unused=True, materialize_grads=True)
 
-    images_gradient = torch.zeros_like(variables.images)
-    alpha_gradient = torch.zeros_like(variables.alpha)
+    images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
         batch = variables.images[step.rows]  # (batch, channels, height, width)
         scalar, batch_gradient, flat_gradient = loss.along(
@@ -114,7 +108,7 @@ def adjoint(
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
 
 
-def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torch.Tensor]:
+def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:
     """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
     path = [segment.start.detach()]
     for step in segment.steps:
@@ -124,19 +118,4 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[torc
     return path
 
 
-def mean_gradients(parts: Sequence[Gradients]) -> Gradients:
-    """The means over several segments; `end` is the last one's."""
-    if len(parts) == 1:
-        return parts[0]
-    means = (
-        torch.stack([getattr(part, name) for part in parts]).mean(0)
-        for name in ("loss", "images", "alpha", "raw")
-    )
-    return Gradients(*means, parts[-1].end)
-
-
-ENGINES: dict[str, Engine] = {
-    "adjoint": adjoint,
-    "full": full,
-    "frozen": partial(adjoint, curvature=False),
-}
+ENGINES: dict[str, Engine] = {"adjoint": adjoint, "full": full, "frozen": partial(adjoint, curvature=False)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iadd_lab.data.distilled import KIND, DistilledSet
+from iadd_lab.data.distilled import KIND, DistilledSet, made_by
 from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation
@@ -27,91 +28,79 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
         InputError: the set can't be read.
     """
     distilled, metadata = DistilledSet.load(path), read_metadata(path, kind=KIND)
-    title = DATASETS[distilled.data.name].title
-    parts = [f"# {title}, distilled to {_count(distilled.ipc, 'image')} per class", *notes]
-    parts += ["## What it is", _bullets(_what(distilled))]
-    parts += ["## How it was made", _bullets(_how(distilled, metadata))]
-    parts += ["## Accuracy", _accuracy(path, distilled)]
-    licence = DATASETS[distilled.data.name].licence
-    parts += [
+    spec = DATASETS[distilled.data.name]
+    parts = [
+        f"# {spec.title}, distilled to {_images(distilled.ipc)} per class",
+        *notes,
+        "## What it is",
+        _bullets(_what(distilled)),
+        "## How it was made",
+        _bullets(_how(distilled, metadata)),
+        "## Accuracy",
+        _accuracy(path, distilled),
         "## Licence of the source data",
-        f"{title}: {licence}. A distilled set is made from these images.",
+        f"{spec.title}: {spec.licence}. A distilled set is made from these images.",
+        "Written by iadd-lab, https://arxiv.org/abs/2401.15863 being the method's paper.",
     ]
-    parts += ["Written by iadd-lab, https://arxiv.org/abs/2401.15863 being the method's paper."]
     return "\n\n".join(parts) + "\n"
 
 
-def _what(distilled: DistilledSet) -> list[str]:
-    shape = " × ".join(map(str, distilled.images.shape[1:]))
-    kind = distilled.preprocess.kind
-    return [
-        f"{_count(len(distilled.images), 'image')} of {shape} (channels, height, width), preprocessed",
-        f"classes, in the order of their labels: {', '.join(distilled.classes)}",
-        f"train on it by plain SGD with a learning rate of {distilled.alpha:.6g}",
-        f"preprocessing: {kind}, fitted on the real training images; test images need the same",
-        f"fingerprint {distilled.fingerprint}",
-    ]
+def _what(distilled: DistilledSet) -> Iterator[str]:
+    shape, kind = " × ".join(map(str, distilled.images.shape[1:])), distilled.preprocess.kind
+    yield f"{_images(len(distilled.images))} of {shape} (channels, height, width), preprocessed"
+    yield f"classes, in the order of their labels: {', '.join(distilled.classes)}"
+    yield f"train on it by plain SGD with a learning rate of {distilled.alpha:.6g}"
+    yield f"preprocessing: {kind}, fitted on the real training images; test images need the same"
+    yield f"fingerprint {distilled.fingerprint}"
 
 
-def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> list[str]:
+def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
     spec, data = DATASETS[distilled.data.name], distilled.data
     held_out = f"{100 * data.validation_fraction:g} % of the training part held out for validation"
-    lines = [
-        f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}, fingerprint "
-        f"{distilled.data_fingerprint}",
-        f"method: {distilled.method}",
-    ]
-    config, teachers = metadata.get("config"), metadata.get("teachers")
-    if config:
+    source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
+    yield f"{source}, fingerprint {distilled.data_fingerprint}"
+    yield f"method: {distilled.method}"
+    if made_by(metadata) == "distillation":
+        config, teachers = metadata["config"], metadata["teachers"]
         settings = ", ".join(f"{name} {config[name]}" for name in _SHOWN if config.get(name) is not None)
-        lines.append(f"{config['kind']}: {settings}")
-    if teachers:
-        network = teachers["config"]["network"]
-        named = ", ".join(
-            f"{key} {value}" for key, value in network.items() if key != "kind" and value is not None
-        )
-        lines.append(f"teachers: {teachers.get('count', 'several')} networks ({named})")
+        yield f"{config['kind']}: {settings}"
+        network = {name: value for name, value in teachers["config"]["network"].items() if name != "kind"}
+        named = ", ".join(f"{name} {value}" for name, value in network.items() if value is not None)
+        yield f"teachers: {teachers.get('count', 'several')} networks ({named})"
     if metadata.get("source"):
-        lines.append(f"source: {metadata['source']}")
-    return lines
+        yield f"source: {metadata['source']}"
 
 
 def _accuracy(path: Path, distilled: DistilledSet) -> str:
-    found = evaluations_beside(path, distilled)
+    found = list(_evaluations_beside(path, distilled))
     if not found:
         return f"Not measured: no evaluation of it lies beside {path.name} (`iadd-lab evaluate` makes one)."
-    rows = [
-        "| network | split | epochs | networks | accuracy, % | balanced accuracy, % |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| network | split | epochs | networks | accuracy, % | balanced accuracy, % |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     for each in found:
-        row, epochs = each.summary(), each.config.epochs
-        rows.append(
-            f"| {row['network']} | {row['split']} | {epochs} | {row['networks']} "
+        row = each.summary()
+        lines.append(
+            f"| {row['network']} | {row['split']} | {each.config.epochs} | {row['networks']} "
             f"| {row['accuracy']:.1f} ± {row['std']:.1f} "
             f"| {row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} |"
         )
     remarks = [f"{each.config.network.title}: {each.remark}" for each in found if each.remark]
-    return "\n".join([*rows, *([""] if remarks else []), *remarks])
+    return "\n".join([*lines, *([""] if remarks else []), *remarks])
 
 
-def evaluations_beside(path: Path, distilled: DistilledSet) -> list[Evaluation]:
+def _evaluations_beside(path: Path, distilled: DistilledSet) -> Iterator[Evaluation]:
     """The evaluations in the folder of `path` that are of this very set, by their fingerprints."""
-    found = []
-    for each in sorted(Path(path).parent.glob("evaluation*.safetensors")):
-        try:
-            evaluation = Evaluation.load(each)
-        except InputError:  # a damaged neighbour is no reason to have no card
-            continue
-        sets = [distilled.fingerprint] * len(evaluation.confusion)
-        if evaluation.identity == fingerprint(sets, evaluation.config, distilled.data_fingerprint):
-            found.append(evaluation)
-    return found
+    for file in sorted(Path(path).parent.glob("evaluation*.safetensors")):
+        with suppress(InputError):  # a damaged neighbour is no reason to have no card
+            evaluation = Evaluation.load(file)
+            sets = [distilled.fingerprint] * len(evaluation.confusion)
+            if evaluation.identity == fingerprint(sets, evaluation.config, distilled.data_fingerprint):
+                yield evaluation
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def _bullets(lines: Iterator[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"

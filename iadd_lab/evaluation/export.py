@@ -56,22 +56,15 @@ def _safetensors(distilled: DistilledSet, folder: Path) -> str:
 def _image_folder(distilled: DistilledSet, folder: Path) -> str:
     pixels = distilled.preprocess.invert(distilled.images)
     stored = (pixels.clamp(0, 1) * 255).round().byte()  # (count, channels, height, width)
-    counts = dict.fromkeys(range(len(distilled.classes)), 0)
-    names = folder_names(distilled.classes)
-    for planes, label in zip(stored, distilled.labels.tolist(), strict=True):
-        with atomic_path(folder / names[label] / f"{counts[label]:04}.png") as temporary:
-            as_picture(planes).save(temporary, format="PNG")
-        counts[label] += 1
-    return pixel_loss(distilled, stored)
+    for label, name in enumerate(folder_names(distilled.classes)):
+        for number, planes in enumerate(stored[distilled.labels == label]):
+            picture = Image.fromarray(planes.permute(1, 2, 0).squeeze(2).numpy())
+            with atomic_path(folder / name / f"{number:04}.png") as temporary:
+                picture.save(temporary, format="PNG")
+    return _pixel_loss(distilled, stored)
 
 
-def as_picture(planes: torch.Tensor) -> Image.Image:
-    """An image (1 or 3, height, width) of uint8 for Pillow."""
-    array = planes.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-
-
-def pixel_loss(distilled: DistilledSet, stored: torch.Tensor) -> str:
+def _pixel_loss(distilled: DistilledSet, stored: torch.Tensor) -> str:
     """What was lost in `stored`, the set's images as uint8 pixels, in a sentence.
 
     Pixels without preprocessing are clipped to [0, 1] and rounded to 8 bits. Distilled ones leave that range,

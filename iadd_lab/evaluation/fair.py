@@ -23,6 +23,7 @@ import torch
 from iadd_lab.baselines.real_images import random_draws, whole_set
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.errors import DivergenceError, check_number, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate_each, spread
 
@@ -137,6 +138,7 @@ def evaluate_fairly(
     fair: FairConfig = FairConfig(),
     *,
     folder: Path | None = None,
+    how: Execution | None = None,
     **options: Any,
 ) -> FairScores:
     """Evaluate a distilled set, random real images and the whole set, each at the rate that suits it best.
@@ -147,25 +149,31 @@ def evaluate_fairly(
         config: as of `evaluate`; its rate must be None, since rates are chosen here, and its split the test.
         fair: what there is to choose from.
         folder: where each evaluation is stored, so that an interrupted run goes on; None keeps nothing.
-        options: as of `evaluate_each`.
+        how: where it is computed, and what is shown and kept meanwhile.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: a rate is set, the split is not the test split, or a class has too few images.
         DivergenceError: the training of one of the sets diverged at every rate.
     """
     check_fair(config)
-    count = max(config.networks, fair.tuning_networks)
-    draws = random_draws(data, distilled.preprocess, ipc=distilled.ipc, count=count, seed=config.seed)
-    sets = {"distilled": [distilled] * count, "random": draws}
-    sets["whole"] = [whole_set(data, distilled.preprocess)] * count
+    how, count = Execution.of(how, options), max(config.networks, fair.tuning_networks)
+    draws = {"ipc": distilled.ipc, "count": count, "seed": config.seed}
+    with how.environment():
+        random = random_draws(data, distilled.preprocess, **draws)
+        whole = whole_set(data, distilled.preprocess)
+    sets = {"distilled": [distilled] * count, "random": random, "whole": [whole] * count}
     rates = sorted({*fair.rates, float(distilled.alpha)})
 
-    def evaluated(name: str) -> Evaluation:
-        own = replace(config, epochs=fair.whole_epochs) if name == "whole" else config
-        run = _runner(name, sets[name], data, folder, options)
-        return tune(run, own, rates, networks=fair.tuning_networks)
+    def tuned(name: str, epochs: int) -> Evaluation:
+        def run(own: EvaluateConfig) -> Evaluation:
+            path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
+            return evaluate_each(sets[name][: own.networks], data, own, save_to=path, how=how)
 
-    return FairScores(evaluated("distilled"), evaluated("random"), evaluated("whole"), weight=fair.weight)
+        return tune(run, replace(config, epochs=epochs), rates, networks=fair.tuning_networks)
+
+    epochs = {"distilled": config.epochs, "random": config.epochs, "whole": fair.whole_epochs}
+    return FairScores(**{name: tuned(name, number) for name, number in epochs.items()}, weight=fair.weight)
 
 
 Runner = Callable[[EvaluateConfig], Evaluation]
@@ -192,13 +200,3 @@ def tune(run: Runner, config: EvaluateConfig, rates: Sequence[float], *, network
             f"training diverges at each of the rates {list(rates)}: lower them."
         ) from diverged
     return run(replace(config, rate=max(accuracies, key=accuracies.get)))
-
-
-def _runner(
-    name: str, sets: Sequence[DistilledSet], data: ImageData, folder: Path | None, options: dict[str, Any]
-) -> Runner:
-    def run(config: EvaluateConfig) -> Evaluation:
-        path = folder / f"{name}_{config.split}_{config.rate!r}.safetensors" if folder else None
-        return evaluate_each(sets[: config.networks], data, config, save_to=path, **options)
-
-    return run

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from iadd_lab.baselines.real_images import random_draws
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.cluster import IN_PROCESS, Engine, Report, share_data
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sets import ImageData
-from iadd_lab.errors import check_kind, check_number, check_whole, choose, require
+from iadd_lab.device import Execution
+from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.store.artefacts import load_artefact, save_artefact, unpacking
+from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore
-from iadd_lab.store.locks import locked, locked_folder, sweep
-from iadd_lab.store.resumable import Checkpoint, State
+from iadd_lab.store.locks import locked_folder, sweep
+from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.networks import NetworkConfig, build_network
 from iadd_lab.training.sgd import Training, predict, training_flops
+from iadd_lab.training.teachers import check_training
 
 SPLITS = ("train", "validation", "test")
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
@@ -64,17 +63,11 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_kind("network", self.network, NetworkConfig)
+        check_training(self)
         check_whole("networks", self.networks, minimum=1)
-        check_whole("epochs", self.epochs, minimum=1)
+        choose("split", self.split, dict.fromkeys(SPLITS))
         if self.rate is not None:
             check_number("rate", self.rate, above=True)
-        choose("split", self.split, dict.fromkeys(SPLITS))
-        check_number("momentum", self.momentum, maximum=0.999)
-        check_number("weight_decay", self.weight_decay)
-        check_whole("batch", self.batch, minimum=1)
-        check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("seed", self.seed, minimum=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,15 +138,9 @@ class Evaluation:
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
-        metadata = {
-            "classes": list(self.classes),
-            "method": self.method,
-            "config": describe(self.config),
-            "identity": self.identity,
-        }
-        tensors = {"confusion": self.confusion}
-        if self.losses is not None:
-            tensors["losses"] = self.losses
+        metadata = {"classes": list(self.classes), "method": self.method, "config": describe(self.config)}
+        metadata |= {"identity": self.identity}
+        tensors = {"confusion": self.confusion} | ({} if self.losses is None else {"losses": self.losses})
         return save_artefact(path, kind="evaluation", tensors=tensors, metadata=metadata)
 
     @classmethod
@@ -189,7 +176,7 @@ def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, *
         distilled: what networks are trained on.
         data: the real set; it goes through the set's own preprocessing.
         config: how they are trained, and what they are tested on.
-        options: as of `evaluate_each`: `device`, `compile`, `progress`, `save_to`, `checkpoint_seconds`.
+        options: as of `evaluate_each`: `save_to`, `how`, and the fields of `Execution` by name.
 
     Raises:
         InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
@@ -199,19 +186,27 @@ def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, *
 
 
 def evaluate_random(
-    data: ImageData, preprocess: Preprocess, config: EvaluateConfig, *, ipc: int, **options: Any
+    data: ImageData,
+    preprocess: Preprocess,
+    config: EvaluateConfig,
+    *,
+    ipc: int,
+    save_to: Path | None = None,
+    how: Execution | None = None,
+    **options: Any,
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
 
-    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `options` are those of
-    `evaluate_each`.
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `save_to`, `how` and
+    `options` are those of `evaluate_each`.
 
     Raises:
         InputError: a class has fewer than `ipc` training images.
     """
-    rate = config.rate or 0.01
-    sets = random_draws(data, preprocess, ipc=ipc, count=config.networks, seed=config.seed, alpha=rate)
-    return evaluate_each(sets, data, config, **options)
+    how, draws = Execution.of(how, options), {"ipc": ipc, "count": config.networks, "seed": config.seed}
+    with how.environment():
+        sets = random_draws(data, preprocess, **draws, alpha=config.rate or 0.01)
+    return evaluate_each(sets, data, config, save_to=save_to, how=how)
 
 
 @locked_folder("save_to")
@@ -220,12 +215,9 @@ def evaluate_each(
     data: ImageData,
     config: EvaluateConfig,
     *,
-    device: torch.device | str = "cpu",
-    compile: str = "auto",
-    progress: bool = True,
     save_to: Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    engine: Engine = IN_PROCESS,
+    how: Execution | None = None,
+    **options: Any,
 ) -> Evaluation:
     """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
 
@@ -235,20 +227,17 @@ def evaluate_each(
         sets: one for each network.
         data: the real set.
         config: how networks are trained, and what they are tested on.
-        device: where.
-        compile: "auto", "always" or "never"; see `training.fast.compiling`. Compiled, small sets
-            train several networks side by side.
-        progress: whether to show a progress bar.
         save_to: a file to store the evaluation in. One that is there already is read; an interrupted one
             goes on from a checkpoint beside it, on the CPU bit for bit. None keeps nothing.
-        checkpoint_seconds: at most so many seconds of work are lost to a kill.
-        engine: where networks are trained, as many together as in this process; see `iadd_lab.data.cluster`.
+        how: where it is computed, and what is shown and kept meanwhile. Compiled, small sets train several
+            networks side by side.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: as `evaluate`, or `save_to` is the evaluation of something else.
         DivergenceError: a training loss is not finite.
     """
-    sets = list(sets)
+    how, sets = Execution.of(how, options), list(sets)
     config = replace(config, augment=data.augmentation(config.augment))
     for distilled in sets:
         distilled.check_data(data)
@@ -259,171 +248,92 @@ def evaluate_each(
     if path is not None and path.exists():
         _tidy(path)  # after a kill between writing the result and removing them
         return _finished(path, identity, config)
-    job = _Job(tuple(sets), config, identity, str(device), compile, path, checkpoint_seconds)
-    shared, title = share_data(engine, data), f"evaluate {sets[0].method}"
-    together = 1 if engine is IN_PROCESS else _together(job, data)
-    pieces = engine.pieces(len(sets), together)
-    with tqdm(
-        total=len(sets) * config.epochs, desc=title, unit="epoch", leave=None, disable=not progress
-    ) as bar:
-        tasks = [(job.piece(numbers), shared) for numbers in pieces]
-        found = {each.number: each.value for each in engine.run(_evaluate_piece, tasks, bar=bar)}
-    evaluation = job.evaluation(*map(torch.cat, zip(*(found[n] for n in range(len(pieces))), strict=True)))
-    if path is not None and len(pieces) > 1:
-        evaluation.save(path)
-        _tidy(path)
-    return evaluation
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """An evaluation, or a piece of one: a task of its own."""
-
-    sets: tuple[DistilledSet, ...]  # of the piece
-    config: EvaluateConfig
-    identity: str  # of the whole evaluation
-    device: str
-    compile: str
-    save_to: Path | None  # of the whole evaluation
-    seconds: float  # between two checkpoints
-    first: int = 0  # number of the piece's first network
-    count: int | None = None  # networks of the whole evaluation; None for all that are here
-
-    @property
-    def networks(self) -> int:
-        """How many networks the whole evaluation has."""
-        return self.count or len(self.sets)
-
-    def piece(self, numbers: range) -> _Job:
-        """The job for networks `numbers`; all of them are the job itself."""
-        if len(numbers) == self.networks:
-            return self
-        sets = self.sets[numbers.start : numbers.stop]
-        save_to = self.save_to.absolute() if self.save_to is not None else None
-        return replace(self, sets=sets, first=numbers.start, count=self.networks, save_to=save_to)
-
-    def evaluation(self, confusion: torch.Tensor, losses: torch.Tensor) -> Evaluation:
-        """What all networks together found: counts [network, true, predicted] and last losses [network]."""
-        first = self.sets[0]
-        known = None if losses.isnan().any() else losses
-        return Evaluation(confusion, first.classes, first.method, self.config, self.identity, known)
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Where the state is kept; None where nothing is."""
-        if self.save_to is None:
-            return None
-        piece = f".{self.first}" if self.count else ""
-        return self.save_to.with_name(f"{self.save_to.stem}{piece}.checkpoint")
-
-
-def _lock(checkpoint: Path) -> Path:
-    """What is locked while a piece of an evaluation is computed."""
-    return checkpoint.with_name(f".{checkpoint.name}.lock")
+    with how.environment():
+        networks = _FreshNetworks(sets, data, config, how)
+        complete(
+            networks,
+            path=path and path.with_name(f"{path.stem}.checkpoint"),
+            identity=identity,
+            title=f"evaluate {sets[0].method}",
+            how=how,
+            save=path and (lambda: networks.evaluation(identity).save(path)),
+        )
+    return networks.evaluation(identity)
 
 
 def _tidy(path: Path) -> None:
-    """Remove what interrupted processes left beside the evaluation at `path`."""
+    """Remove what killed processes, of earlier revisions too, left beside the evaluation at `path`."""
     folder, stem = path.parent, path.stem
     for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
-        left.unlink()
+        left.unlink(missing_ok=True)
     for lock in folder.glob(f".{stem}.*.checkpoint.lock"):
         sweep(lock)
-
-
-def _together(job: _Job, data: ImageData) -> int:
-    """How many networks of a job are trained at once."""
-    return _Run(job, data).together
-
-
-def _evaluate_piece(job: _Job, data: ImageData, *, report: Report) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train and test the networks of `job`: counts [network, true, predicted] and last losses [network]."""
-    path = job.checkpoint
-    lock = locked(_lock(path), str(path)) if job.count and path else nullcontext()
-    # A worker that the scheduler gave up may still be at it.
-    with lock:
-        run = _Run(job, data)
-        identity = fingerprint(job.identity, job.first, len(job.sets)) if job.count else job.identity
-        with Checkpoint(path, run=identity, unit="epoch", seconds=job.seconds) as checkpoint:
-            stored = checkpoint.load()
-            if stored is not None:
-                with unpacking(stored.path):
-                    run.restore(stored.tensors)
-            report(run.epochs)
-            while not run.ended:
-                run.advance()
-                report(run.epochs)
-                checkpoint.keep(run.epochs, run.state)
-            found = torch.stack(run.confusions), run.last_losses()
-            if path is not None and job.count:
-                checkpoint.save(run.state)  # the other pieces may take hours
-            elif path is not None:
-                job.evaluation(*found).save(job.save_to)
-                checkpoint.remove()
-    return found
 
 
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
     evaluation = Evaluation.load(path)
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
-    require(
-        same,
-        f"{path} is the evaluation of another set or protocol: choose another name, or delete it.",
-    )
+    require(same, f"{path} is the evaluation of another set or protocol: choose another name, or delete it.")
     return evaluation
 
 
-class _Run:
-    """The mutable state of one evaluation: all that a checkpoint holds."""
+class _FreshNetworks:
+    """Networks on their way through training and test, as many side by side as is fast: a `Resumable`."""
 
-    def __init__(self, job: _Job, data: ImageData):
-        self.sets, self.config, self.data, self.first = job.sets, job.config, data, job.first
-        config, split = job.config, data.split(job.config.split)
+    unit = "epoch"  # of a single network
+
+    def __init__(self, sets: Sequence[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
+        self.sets, self.data, self.config, self.device = sets, data, config, how.place
         # (count, channels, height, width)
-        self.real = job.sets[0].preprocess.apply(split.images.to(job.device))
-        network, images = _fresh(data, config, 0), len(job.sets[0].images)
-        # By the work of the whole evaluation, however it is cut.
-        work = job.networks * training_flops(network, data, images=images, epochs=config.epochs)
-        self.kernels = choose_kernels(job.compile, work=work, device=job.device)
+        self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
+        network, images = self.fresh(0), len(sets[0].images)
+        work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
+        self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
-        self.together = loss.together(self.real, batch=min(config.batch, images))
-        self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
-        self.losses: list[float] = []  # of each network that is ready, in its last epoch
+        self.at_once = loss.networks_at_once(self.real, batch=min(config.batch, images))
+        classes = len(data.classes)
+        # Of networks that are ready: [network, true, predicted] counts, and the losses of their last epoch.
+        self.confusion = torch.zeros(0, classes, classes, dtype=torch.int64)
+        self.losses = torch.zeros(0, dtype=torch.float64)
         self.training: Training | None = None  # of the networks that are on their way
 
     @property
-    def ended(self) -> bool:
-        return len(self.confusions) == len(self.sets)
+    def done(self) -> int:
+        underway = self.training.epoch * len(self.training.networks) if self.training else 0
+        return len(self.confusion) * self.config.epochs + underway
 
     @property
-    def epochs(self) -> int:
-        """How many epochs of single networks are behind it."""
-        underway = self.training.epoch * len(self.training.networks) if self.training else 0
-        return len(self.confusions) * self.config.epochs + underway
+    def total(self) -> int:
+        return len(self.sets) * self.config.epochs
 
-    def advance(self) -> int:
-        """One epoch of the networks on their way, and at the end their test; returns how many they are."""
+    def advance(self) -> None:
+        """One epoch of the networks on their way, and at the end their test."""
         if self.training is None:
-            self.training = self.begin(min(self.together, len(self.sets) - len(self.confusions)))
+            self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusion)))
         losses = self.training.advance()
-        count = len(self.training.networks)
         if self.training.epoch == self.config.epochs:
-            self.confusions += [self.test(network) for network in self.training.networks]
-            self.losses += losses
+            found = [self.test(network) for network in self.training.networks]
+            self.confusion = torch.cat([self.confusion, torch.stack(found)])
+            self.losses = torch.cat([self.losses, torch.tensor(losses, dtype=torch.float64)])
             self.training = None
-        return count
+
+    def fresh(self, number: int) -> nn.Module:
+        """The network of that number at its start."""
+        data, seed = self.data, derive_seed(self.config.seed, "evaluation", number)
+        network = self.config.network
+        return build_network(
+            network, channels=data.channels, size=data.size, classes=len(data.classes), seed=seed
+        )
 
     def begin(self, count: int) -> Training:
-        """The next `count` networks at their start."""
-        config, device = self.config, self.real.device
-        places = range(len(self.confusions), len(self.confusions) + count)
-        sets = [self.sets[place] for place in places]
-        numbers = [self.first + place for place in places]
+        """The training of the next `count` networks."""
+        config, first = self.config, len(self.confusion)
+        numbers, sets = range(first, first + count), self.sets[first : first + count]
         return Training(
-            [_fresh(self.data, config, number).to(device) for number in numbers],
-            [distilled.images.to(device) for distilled in sets],
-            [distilled.labels.to(device) for distilled in sets],
+            [self.fresh(number).to(self.device) for number in numbers],
+            [distilled.images.to(self.device) for distilled in sets],
+            [distilled.labels.to(self.device) for distilled in sets],
             batch=config.batch,
             rates=[config.rate or distilled.alpha for distilled in sets],
             momentum=config.momentum,
@@ -437,39 +347,25 @@ class _Run:
     def test(self, network: nn.Module) -> torch.Tensor:
         """[true, predicted] counts on the split, (classes, classes)."""
         predicted = predict(network, self.real, kernels=self.kernels)
-        return _confusion(self.data.split(self.config.split).labels, predicted, len(self.data.classes))
+        true, classes = self.data.split(self.config.split).labels, len(self.data.classes)
+        flat = torch.bincount(true * classes + predicted, minlength=classes * classes)
+        return flat.view(classes, classes)
+
+    def evaluation(self, identity: str) -> Evaluation:
+        """What all of them got right."""
+        first, known = self.sets[0], None if self.losses.isnan().any() else self.losses
+        return Evaluation(self.confusion, first.classes, first.method, self.config, identity, known)
 
     def state(self) -> State:
         tensors = {} if self.training is None else self.training.state()
-        classes = len(self.data.classes)
-        done = torch.stack(self.confusions) if self.confusions else torch.zeros(0, classes, classes)
-        return tensors | {"confusions": done.long(), "losses": self.last_losses()}, {}
+        return tensors | {"confusions": self.confusion, "losses": self.losses}, {}
 
-    def last_losses(self) -> torch.Tensor:
-        """(networks that are ready,) float64."""
-        return torch.tensor(self.losses, dtype=torch.float64)
-
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` returned."""
-        self.confusions = list(tensors["confusions"])
+    def load(self, artefact: Artefact) -> None:
+        tensors = artefact.tensors
+        self.confusion = tensors["confusions"]
         # Checkpoints of before there were losses have none.
-        unknown = torch.full((len(self.confusions),), math.nan)
-        self.losses = tensors.get("losses", unknown).tolist()
+        unknown = torch.full((len(self.confusion),), math.nan, dtype=torch.float64)
+        self.losses = tensors.get("losses", unknown)
         if "parameters" in tensors:
             self.training = self.begin(len(tensors["parameters"]))
             self.training.restore(tensors)
-
-
-def _fresh(data: ImageData, config: EvaluateConfig, index: int) -> nn.Module:
-    return build_network(
-        config.network,
-        channels=data.channels,
-        size=data.size,
-        classes=len(data.classes),
-        seed=derive_seed(config.seed, "evaluation", index),
-    )
-
-
-def _confusion(true: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
-    flat = torch.bincount(true * classes + predicted, minlength=classes * classes)
-    return flat.view(classes, classes)  # [true, predicted]

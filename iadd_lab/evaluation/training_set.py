@@ -46,54 +46,49 @@ class RealImages:
 
     def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """The preprocessed image (channels, size, size), or images with their count before that."""
-        planes = self._planes(image)
-        batch = planes[None] if planes.ndim == 3 else planes
-        ready = self.preprocess.apply(batch).float().repeat(1, self.repeat, 1, 1)
-        return ready[0] if planes.ndim == 3 else ready
-
-    def _planes(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         if isinstance(image, Image.Image):
-            return torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
-        require(
-            isinstance(image, torch.Tensor) and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
-            f"a real image is {_named(image)}; it must be a Pillow image, or a tensor (channels, height, "
-            "width) of 1 or 3 channels, alone or in a batch.",
-        )
-        require(
-            image.dtype == torch.uint8 or image.is_floating_point(),
-            f"a real image has dtype {image.dtype}; give uint8, or floats in [0, 1].",
-        )
-        return _cover(_channels(image, self.channels), self.size)
+            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
+        _check(image)
+        batch = image if image.ndim == 4 else image[None]
+        batch = _cover(_with_channels(batch, self.channels), self.size)
+        ready = self.preprocess.apply(batch).float().repeat(1, self.repeat, 1, 1)
+        return ready if image.ndim == 4 else ready[0]
 
 
-def _named(value: object) -> str:
-    return (
-        f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+def _check(image: object) -> None:
+    is_tensor = isinstance(image, torch.Tensor)
+    found = f"a tensor {tuple(image.shape)}" if is_tensor else f"a {type(image).__name__}"
+    require(
+        is_tensor and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
+        f"a real image is {found}; it must be a Pillow image, or a tensor (channels, height, width) of 1 or "
+        "3 channels, alone or in a batch.",
+    )
+    require(
+        image.dtype == torch.uint8 or image.is_floating_point(),
+        f"a real image has dtype {image.dtype}; give uint8, or floats in [0, 1].",
     )
 
 
-def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
-    """The tensor (..., 1 or 3, height, width) with `channels` channels."""
-    if image.shape[-3] == channels:
-        return image
+def _with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Images (count, 1 or 3, height, width) with `channels` channels."""
+    if images.shape[1] == channels:
+        return images
     if channels == 3:
-        return torch.cat([image] * 3, dim=-3)
-    weights = torch.tensor(_LUMA, device=image.device)[:, None, None]
-    return (as_float(image) * weights).sum(-3, keepdim=True)
+        return images.repeat(1, 3, 1, 1)
+    weights = torch.tensor(_LUMA, device=images.device)[:, None, None]
+    return (as_float(images) * weights).sum(1, keepdim=True)
 
 
-def _cover(image: torch.Tensor, size: int) -> torch.Tensor:
-    """The tensor (..., channels, height, width) resized to cover a square of `size`, its middle kept."""
-    height, width = image.shape[-2:]
+def _cover(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images (count, channels, height, width) resized to cover a square of `size`, their middle kept."""
+    height, width = images.shape[2:]
     if (height, width) == (size, size):
-        return image
+        return images
     scale = size / min(height, width)
-    shape = tuple(max(round(side * scale), size) for side in (height, width))
-    batch = as_float(image) if image.ndim == 4 else as_float(image)[None]
-    resized = functional.interpolate(batch, shape, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    cut = resized[:, :, top : top + size, left : left + size]
-    return cut if image.ndim == 4 else cut[0]
+    height, width = (max(round(side * scale), size) for side in (height, width))
+    resized = functional.interpolate(as_float(images), (height, width), mode="bilinear", antialias=True)
+    top, left = (height - size) // 2, (width - size) // 2
+    return resized[..., top : top + size, left : left + size]
 
 
 class TrainingSet(Dataset):

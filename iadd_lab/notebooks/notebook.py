@@ -1,38 +1,48 @@
-"""Notebooks as the batch sees them before it executes any: their cells, parameters and headings.
+"""Notebooks as the batch sees them: where they lie, their cells and parameters, and the files that each made.
 
-They are read as the JSON that they are: nbformat and papermill take over a second to import, which a batch
-that finds everything up to date need not spend.
+They are read as the JSON that they are, and not by papermill, which takes over a second to import: a batch
+that finds everything up to date need not spend it.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import logging
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iadd_lab.errors import InputError, require
+from iadd_lab.store.artefacts import check_folder, save_text
+from iadd_lab.store.configs import fingerprint
 
-UNKNOWN = object()  # the default of a parameter that is computed rather than written down
-_INJECTED = "injected-parameters"  # papermill's tag on the cell of the parameters that it was given
+logger = logging.getLogger(__name__)
+
+CHANGE = "change"  # the parameter that takes any other field of `Setting`
 _FIRST = ("quickstart", "table", "figure")  # what a reader wants to see first
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook that is to be executed.
+    """One notebook.
 
     Attributes:
         path: where it lies; `name` is the file's name without its ending.
         cells: as nbformat 4 stores them.
-        defaults: value of each parameter that its parameters cell declares, or `UNKNOWN`.
+        metadata: of the whole notebook.
+        content: what decides the outcome: kind, tags and source of every cell; not ids, outputs or counts.
+        defaults: value of each parameter that its parameters cell declares; None where it is computed.
     """
 
     path: Path
     cells: list[dict[str, Any]]
+    metadata: dict[str, Any]
+    content: list[tuple[str, list[str], str]]
     defaults: dict[str, Any]
 
     @property
@@ -42,16 +52,39 @@ class Notebook:
     @property
     def heading(self) -> str:
         """The first heading of its prose; its name where there is none."""
-        prose = (source_of(cell) for cell in self.cells if cell["cell_type"] == "markdown")
-        found = re.search(r"^#+ +(.+?)\s*$", "\n".join(prose), flags=re.MULTILINE)
+        prose = "\n".join(source for kind, _, source in self.content if kind == "markdown")
+        found = re.search(r"^#+ +(.+?)\s*$", prose, flags=re.MULTILINE)
         return found.group(1) if found else self.name
 
-    def content(self) -> list[list[Any]]:
-        """What decides the outcome: kind, tags and source of every cell; not ids, outputs or counts."""
-        return [
-            [cell["cell_type"], cell.get("metadata", {}).get("tags", []), source_of(cell)]
-            for cell in self.cells
-        ]
+
+def read_notebook(path: Path) -> Notebook:
+    """The notebook in `path`.
+
+    Raises:
+        InputError: it can't be read, or its parameters cell is not Python.
+    """
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        cells, metadata = list(whole["cells"]), dict(whole["metadata"])
+        parts = [(c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])) for c in cells]
+        source = next((source for _, tags, source in parts if "parameters" in tags), "")
+        return Notebook(path, cells, metadata, parts, _defaults(source))
+    except SyntaxError as error:
+        line = f"line {error.lineno}"
+        raise InputError(f"the parameters cell of {path} is not valid Python ({line}).") from error
+    except Exception as error:  # whatever stands in that file
+        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
+
+
+def _defaults(source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source).body:
+        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found |= dict.fromkeys(names)
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            found |= dict.fromkeys(names, ast.literal_eval(statement.value))
+    return found
 
 
 def read_notebooks(folder: Path) -> dict[str, Notebook]:
@@ -61,34 +94,28 @@ def read_notebooks(folder: Path) -> dict[str, Notebook]:
         InputError: there are none, or one of them can't be read.
     """
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: natural_order(path.stem))
-    require(
-        bool(paths),
-        f"there are no notebooks in {folder}: run from the project's folder, or pass --notebooks.",
-    )
-    return {path.stem: _read(path) for path in paths}
+    sentence = f"there are no notebooks in {folder}: run from the project's folder, or pass --notebooks."
+    require(bool(paths), sentence)
+    return {path.stem: read_notebook(path) for path in paths}
 
 
-def executed_parameters(path: Path) -> dict[str, Any] | None:
-    """The parameters that the executed notebook in `path` had, whether given to it or its own defaults.
+def notebook_folder() -> Path:
+    """Where the notebooks lie: ./notebooks; where there are none, those that were installed."""
+    here, package = Path("notebooks"), Path(__file__).resolve().parents[1]
+    # The last is that of a clone which is installed in place.
+    places = (here, package / "notebooks" / "ipynb", package.parent / "notebooks")
+    return next((place for place in places if any(place.glob("*.ipynb"))), here)
 
-    None where it can't be read: what somebody did to an executed copy must not stop a batch.
+
+def lay_out(folder: Path) -> list[Path]:
+    """Copy the notebooks into `folder`, to be opened there; those that are there already stay as they are.
+
+    Returns:
+        What was copied.
     """
-    try:
-        notebook = _read(path)
-        values = notebook.defaults
-        for _, tags, source in notebook.content():
-            if _INJECTED in tags:
-                values = values | _defaults(path, source)
-    except (ValueError, RecursionError, MemoryError):  # the last two from text nested too deep to parse
-        return None
-    return values
-
-
-def without_paths(cell: dict[str, Any], names: Iterable[str]) -> None:
-    """Empty the paths that papermill gave to a `cell` of parameters under these `names`; others stay."""
-    if _INJECTED in cell["metadata"].get("tags", []):  # one parameter a line
-        given = re.compile(rf"^({'|'.join(names)}) = .*$", flags=re.MULTILINE)
-        cell["source"] = given.sub(r'\1 = ""', source_of(cell)).splitlines(keepends=True)
+    folder, sources = check_folder(folder), sorted(notebook_folder().glob("*.ipynb"))
+    new = [source for source in sources if not (folder / source.name).exists()]
+    return [shutil.copyfile(source, folder / source.name) for source in new]
 
 
 def natural_order(name: str) -> tuple[int, list[str | int]]:
@@ -97,41 +124,60 @@ def natural_order(name: str) -> tuple[int, list[str | int]]:
     return group, [int(piece) if piece.isdigit() else piece for piece in re.split(r"([0-9]+)", name)]
 
 
-def source_of(cell: dict[str, Any]) -> str:
-    """The text of a cell, which a file may hold as one string or as a list of lines."""
-    return "".join(cell["source"])
+def files_of(name: str, names: Iterable[str], folder: Path) -> list[Path]:
+    """The files in `folder` that belong to notebook `name`: `name`.* and `name`_*, in natural order.
+
+    What begins with the longer name of another notebook is that one's: table1_all.png is not of table1 where
+    there is a notebook table1_all.
+    """
+
+    def owner(file: str) -> str:
+        return max((n for n in names if file.startswith((f"{n}.", f"{n}_"))), key=len, default="")
+
+    mine = [path for path in folder.glob("*") if path.is_file() and owner(path.name) == name]
+    return sorted(mine, key=lambda path: natural_order(path.name))
 
 
-def _read(path: Path) -> Notebook:
+@dataclass(frozen=True)
+class Record:
+    """The last good execution of a notebook.
+
+    Records lie among the runs, which nobody commits, and not beside the pictures: in a fresh clone nothing is
+    up to date, and `iadd-lab reproduce` really reproduces.
+
+    Attributes:
+        inputs: fingerprint of what it was executed with.
+        made: SHA-256 of each file that it made, by file name.
+        seconds: how long it took.
+    """
+
+    inputs: str
+    made: dict[str, str]
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """What its file holds: itself, and a checksum over it."""
+        return json.dumps({"record": vars(self), "sum": fingerprint(vars(self))}, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write it into `path` atomically."""
+        save_text(path, self.text)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in `path`; None if there is none, or, with a warning, none that is whole and current.
+
+    A damaged record costs one more execution of its notebook, which finds its results among the runs.
+    """
+    if not path.exists():
+        return None
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        notebook = Notebook(path=path, cells=cells, defaults={})
-        notebook.content()  # touches all that is read later
-        tagged = [source for kind, tags, source in notebook.content() if "parameters" in tags]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
-    return Notebook(path=path, cells=cells, defaults=_defaults(path, tagged[0]) if tagged else {})
-
-
-def _defaults(path: Path, source: str) -> dict[str, Any]:
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError as error:
-        raise InputError(
-            f"the parameters cell of {path} is not valid Python (line {error.lineno})."
-        ) from error
-    defaults = {}
-    for statement in statements:
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    defaults[target.id] = _value(statement.value)
-    return defaults
-
-
-def _value(expression: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(expression)
-    except (ValueError, TypeError):
-        return UNKNOWN
+        text = path.read_text(encoding="utf-8")
+        record = Record(**json.loads(text)["record"])
+        if text == record.text:
+            return record
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    logger.warning("%s is damaged or of another version: its notebook counts as not executed", path)
+    return None

@@ -1,150 +1,206 @@
-"""The parameters of a batch: profile files, values from the command line, and what they may be."""
+"""Profiles: tables of settings, and which of them a notebook shows.
+
+The parts of a profile's file: `every` holds for all settings; `settings` has one row for each data set and
+IPC; `pages` says for each notebook which `rows` it shows, which `methods`, what else differs there (a list
+has one value for each row), and under `own` what no setting has. What stands later wins: the defaults of
+`Setting`, `every`, the row, the page, and last what the reader changes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from iadd_lab.device import Execution
 from iadd_lab.errors import InputError, choose, require
-from iadd_lab.notebooks.notebook import Notebook
+from iadd_lab.study.methods import METHODS
+from iadd_lab.study.settings import Setting
 
-SET_BY_BATCH = {"figures_dir": "--figures", "runs_dir": "--runs", "profile": "--profile"}
-PATHS_SET_BY_BATCH = ("figures_dir", "runs_dir")
-_COMMON = "common"
+PROFILES = {
+    "quick": "8 × 8 digits and five short teachers: minutes on two cores",
+    "cpu": "real images at a scale for two CPU cores: hours",
+    "paper": "the literature's full hyper-parameters, for a GPU: days",
+}
+SETTING_FIELDS = {field.name: field for field in fields(Setting)}
+HOW_FIELDS = {field.name: field for field in fields(Execution) if field.name != "device"}
 
 
 class _Loader(yaml.SafeLoader):
     """YAML with two of its traps removed: 1e-5 is a number, and a date stays the word that it is."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way to configure a loader)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+def read_value(value: Any) -> Any:
+    """What a text from a command line means: a number, true, null, a list, a mapping, or a word.
+
+    Anything but text is given back as it is.
+
+    Raises:
+        InputError: the text is no YAML, or no plain value.
+    """
+    if not isinstance(value, str) or not value.strip():  # nothing is a word too, not null
+        return value
+    for number in (int, float):  # before YAML, to which 010 is 8
+        with contextlib.suppress(ValueError):
+            return number(value)
+    try:
+        meant = yaml.load(value, _Loader)
+        plain = json.loads(json.dumps(meant)) == meant  # and so can be kept in a notebook and in a record
+    except (ValueError, TypeError, yaml.YAMLError):
+        plain = False
+    require(plain, f"parameter value {value!r} can't be read: write a number, a word or a list.")
+    return meant
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """What a notebook works with.
+
+    Attributes:
+        settings: one for each row; none where a notebook goes by the data that it is given.
+        methods: keys of `METHODS`.
+        how: fields of `Execution`.
+        own: what is no part of a setting, as the numbers of a bench.
+    """
+
+    settings: tuple[Setting, ...]
+    methods: tuple[str, ...]
+    how: dict[str, Any]
+    own: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profile file says.
+    """A profile's file, read and checked.
 
     Attributes:
         name: of the profile.
-        common: parameters for every notebook that declares them.
-        own: by notebook, parameters of its own, which win over the common ones.
+        every: fields of `Setting` and `Execution` that hold for all.
+        rows: by name, the fields of each `Setting`.
+        pages: by notebook, what the file says of it.
     """
 
     name: str
-    common: dict[str, Any] = field(default_factory=dict)
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    every: dict[str, Any]
+    rows: dict[str, dict[str, Any]]
+    pages: dict[str, dict[str, Any]]
 
-    def check(self, notebooks: Mapping[str, Notebook]) -> None:
-        """Raise an `InputError` if it names a notebook or a parameter that is not among `notebooks`."""
-        for name, values in self.own.items():
-            notebook = choose(f"notebook in profile {self.name}:", name, notebooks)
-            for parameter in values:
-                choose(f"parameter of {name} in profile {self.name}:", parameter, notebook.defaults)
-        every = {key: None for notebook in notebooks.values() for key in notebook.defaults}
-        for parameter in self.common:
-            choose(f"common parameter in profile {self.name}:", parameter, every)
+    def page(
+        self,
+        name: str,
+        *,
+        data: str | Sequence[str] | None = None,
+        ipc: int | Sequence[int] | None = None,
+        methods: Sequence[str] | None = None,
+        change: dict[str, Any] | str | None = None,
+    ) -> PageSettings:
+        """What the notebook `name` works with. Every value may be text, as a command line gives it.
+
+        Args:
+            name: of the notebook, without its ending.
+            data: keys of `DATASETS`: the page's rows of these, else the profile's, else the page's rows with
+                these data in place of their own. None takes the page's.
+            ipc: distilled images per class, in the same way; two lists go in pairs.
+            methods: keys of `METHODS`; None takes the page's.
+            change: fields of `Setting` and `Execution` that win over the profile's; a list has one value
+                for each setting.
+
+        Raises:
+            InputError: there is no such page or field, a value is impossible, or two settings have the same
+                data and IPC.
+        """
+        page = choose(f"notebook of the {self.name} profile", name, self.pages)
+        change = {**_known(read_value(change or {}), SETTING_FIELDS | HOW_FIELDS, "change")}
+        given = {"data_name": read_value(data), "ipc": read_value(ipc)}
+        wanted = {key: change.pop(key, value) for key, value in given.items()}
+        rows = self._pick(page, {key: value for key, value in wanted.items() if value is not None})
+        mine = _only(change, SETTING_FIELDS)
+        require(bool(rows) or not mine, f"{name} goes by its data, and has no {', '.join(mine)} to change.")
+        settings = [Setting(**(row | more)) for row, more in zip(rows, _spread(mine, len(rows)), strict=True)]
+        places = [(setting.data_key, setting.ipc) for setting in settings]  # by which files name them
+        twice = [settings[n].title for n in range(len(places)) if places[n] in places[:n]]
+        require(not twice, f"two settings are both {', '.join(twice)}: give each data or an ipc of its own.")
+        chosen = page.get("methods", ()) if methods is None else read_value(methods)
+        chosen = (chosen,) if isinstance(chosen, str) else chosen
+        require(isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list like ['iadd'].")
+        for method in chosen:
+            choose("method", method, METHODS)
+        how = _only(self.every | page | change, HOW_FIELDS)
+        return PageSettings(tuple(settings), tuple(chosen), how, page.get("own", {}))
+
+    def _pick(self, page: dict[str, Any], wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """The fields of each setting of a page, or of those that are `wanted` in their place."""
+        rows = [choose(f"row of the {self.name} profile", row, self.rows) for row in page.get("rows", ())]
+        pairs = list(zip(rows, _spread(_only(page, SETTING_FIELDS), len(rows)), strict=True))
+        picked = []
+        lengths = [len(value) for value in wanted.values() if isinstance(value, list | tuple)]
+        for want in _spread(wanted, max([*lengths, 1])):
+            found = [row | own for row, own in pairs if _fits(row, want)]
+            others = {}  # one for each place, should the page have several rows that differ in `want` alone
+            for row, own in pairs:
+                place = {key: want.get(key, row[key]) for key in ("data_name", "ipc")}
+                other = next((other for other in self.rows.values() if _fits(other, place)), row | place)
+                others.setdefault(str(place), other | own)
+            picked += found or others.values()
+        return picked
 
 
-def read_profile(name: str, folder: Path) -> Profile:
-    """The profile in `folder`/profiles/`name`.yaml; the quick one may be missing, which leaves all defaults.
-
-    Top-level keys that begin with _ are homes of YAML anchors and mean nothing by themselves.
+def read_profile(name: str) -> Profile:
+    """The profile `name`: a key of `PROFILES`, or the path of a YAML file of your own.
 
     Raises:
-        InputError: it is missing, can't be read, is not a mapping of mappings, or sets what the batch sets.
+        InputError: there is none, it can't be read, or it has a part or field that nobody knows.
     """
-    path = folder / "profiles" / f"{name}.yaml"
-    if name == "quick" and not path.exists():
-        return Profile(name)
-    require(path.is_file(), f"profile {name!r} has no {path} yet: use --profile quick.")
+    if not str(name).endswith(".yaml"):
+        choose("profile", name, PROFILES)
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} can't be read as YAML ({reason}).") from error
-    require(isinstance(content, dict), f"{path} must be a mapping with one entry per notebook.")
-    own = {}
-    for key, values in content.items():
-        if not str(key).startswith("_"):
-            require(
-                isinstance(values, dict | None), f"{key} in {path} must be a mapping of parameters to values."
-            )
-            own[key] = _checked(values or {}, path)
-    return Profile(name, common=own.pop(_COMMON, {}), own=own)
+        raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
+    parts = _known(content, dict.fromkeys(("every", "settings", "pages")), path.name)
+    every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
+    _known(every, SETTING_FIELDS | HOW_FIELDS, f"every of {path.name}")
+    for row, values in rows.items():
+        _known(values, SETTING_FIELDS, f"row {row} of {path.name}")
+        require({"data_name", "ipc"} <= values.keys(), f"row {row} of {path.name} needs data_name and ipc.")
+        rows[row] = _only(every, SETTING_FIELDS) | values
+    for page, values in pages.items():
+        allowed = SETTING_FIELDS | HOW_FIELDS | dict.fromkeys(("rows", "methods", "own"))
+        _known(values, allowed, f"page {page} of {path.name}")
+    return Profile(path.stem, every, rows, pages)
 
 
-def _checked(values: dict[Any, Any], path: Path) -> dict[str, Any]:
-    for key, value in values.items():
-        require(key not in SET_BY_BATCH, f"{key} is set by the batch: take it out of {path}.")
-        require(_is_plain(value), f"{key} in {path} must be a number, a word, true, false, null or a list.")
+def _known(values: object, names: Mapping[str, object], where: str) -> Mapping[str, Any]:
+    require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
+    for name in values:
+        choose(f"name in {where}:", name, names)
     return values
 
 
-def read_given(given: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters from the command line as they were meant: numbers, true, null, lists.
-
-    Raises:
-        InputError: a value can't be read, or is the batch's to set.
-    """
-    for name in given:
-        option = SET_BY_BATCH.get(name)
-        require(option is None, f"{name} is set by the batch: use {option} instead of -p.")
-    return {name: _literal(text) for name, text in given.items()}
+def _only(values: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
 
 
-def _literal(text: object) -> Any:
-    unreadable = f"parameter value {text!r} can't be read: write a number, a word or a list."
-    value = text
-    if isinstance(text, str):
-        for number in (int, float):  # before YAML, to which 010 is 8
-            with contextlib.suppress(ValueError):
-                return number(text)
-        try:
-            value = yaml.load(text, _Loader) if text.strip() else text  # nothing is a word too, not null
-        except (ValueError, yaml.YAMLError) as error:
-            raise InputError(unreadable) from error
-    require(_is_plain(value), unreadable)
-    return value
+def _fits(row: dict[str, Any], want: dict[str, Any]) -> bool:
+    return all(type(row[key]) is type(value) and row[key] == value for key, value in want.items())
 
 
-def _is_plain(value: object) -> bool:
-    """Whether `value` can be written into a notebook and into a record alike."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float | None)
-
-
-def merge(
-    notebook: Notebook, profile: Profile, given: Mapping[str, Any], batch: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The parameters to set in `notebook`: the profile's common ones, its own, those given, the batch's."""
-    declared = notebook.defaults
-    common = {name: value for name, value in profile.common.items() if name in declared}
-    mine = {name: value for name, value in given.items() if name in declared}
-    fixed = {name: value for name, value in batch.items() if name in declared}
-    return common | profile.own.get(notebook.name, {}) | mine | fixed
-
-
-def check_known(given: Mapping[str, Any], notebooks: Sequence[Notebook]) -> None:
-    """Raise an `InputError` unless each parameter given is declared by at least one of `notebooks`."""
-    declared = {name: None for notebook in notebooks for name in notebook.defaults}
-    owner = notebooks[0].name if len(notebooks) == 1 else "these notebooks"
-    for name in given:
-        choose(f"parameter of {owner}", name, declared)
+def _spread(values: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """One mapping for each of `count` settings: a list has a value for each, anything else is shared."""
+    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
+    for name, value in lists.items():
+        right = f"{name} has {len(value)} values for {count} settings: give one, or one for each setting."
+        require(len(value) == count, right)
+    return [{**values, **{name: value[index] for name, value in lists.items()}} for index in range(count)]

@@ -1,20 +1,23 @@
-"""What sets are worth: accuracies as bars, and which classes are taken for which."""
+"""What sets are worth: accuracies as bars, which classes are taken for which, and gains with intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation, spread
-from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, house_style, new_figure
+from iadd_lab.plots.images import draw_before_after
+from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, grouped_bars, house_style, new_figure
 from iadd_lab.plots.tiles import shorten
+from iadd_lab.study.comparisons import PairedDifference
 
-_HATCHES = (None, "///", "...")  # after ten methods, colours come again
 _LETTER, _HANDLE = 0.05, 0.55  # inches in a legend: of a letter, and of the coloured mark with its gaps
 
 
@@ -22,17 +25,26 @@ _LETTER, _HANDLE = 0.05, 0.55  # inches in a legend: of a letter, and of the col
 def accuracy_bars(evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
     """Mean accuracy of each evaluation with its standard deviation, and one dot per network."""
     figure = new_figure(SINGLE, 2.4, title=title)
-    draw_accuracies(figure.subplots(), evaluations)
+    _draw_accuracies(figure.subplots(), evaluations)
     return figure
 
 
-def draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
-    """Draw what `accuracy_bars` shows into `ax`."""
+@house_style()
+def overview(result: DistillResult, evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
+    """The whole story in one picture: images before and after, and what they are worth."""
+    figure = new_figure(DOUBLE, 1.5, title=title)
+    left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1), frameon=False)
+    draw_before_after(left, result)
+    _draw_accuracies(right.subplots(), evaluations)
+    return figure
+
+
+def _draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
     for place, evaluation in enumerate(evaluations):
         values = 100 * evaluation.accuracies
         mean = values.mean().item()
         ax.bar(place, mean, yerr=spread(values), color=f"C{place % 10}", alpha=0.75, width=0.65, capsize=3)
-        ax.scatter(np.full(len(values), place + 0.2), values, s=6, color="black", linewidths=0, zorder=3)
+        ax.scatter([place + 0.2] * len(values), values, s=6, color="black", linewidths=0, zorder=3)
         ax.annotate(f"{mean:.1f}", (place, 1), ha="center", va="bottom", fontsize="medium")
     ax.set_xticks(range(len(evaluations)), [evaluation.method for evaluation in evaluations])
     ax.set(ylabel=f"{evaluations[0].config.split} accuracy (%)", ylim=(0, None))
@@ -60,62 +72,90 @@ def accuracy_groups(
     across = max(DOUBLE, 0.12 * bars) if bars > 6 else SINGLE
     entry = max(map(len, rows)) * _LETTER + _HANDLE  # inches in the legend, as wide as the widest
     beside = min(len(rows), max(int(across / entry), 1), 5)
-    figure = new_figure(across, 2.3 + 0.15 * -(-len(rows) // beside), title=title)
+    figure = new_figure(across, 2.1 + 0.15 * math.ceil(len(rows) / beside), title=title)
     ax = figure.subplots()
-    width, upright = 0.84 / len(rows), len(rows) * len(groups) <= 10
-    for number, (method, values) in enumerate(rows.items()):
-        places = [groups.index(name) + (number - (len(rows) - 1) / 2) * width for name in values]
-        means, spreads = zip(*values.values(), strict=True) if values else ((), ())
-        ax.bar(places, means, width * 0.92, color=f"C{number % 10}", label=method, yerr=spreads,
-               hatch=_HATCHES[number // 10 % len(_HATCHES)],
-               error_kw={"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8})  # fmt: skip
-        _write_values(ax, places, means, spreads, upright=upright)
+    means = {method: {name: mean for name, (mean, _) in values.items()} for method, values in rows.items()}
+    thin = {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "fmt": "none", "ecolor": "black"}
+    for container, values in zip(grouped_bars(ax, means, groups), rows.values(), strict=True):
+        tops = [bar.get_x() + bar.get_width() / 2 for bar in container]
+        if values:
+            container.errorbar = ax.errorbar(tops, *zip(*values.values(), strict=True), **thin)
+        ax.bar_label(container, fmt="%.1f", padding=2.5, rotation=90 * (bars > 10), fontsize=SMALL,
+                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
     # Four headings and more would run into each other on one line.
     ax.set_xticks(range(len(groups)), [g.replace(", ", "\n") if len(groups) > 3 else g for g in groups])
     ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
-    room = 1.16 if upright else 1.3  # for the numbers above the bars
-    ax.set_ylim(0, room * max(mean + std for values in rows.values() for mean, std in values.values()))
-    ax.grid(axis="x", visible=False)
+    ax.margins(y=0.16 if bars <= 10 else 0.3)  # for the numbers above the bars
+    ax.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=beside, frameon=False)
     return figure
-
-
-def _write_values(
-    ax: Axes,
-    places: Sequence[float],
-    means: Sequence[float],
-    spreads: Sequence[float],
-    *,
-    upright: bool,
-) -> None:
-    """Each mean above its bar."""
-    for place, mean, std in zip(places, means, spreads, strict=True):
-        ax.annotate(f"{mean:.1f}", (place, mean + std), xytext=(0, 2.5), textcoords="offset points",
-                    ha="center", va="bottom", rotation=0 if upright else 90, fontsize=SMALL,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
 
 
 @house_style()
 def confusion_matrix(evaluation: Evaluation, *, title: str = "") -> Figure:
     """The share of each true class that went to each predicted one, summed over the networks."""
     counts = evaluation.confusion.sum(0).double()
-    shares = counts / counts.sum(1, keepdim=True)
-    names = [shorten(name) for name in evaluation.classes]
+    shares = 100 * counts / counts.sum(1, keepdim=True)
+    names, few = [shorten(name) for name in evaluation.classes], len(evaluation.classes) <= 12
     side = min(max(1.1 + 0.28 * len(names), SINGLE - 0.8), DOUBLE - 0.8)
-    figure = new_figure(side + 0.8, side + (0.25 if title else 0), title=title)
+    figure = new_figure(side + 0.8, side, title=title)
     ax = figure.subplots()
-    sns.heatmap(100 * shares.numpy(), ax=ax, cmap="Blues", vmin=0, vmax=100, square=True,
-                annot=len(names) <= 12, fmt=".0f", annot_kws={"fontsize": SMALL},
-                xticklabels=_sparse(names), yticklabels=_sparse(names),
-                cbar_kws={"label": "% of the true class", "shrink": 0.8},
-                rasterized=len(names) > 12)  # fmt: skip
+    step = math.ceil(len(names) / 40)  # every n-th name where all would overlap
+    ticks = [name if place % step == 0 else "" for place, name in enumerate(names)]
+    sns.heatmap(shares.numpy(), ax=ax, cmap="Blues", vmin=0, vmax=100, square=True, xticklabels=ticks,
+                yticklabels=ticks, annot=few, fmt=".0f", annot_kws={"fontsize": SMALL}, rasterized=not few,
+                cbar_kws={"label": "% of the true class", "shrink": 0.8})  # fmt: skip
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=90 if max(map(len, names)) > 4 else 0)
     ax.tick_params(axis="y", rotation=0)
     return figure
 
 
-def _sparse(names: Sequence[str]) -> list[str]:
-    """Every n-th name where all would overlap."""
-    step = -(-len(names) // 40)
-    return [name if place % step == 0 else "" for place, name in enumerate(names)]
+@house_style()
+def paired_intervals(differences: Sequence[PairedDifference], *, title: str = "") -> Figure:
+    """Each mean difference with its 95 % interval, and above it a dot for every seed; zero is no difference.
+
+    What all of them share, the setting or the method compared with, is said once: in the title, on the axis.
+
+    Raises:
+        InputError: there is no difference at all.
+    """
+    require(bool(differences), "there is no difference to show: give those of `paired_differences`.")
+    varies = {
+        name: len({getattr(each, name) for each in differences}) > 1
+        for name in ("title", "network", "method_b", "measure")
+    }
+    if not varies["title"]:
+        shared = differences[0].title if varies["network"] else differences[0].place
+        title = f"{shared}: {title[:1].lower()}{title[1:]}".removesuffix(": ")
+    figure = new_figure(DOUBLE, 0.95 + 0.26 * len(differences), title=title)
+    ax = figure.subplots()
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    dot = {"marker": "o", "ls": "", "color": "C0", "alpha": 0.5, "markersize": 3, "mew": 0}
+    mean = {"marker": "D", "color": "C0", "markersize": 5, "lw": 1.6, "mec": "C0"}
+    for height, found in enumerate(differences):
+        ax.plot(found.each, [height - 0.24] * found.seeds, **dot)  # above the interval, which they would hide
+        if not math.isnan(found.low95):
+            ax.plot([found.low95, found.high95], [height, height], color="C0", lw=1.6)
+        ax.plot(found.difference, height, **mean, mfc="C0" if found.is_sure else "white")
+    ax.set_yticks(range(len(differences)), [_label(each, varies) for each in differences])
+    what = "difference of accuracies" if varies["method_b"] else f"accuracy minus that of {found.titles[1]}"
+    ax.set_xlabel(f"{what} (percentage points)")
+    ax.set_ylim(len(differences) - 0.5, -0.6)
+    ax.grid(axis="y", visible=False)
+    handles = [
+        Line2D([], [], **dot, label="a seed"),
+        Line2D([], [], **mean, label="mean and 95 % interval, without zero"),
+        Line2D([], [], **mean, mfc="white", label="the same, with zero in it"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _label(found: PairedDifference, varies: Mapping[str, bool]) -> str:
+    """The method, and the parts in which a difference differs from the others."""
+    place = [found.title if varies["network"] else found.place] * varies["title"]
+    place += [found.network_title] * varies["network"]
+    method = " − ".join(found.titles[: 1 + varies["method_b"]])
+    balanced = ", balanced" * (varies["measure"] and found.measure != "accuracy")
+    return ": ".join(filter(None, (", ".join(place), method))) + balanced

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
 from iadd_lab.plots.style import DOUBLE, MEDIUM, SMALL, house_style, new_figure, signed
-from iadd_lab.study.replay import SegmentPath
+from iadd_lab.study.replay import ReplayedSegment
 
 _MOST = 40_000  # pairs drawn: more would only hide each other
 
 
 @house_style()
-def concept(paths: Sequence[SegmentPath], importance: torch.Tensor, *, title: str = "") -> Figure:
+def concept(paths: Sequence[ReplayedSegment], importance: torch.Tensor, *, title: str = "") -> Figure:
     """Left: a teacher's trajectory and the students' paths in a plane. Right: what W weighs, pair by pair.
 
     The plane is spanned by the first two principal components of one teacher's snapshots and of all steps
@@ -27,7 +27,7 @@ def concept(paths: Sequence[SegmentPath], importance: torch.Tensor, *, title: st
     different teachers lie in different places. The pairs are of all paths.
 
     Args:
-        paths: segments, as from `paths.replay`.
+        paths: segments, as from `replay.replay`.
         importance: W, (P,).
         title: above the figure.
 
@@ -40,29 +40,21 @@ def concept(paths: Sequence[SegmentPath], importance: torch.Tensor, *, title: st
         f"importance has the shape {tuple(importance.shape)}, but the paths have {len(paths[0].end)} "
         "parameters: give the W of the run that was replayed.",
     )
-    figure = new_figure(DOUBLE, 3.55 + (0.2 if title else 0), title=title)
+    figure = new_figure(DOUBLE, 3.55, title=title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))
-    _draw_plane(left, _one_teacher(paths), segments=len(paths))
-    _draw_pairs(figure, right, paths, importance)
+    by_teacher = [[path for path in paths if path.teacher == number] for number in {p.teacher for p in paths}]
+    # Of those with equally many start epochs, the one with the most paths.
+    shown = max(by_teacher, key=lambda own: (len({path.start_epoch for path in own}), len(own)))
+    _draw_plane(left, shown)
+    left.set_title(f"teacher {shown[0].teacher + 1} in a plane: {len(shown)} of {len(paths)} segments")
+    _draw_pairs(right, paths, importance)
     # Below both panels: students go everywhere, and would run under a legend among them.
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _one_teacher(paths: Sequence[SegmentPath]) -> list[SegmentPath]:
-    """The paths of the teacher with the most start epochs, of the most paths among equals."""
-    groups: dict[int, list[SegmentPath]] = {}
-    for path in paths:
-        groups.setdefault(path.teacher, []).append(path)
-    return max(groups.values(), key=lambda group: (len({path.start_epoch for path in group}), len(group)))
-
-
 def _plane(points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of points (count, P) on their two principal components, and the variance explained.
-
-    Returns:
-        (count, 2), and the share of each component, (2,).
-    """
+    """Coordinates (count, 2) of points (count, P) on two principal components, and the shares of these."""
     centred = points.double() - points.double().mean(0)
     # There are far fewer points than dimensions: their inner products say everything.
     values, vectors = torch.linalg.eigh(centred @ centred.T)  # ascending
@@ -73,71 +65,57 @@ def _plane(points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return coordinates.numpy(), (values[:2] / values.sum().clamp_min(1e-300)).numpy()
 
 
-def _draw_plane(ax: Axes, paths: Sequence[SegmentPath], *, segments: int) -> None:
+def _draw_plane(ax: Axes, paths: Sequence[ReplayedSegment]) -> None:
+    """One teacher's epochs, the steps of its students, and lines from their ends to where they should be."""
     # An epoch more on either side: the rest of a long trajectory would leave no room for the students.
     first = max(min(path.start_epoch for path in paths) - 1, 0)
     trajectory = paths[0].trajectory[first : max(path.target_epoch for path in paths) + 2]
-    points = torch.cat([trajectory, *(path.student for path in paths)])
-    coordinates, shares = _plane(points)
-    teacher, *students = np.split(
-        coordinates, np.cumsum([len(trajectory), *(len(path.student) for path in paths)])[:-1]
-    )
+    parts = [trajectory, *(path.student for path in paths)]
+    coordinates, shares = _plane(torch.cat(parts))
+    teacher, *students = np.split(coordinates, np.cumsum([len(part) for part in parts])[:-1])
     ax.plot(*teacher.T, color="0.55", marker="o", ms=3, lw=1.2, label="teacher, epoch by epoch")
-    for number, (path, student) in enumerate(zip(paths, students, strict=True)):
-        _draw_student(ax, path, student, teacher[path.target_epoch - first], label=number == 0)
-    for epoch in sorted({path.start_epoch for path in paths} | {path.target_epoch for path in paths}):
+    steps, matched = f"student, {len(students[0]) - 1} steps", "student’s end and teacher’s: what is matched"
+    arrow = {"arrowstyle": "-|>", "color": "C0", "lw": 0.9, "shrinkA": 0, "shrinkB": 0}
+    rings = {"s": 30, "facecolors": "none", "edgecolors": ("C0", "C3", "C3"), "zorder": 2}
+    for path, student in zip(paths, students, strict=True):
+        gap = np.array([student[-1], teacher[path.target_epoch - first]])
+        ax.plot(*student.T, color="C0", lw=0.9, marker=".", ms=2.5, label=steps)
+        ax.annotate("", student[-1], student[-2], arrowprops=arrow)
+        ax.plot(*gap.T, color="C3", lw=1.4, ls=(0, (1.5, 1)), label=matched)
+        ax.scatter(*np.vstack((student[:1], gap)).T, **rings)
+        steps = matched = ""  # once is enough
+    for epoch in sorted({epoch for path in paths for epoch in (path.start_epoch, path.target_epoch)}):
         ax.annotate(rf"$\theta_{{{epoch}}}$", teacher[epoch - first], xytext=(0, -12),
                     textcoords="offset points", color="0.3", ha="center", fontsize=MEDIUM)  # fmt: skip
     one, two = (f"{100 * share:.0f} %" for share in shares)
-    ax.set(xlabel=f"first principal component ({one} of the variance)",
-           ylabel=f"second principal component ({two})")  # fmt: skip
-    ax.set_title(f"teacher {paths[0].teacher + 1} in a plane: {len(paths)} of {segments} segments")
+    ax.set_xlabel(f"first principal component ({one} of the variance)")
+    ax.set_ylabel(f"second principal component ({two})")
     ax.margins(0.1)
 
 
-def _draw_student(
-    ax: Axes, path: SegmentPath, student: np.ndarray, target: np.ndarray, *, label: bool
-) -> None:
-    """The steps, an arrow at their end, and the line to where the student should be."""
-    ax.plot(*student.T, color="C0", lw=0.9, marker=".", ms=2.5,
-            label=f"student, {len(student) - 1} steps" if label else "")  # fmt: skip
-    ax.annotate("", student[-1], student[-2], arrowprops={"arrowstyle": "-|>", "color": "C0", "lw": 0.9,
-                "shrinkA": 0, "shrinkB": 0})  # fmt: skip
-    ax.plot(*np.array([student[-1], target]).T, color="C3", lw=1.4, ls=(0, (1.5, 1)),
-            label="student’s end and teacher’s: what is matched" if label else "")  # fmt: skip
-    ax.plot(*student[0], "o", ms=5.5, mfc="none", mec="C0", mew=1.0)
-    for end in (student[-1], target):
-        ax.plot(*end, "o", ms=5.5, mfc="none", mec="C3", mew=1.0)
-
-
-def _draw_pairs(figure: Figure, ax: Axes, paths: Sequence[SegmentPath], importance: torch.Tensor) -> None:
-    teacher = torch.cat([path.movement for path in paths])  # (segments * P,)
-    student = torch.cat([path.end - path.trajectory[path.start_epoch] for path in paths])
-    weights = importance.repeat(len(paths)).double()
+def _draw_pairs(ax: Axes, paths: Sequence[ReplayedSegment], importance: torch.Tensor) -> None:
+    """How far the student moved against how far the teacher did, in every dimension, coloured by W."""
+    teacher = torch.cat([path.movement for path in paths]).double()  # (segments * P,)
+    student = torch.cat([path.end - path.student[0] for path in paths]).double()
+    weights = importance.repeat(len(paths)).double().clamp_min(1e-3)
     # In a drawn order, so that no layer lies on top of all others.
     shown = torch.randperm(len(teacher), generator=torch.Generator().manual_seed(0))[:_MOST]
-    exponent = math.floor(math.log10(teacher.abs().double().mean().item() or 1.0))
-    x, y = (values[shown].double().numpy() / 10.0**exponent for values in (teacher, student))
-    spread = max(float(np.quantile(np.abs(np.log(weights.clamp_min(1e-3).numpy())), 0.99)), math.log(1.05))
-    cloud = ax.scatter(x, y, c=weights[shown].clamp_min(1e-3).numpy(), s=2, linewidths=0, rasterized=True,
-                       cmap="coolwarm", norm=LogNorm(math.exp(-spread), math.exp(spread)))  # fmt: skip
+    exponent = math.floor(math.log10(teacher.abs().mean().item() or 1.0))
+    x, y = (values[shown].numpy() / 10.0**exponent for values in (teacher, student))
+    spread = max(float(np.quantile(np.abs(np.log(weights.numpy())), 0.99)), math.log(1.05))
+    cloud = ax.scatter(x, y, c=weights[shown].numpy(), s=2, linewidths=0, rasterized=True, cmap="coolwarm",
+                       norm=LogNorm(math.exp(-spread), math.exp(spread)))  # fmt: skip
     limit = 1.05 * float(np.quantile(np.abs(np.concatenate((x, y))), 0.9995))
     ax.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    unit = rf"$10^{{{exponent}}}$"
-    ax.set(xlabel=rf"teacher moved, $\theta_{{i+K}} - \theta_i$ ({unit})",
-           ylabel=rf"student moved, $\tilde\theta_{{i,J}} - \theta_i$ ({unit})")  # fmt: skip
+    ax.set_xlabel(rf"teacher moved, $\theta_{{i+K}} - \theta_i$ ($10^{{{exponent}}}$)")
+    ax.set_ylabel(rf"student moved, $\tilde\theta_{{i,J}} - \theta_i$ ($10^{{{exponent}}}$)")
     ax.set_title(f"pairs of {len(paths)} segments; dashed: perfect match")
-    _write_numbers(ax, teacher, student, len(shown))
-    bar = figure.colorbar(cloud, ax=ax, extend="both", label="importance W", fraction=0.05, pad=0.02)
-    bar.set_ticks(np.exp(spread * np.linspace(-1, 1, 5)))
+    note = f"correlation {signed(torch.corrcoef(torch.stack((teacher, student)))[0, 1].item(), '.2f')}"
+    if len(shown) < len(teacher):
+        note += f"\n{len(shown):,} of {len(teacher):,} pairs"
+    ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=SMALL)
+    bar = ax.figure.colorbar(cloud, ax=ax, extend="both", label="importance W", fraction=0.05, pad=0.02)
+    bar.set_ticks(np.exp(spread * np.linspace(-1, 1, 5)), minor=False)
     bar.ax.yaxis.set_major_formatter("{x:.2f}")
     bar.minorticks_off()
-
-
-def _write_numbers(ax: Axes, teacher: torch.Tensor, student: torch.Tensor, shown: int) -> None:
-    pairs = torch.stack((teacher, student)).double()
-    lines = [f"correlation {signed(torch.corrcoef(pairs)[0, 1].item(), '.2f')}"]
-    if shown < len(teacher):
-        lines.append(f"{shown:,} of {len(teacher):,} pairs")
-    ax.text(0.03, 0.97, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=SMALL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +12,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from iadd_lab.data.distilled import displayable
+from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.distillation.history import History
-from iadd_lab.errors import require
+from iadd_lab.errors import check_number, check_whole, require
 from iadd_lab.evaluation.protocol import spread
 from iadd_lab.plots.style import DOUBLE, house_style, new_figure, plain_ticks
+from iadd_lab.plots.tiles import show, tile
 
+SERIES = {"loss": "matching loss", "alpha": "learning rate α", "importance_share": "effective share of W"}
 _SHORT = 40  # iterations: a shorter run is drawn as it is, without a running mean
 
 
@@ -45,49 +51,36 @@ class Curve:
     @property
     def seconds(self) -> list[float]:
         """Wall-clock seconds of the distillation until each of `iterations`."""
-        passed = np.concatenate(([0.0], np.cumsum(self.history.seconds)))
-        return [float(passed[iteration]) for iteration in self.iterations]
+        return np.cumsum([0.0, *self.history.seconds])[list(self.iterations)].tolist()
 
 
 @house_style()
 def history_plot(history: History, *, title: str = "") -> Figure:
     """The matching loss, the student's learning rate α and the spread of W against iterations."""
-    figure = new_figure(DOUBLE, 2.0 + (0.2 if title else 0), title=title)
-    draw_history(figure, history)
+    figure = new_figure(DOUBLE, 2.0, title=title)
+    for ax, name in zip(figure.subplots(1, 3), SERIES, strict=True):
+        draw_panel(ax, history, name)
+        # Where the run went back to its last good state and halved a rate.
+        for number, iteration in enumerate(dict.fromkeys(history.back_off_iterations)):
+            label = "rate halved" if number == 0 else None
+            ax.axvline(iteration, color="tab:red", lw=0.8, ls=":", label=label)
+            ax.legend()
     return figure
 
 
-def draw_history(figure: Figure, history: History) -> None:
-    """Draw what `history_plot` shows into an empty figure."""
-    loss, alpha, share = figure.subplots(1, 3)
-    draw_series(loss, history.loss, label="weighted by W", smooth=True)
-    if history.unweighted_loss != history.loss:
-        draw_series(loss, history.unweighted_loss, label="without W", smooth=True)
-        loss.legend()
-    draw_series(alpha, history.alpha)
-    draw_series(share, history.importance_share)
-    for ax, name in ((loss, "matching loss"), (alpha, "learning rate α"), (share, "effective share of W")):
-        ax.set(xlabel="iteration", title=name)
-        ax.ticklabel_format(axis="y", useOffset=False)
-        _mark_back_offs(ax, history)
-
-
-def _mark_back_offs(ax: Axes, history: History) -> None:
-    """A line where the run went back to its last good state and halved a rate."""
-    for number, iteration in enumerate(dict.fromkeys(history.back_off_iterations)):
-        label = "rate halved" if number == 0 else None
-        ax.axvline(iteration, color="tab:red", lw=0.8, ls=":", label=label)
-    if history.back_off_iterations:
+def draw_panel(ax: Axes, history: History, name: str) -> None:
+    """One of `SERIES` against the iterations; the loss with W, and without where that is another."""
+    values, is_loss = getattr(history, name), name == "loss"
+    draw_series(ax, values, label="weighted by W" if is_loss else "", smooth=is_loss)
+    if is_loss and history.unweighted_loss not in ([], values):
+        draw_series(ax, history.unweighted_loss, label="without W", smooth=True)
         ax.legend()
+    ax.set(xlabel="iteration", title=SERIES[name])
+    ax.ticklabel_format(axis="y", useOffset=False)
 
 
 def draw_series(
-    ax: Axes,
-    values: Sequence[float],
-    *,
-    label: str = "",
-    smooth: bool = False,
-    color: str | None = None,
+    ax: Axes, values: Sequence[float], *, label: str = "", smooth: bool = False, color: str | None = None
 ) -> None:
     """One value per iteration; with `smooth`, faint behind its running mean, since segments differ."""
     iterations = np.arange(1, len(values) + 1)
@@ -118,34 +111,93 @@ def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
         InputError: there is no curve.
     """
     require(bool(curves), "there is no run to show: give {method: Curve(history, iterations, accuracies)}.")
-    figure = new_figure(DOUBLE, 4.1, title=title)
+    figure = new_figure(DOUBLE, 3.9, title=title)
     (loss, alpha), (accuracy, clock) = figure.subplots(2, 2)
-    weighted = False
     for number, (method, curve) in enumerate(curves.items()):
         color, history = f"C{number % 10}", curve.history
         draw_series(loss, history.unweighted_loss, label=method, smooth=True, color=color)
         if history.unweighted_loss != history.loss:
             loss.plot(*_running_mean(history.loss), color=color, lw=0.9, ls="--")
-            weighted = True
         draw_series(alpha, history.alpha, color=color)
-        _draw_accuracy(accuracy, curve.iterations, curve.accuracies, color)
-        _draw_accuracy(clock, curve.seconds, curve.accuracies, color)
+        means = 100 * curve.accuracies.double().mean(1).numpy()  # over the networks, in per cent: (points,)
+        spreads = np.array([100 * spread(values) for values in curve.accuracies.double()])
+        for ax, places in ((accuracy, curve.iterations), (clock, curve.seconds)):
+            ax.plot(places, means, color=color, marker="o", ms=2.5)
+            ax.fill_between(places, means - spreads, means + spreads, color=color, alpha=0.18, lw=0)
+    if any(curve.history.unweighted_loss != curve.history.loss for curve in curves.values()):
+        loss.plot([], [], color="0.3", ls="--", lw=0.9, label="dashed: loss weighted by W")
     loss.set(xlabel="iteration", ylabel="matching loss without W", yscale="log")
     plain_ticks(loss.yaxis)
     alpha.set(xlabel="iteration", ylabel="learning rate α")
     accuracy.set(xlabel="iteration", ylabel="accuracy (%)")
     clock.set(xlabel="seconds of distillation", ylabel="accuracy (%)")
     handles, labels = loss.get_legend_handles_labels()
-    if weighted:
-        handles.append(loss.plot([], [], color="0.3", ls="--", lw=0.9)[0])
-        labels.append("dashed: loss weighted by W")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     return figure
 
 
-def _draw_accuracy(ax: Axes, places: Sequence[float], accuracies: torch.Tensor, color: str) -> None:
-    """Means over the networks, in per cent, with a band of ± one standard deviation."""
-    means = 100 * accuracies.double().mean(1).numpy()  # (points,)
-    spreads = np.array([100 * spread(values) for values in accuracies.double()])
-    ax.plot(places, means, color=color, marker="o", ms=2.5)
-    ax.fill_between(places, means - spreads, means + spreads, color=color, alpha=0.18, lw=0)
+class LivePlot:
+    """A callback, as in `distill(..., on_iteration=LivePlot(preprocess))`: one output, redrawn in place.
+
+    It shows the matching loss so far and the latest snapshot of the first image of each class (ten at most).
+    The last picture stays in the notebook.
+
+    Args:
+        preprocess: of the teachers, to show images as pictures.
+        ipc: distilled images per class.
+        iterations: of the run: its last one is drawn in any case. None draws the last one when it is due.
+        seconds: between two drawings, at least.
+        most: drawings at most, the last one beside; from half of them on, each waits a tenth longer than the
+            one before. What executes a notebook keeps every message of a cell, and loses some of too many.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        *,
+        ipc: int = 1,
+        iterations: int | None = None,
+        seconds: float = 2.0,
+        most: int = 200,
+    ):
+        check_whole("ipc", ipc, minimum=1)
+        check_whole("iterations", 1 if iterations is None else iterations, minimum=1)
+        check_number("seconds", seconds)
+        check_whole("most", most, minimum=1, maximum=1000)
+        self.preprocess, self.ipc, self.iterations = preprocess, ipc, iterations
+        self.seconds, self.most = seconds, most
+        self.drawn = 0  # how often
+        self._handle = None
+        self._due = -math.inf  # on the monotonic clock
+
+    def __call__(self, iteration: int, history: History) -> None:
+        """Redraw if it is time to, and after the last iteration."""
+        due = self.drawn < self.most and time.monotonic() >= self._due
+        if not (due or iteration == self.iterations) or not history.loss:
+            return
+        from IPython.display import display  # only a notebook has it, and only a notebook needs it
+
+        figure = self.draw(history)
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+        self.drawn += 1
+        longer = 1.1 ** max(self.drawn - self.most // 2, 0)  # at 200 drawings, days fit in
+        self._due = time.monotonic() + self.seconds * longer
+
+    @house_style()
+    def draw(self, history: History) -> Figure:
+        """The picture at this moment."""
+        pictures = displayable(self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]))
+        figure = new_figure(DOUBLE, 1.6)
+        loss, images = figure.subplots(1, 2, width_ratios=(1, 2))
+        draw_series(loss, history.loss)
+        loss.set(xlabel="iteration", title="matching loss")
+        columns = min(len(pictures), 5)
+        show(images, tile(pictures, columns=columns, rows=math.ceil(len(pictures) / columns)))
+        images.set_title(f"distilled images, iteration {history.snapshot_iterations[-1]}")
+        return figure

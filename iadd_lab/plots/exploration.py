@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -13,29 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_whole, require
-from iadd_lab.plots.curves import draw_series
-from iadd_lab.plots.layers import Layer, layers, tensors
-from iadd_lab.plots.style import DOUBLE, LARGE, MEDIUM, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import as_bytes, fit_name, show, show_rows, tile
-
-if TYPE_CHECKING:
-    from iadd_lab.study.views import View
+from iadd_lab.plots.curves import SERIES, draw_panel
+from iadd_lab.plots.importance import draw_boxes
+from iadd_lab.plots.layers import tensors_or_layers
+from iadd_lab.plots.style import DOUBLE, LARGE, SMALL, house_style, new_figure
+from iadd_lab.plots.tiles import as_bytes, fit_name, show_rows
+from iadd_lab.study.neighbours import SPACES
+from iadd_lab.study.views import View
 
 _WIDTH = 5.2  # inches of a run that another one stands beside
-_EDGE = 0.12  # inches left free at the right of a run
 _COLUMNS = 10  # classes whose images are shown at once
-_MANY = 14  # tensors: W of more is shown by layers
+_PANELS = [["images"] * 2, ["loss", "alpha"], ["importance"] * 2, *([space] * 2 for space in SPACES)]
 _PICKED = "#d55e00"  # the colour of what is picked
 
 
 @house_style()
 def exploration(
-    views: Sequence[View],
-    *,
-    iteration: int | None = None,
-    image: int = 0,
-    count: int = 8,
+    views: Sequence[View], *, iteration: int | None = None, image: int = 0, count: int = 8
 ) -> Figure:
     """Runs at one iteration, side by side: what the images are by then, and everything that goes with them.
 
@@ -52,231 +46,109 @@ def exploration(
     Raises:
         InputError: there is no run, or more than two, or the first run has no such image.
     """
+    check_views(views, image=image, count=count)
+    iteration = views[0].iterations[-1] if iteration is None else iteration
+    label, number = views[0].number(image)
+    width, (*_, high, wide) = DOUBLE if len(views) == 1 else _WIDTH, views[0].distilled.images.shape
+    size = (width - 0.4) / _COLUMNS * high / wide  # inches
+    boxes = [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance]
+    heights = (3 * size, 1.1, 0.15 + 0.16 * max(boxes, default=1), size, size)
+    figure = new_figure(width * len(views), sum(heights) + 2.5)
+    parts = figure.subfigures(1, len(views), squeeze=False, frameon=False)[0]
+    for view, part in zip(views, parts, strict=True):
+        place = view.place(iteration)
+        # The other run may have fewer classes.
+        picked = view.row(min(label, len(view.distilled.classes) - 1), number)
+        panels = part.subplot_mosaic(_PANELS, height_ratios=heights)
+        part.suptitle(f"{view.title}: iteration {view.iterations[place]}", fontsize=LARGE, weight="bold")
+        _draw_images(panels["images"], view, place, picked)
+        for name in ("loss", "alpha"):
+            _draw_curve(panels[name], view.history, view.iterations[place], name)
+        _draw_importance(panels["importance"], view, place)
+        for space in SPACES:
+            _draw_nearest(panels[space], view, place, picked, space, count)
+    return figure
+
+
+def check_views(views: Sequence[View], *, image: int, count: int) -> None:
+    """Require one or two runs, an image that the first one has, and a number of neighbours."""
     require(
         0 < len(views) <= 2,
         f"there are {len(views)} runs to show; give one, or two to stand side by side.",
     )
     check_whole("image", image, minimum=0, maximum=len(views[0].distilled.labels) - 1)
     check_whole("count", count, minimum=1)
-    iteration = views[0].iterations[-1] if iteration is None else iteration
-    label, number = views[0].number(image)
-    places = _Places.of(views)
-    figure = new_figure(places.column * len(views), places.height, layout=None)
-    for column, view in enumerate(views):
-        panels = places.panels(figure, column)
-        # The other run may have fewer classes.
-        picked = view.row(min(label, len(view.distilled.classes) - 1), number)
-        _draw_view(panels, view, view.place(iteration), picked, count)
-    return figure
 
 
-@dataclass(frozen=True)
-class _Panels:
-    """The axes of one run, and how large what stands in them may be."""
-
-    images: Axes
-    loss: Axes
-    alpha: Axes
-    importance: Axes
-    neighbours: Sequence[Axes]
-    cell: float  # inches: the width of a class's images
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where everything is, in inches: placed by hand, so that nothing jumps when the iteration changes."""
-
-    column: float  # the width of a run
-    cell: float  # the width of a class's images
-    ratio: float  # height of an image / its width
-    importance: float  # the height of the panel of W
-    spaces: int  # rows of nearest images
-
-    @classmethod
-    def of(cls, views: Sequence[View]) -> _Places:
-        column = DOUBLE if len(views) == 1 else _WIDTH
-        parts = max((len(_parts(view)) for view in views if view.has_importance), default=0)
-        height, width = views[0].distilled.images.shape[2:]
-        return cls(
-            column=column,
-            cell=(column - 0.3 - _EDGE) / _COLUMNS,
-            ratio=height / width,
-            importance=0.15 + 0.16 * parts if parts else 0.3,
-            spaces=max(len(view.spaces) for view in views) or 1,
-        )
-
-    @property
-    def tops(self) -> tuple[float, float, float, float]:
-        """Of images, curves, W and nearest images, from above."""
-        images = 0.48
-        curves = images + 3 * self.cell * self.ratio + 0.4
-        importance = curves + 1.1 + 0.55
-        return images, curves, importance, importance + self.importance + 0.95
-
-    @property
-    def step(self) -> float:
-        """From one row of nearest images to the next."""
-        return self.cell * self.ratio + 0.25
-
-    @property
-    def height(self) -> float:
-        """Of the figure."""
-        return self.tops[3] + self.spaces * self.step - 0.1
-
-    def panels(self, figure: Figure, column: int) -> _Panels:
-        """Empty axes for the run in a column."""
-        total, start = figure.get_figwidth(), column * self.column
-
-        def add(left: float, top: float, width: float, height: float) -> Axes:
-            bottom = 1 - (top + height) / self.height
-            return figure.add_axes(((start + left) / total, bottom, width / total, height / self.height))
-
-        images, curves, importance, neighbours = self.tops
-        half, size = (self.column - 1.1 - _EDGE) / 2, self.cell * self.ratio
-        return _Panels(
-            images=add(0.3, images, _COLUMNS * self.cell, 3 * size),
-            loss=add(0.4, curves, half, 1.1),
-            alpha=add(self.column - _EDGE - half, curves, half, 1.1),
-            importance=add(1.05, importance, self.column - 1.05 - _EDGE, self.importance),
-            neighbours=[
-                add(0.75, neighbours + place * self.step, self.column - 0.75 - _EDGE, size)
-                for place in range(self.spaces)
-            ],
-            cell=self.cell,
-        )
-
-
-def _draw_view(panels: _Panels, view: View, place: int, picked: int, count: int) -> None:
-    iteration = view.iterations[place]
-    panels.images.set_title(f"{view.title}: iteration {iteration}", fontsize=LARGE, fontweight="bold", pad=16)
-    _draw_images(panels.images, view, place, picked, panels.cell)
-    _draw_curve(panels.loss, view, iteration, "loss")
-    _draw_curve(panels.alpha, view, iteration, "alpha")
-    _draw_importance(panels.importance, view, place)
-    _draw_neighbours(panels, view, place, picked, count)
-
-
-def _draw_images(ax: Axes, view: View, place: int, picked: int, cell: float) -> None:
+def _draw_images(ax: Axes, view: View, place: int, picked: int) -> None:
     """The start, the moment and their difference, of one image for each of ten classes."""
-    classes, (label, number) = view.distilled.classes, view.number(picked)
+    made, (label, number) = view.distilled, view.number(picked)
     page = label // _COLUMNS * _COLUMNS
-    shown = range(page, min(page + _COLUMNS, len(classes)))
+    shown = range(len(made.classes))[page : page + _COLUMNS]
     rows = torch.tensor([view.row(other, number) for other in shown])
-    pictures = {"now": view.pictures(place)[rows]}
+    pictures = {"now": made.pictures(view.images(place))[rows]}
     if len(view.iterations) > 1:
-        change = _coloured(view.change(place)[rows], view.largest_change)
-        pictures = {"start": view.pictures(0)[rows], **pictures, "change": change}
-    names = [fit_name(classes[other], cell, lines=1) for other in shown]
-    show_rows(ax, [as_bytes(part) for part in pictures.values()], columns=names, captions=list(pictures))
-    ax.set_anchor("NW")
-    _frame(ax, label - page, len(shown))
-    if len(pictures) == 1:
+        first, now, last = (made.preprocess.invert(view.images(n)).mean(1) for n in (0, place, -1))
+        largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
+        shades = 0.5 + 0.5 * ((now - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
+        change = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[..., :3]  # channels last
+        change = torch.from_numpy(change.copy()).permute(0, 3, 1, 2)
+        pictures = {"start": made.pictures(view.images(0))[rows], **pictures, "change": change}
+    else:
         ax.text(0, -0.15, "No snapshots were stored: only the last images can be shown.",
                 transform=ax.transAxes, fontsize=SMALL, va="top")  # fmt: skip
+    names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in shown]
+    show_rows(ax, {name: as_bytes(part) for name, part in pictures.items()}, columns=names)
+    frame = ((label - page) / len(shown), 0), 1 / len(shown), 1
+    ax.add_patch(
+        Rectangle(*frame, transform=ax.transAxes, fill=False, ec=_PICKED, lw=1.6, clip_on=False, zorder=3)
+    )
 
 
-def _frame(ax: Axes, place: int, columns: int) -> None:
-    """A frame around a column of the image that `ax` shows."""
-    right, bottom = ax.get_xlim()[1], ax.get_ylim()[0]
-    step = (right + 0.5) / columns
-    ax.add_patch(Rectangle((place * step - 0.5, -0.5), step, bottom + 0.5, fill=False, ec=_PICKED, lw=1.6,
-                           clip_on=False))  # fmt: skip
-
-
-def _coloured(change: torch.Tensor, largest: float) -> torch.Tensor:
-    """Differences (count, channels, height, width), their mean over channels from blue over white to red."""
-    shade = 0.5 + 0.5 * (change.mean(1) / max(largest, 1e-12)).clamp(-1, 1)  # (count, height, width)
-    colours = matplotlib.colormaps["RdBu_r"](shade.numpy(), bytes=True)[..., :3]  # (count, height, width, 3)
-    return torch.from_numpy(np.ascontiguousarray(colours)).permute(0, 3, 1, 2)
-
-
-def _draw_curve(ax: Axes, view: View, iteration: int, name: str) -> None:
+def _draw_curve(ax: Axes, history: History, iteration: int, name: str) -> None:
     """The loss or α over the whole run, with a line at the iteration."""
-    history, values = view.history, getattr(view.history, name)
-    title = {"loss": "matching loss", "alpha": "learning rate α"}[name]
+    values = getattr(history, name)
     if not values:
-        _say(ax, f"No {title} was stored.")
+        _say(ax, f"No {SERIES[name]} was stored.")
         return
-    draw_series(ax, values, label="weighted by W", smooth=name == "loss")
-    if name == "loss" and history.unweighted_loss and history.unweighted_loss != values:
-        draw_series(ax, history.unweighted_loss, label="without W", smooth=True)
-        ax.legend(loc="upper right")
-    ax.set(xlabel="iteration", title=title)
-    ax.ticklabel_format(axis="y", useOffset=False)
+    draw_panel(ax, history, name)
     ax.axvline(iteration, color=_PICKED, lw=1.2)
     if iteration:
         ax.plot(iteration, values[iteration - 1], color=_PICKED, marker="o", ms=4)
 
 
 def _draw_importance(ax: Axes, view: View, place: int) -> None:
-    """W in each tensor, or layer of a large network: 1st to 99th percentile, quartiles, median."""
-    if not view.has_importance:
-        method = view.distilled.method
-        _say(ax, f"{method} has no W." if view.network is None else f"W is always 1 in {method} matching.")
+    """W in each tensor, or layer of a large network."""
+    snapshots, method = view.history.snapshot_importance, view.distilled.method
+    if not snapshots:
+        _say(ax, f"W is always 1 in {method} matching." if view.made else f"{method} has no W.")
         return
-    parts, weights = _parts(view), view.importance(place).double().numpy()
-    low, first, middle, third, high = np.array(
-        [np.percentile(weights[part.place], (1, 25, 50, 75, 99)) for part in parts]
-    ).T  # (parts,) each
-    places = np.arange(len(parts))
-    ax.hlines(places, low, high, color="C0", lw=1, alpha=0.6)
-    ax.hlines(places, first, third, color="C0", lw=4)
-    ax.plot(middle, places, "o", color="white", mec="C0", ms=4)
-    ax.axvline(1, color="0.4", lw=0.8, ls="--")
-    ax.set_yticks(places, [part.name for part in parts])
-    ax.set(xlim=_limits(view, parts), ylim=(len(parts) - 0.4, -0.6))
-    ax.set(xlabel="importance W: median, quartiles, 1–99 % (dashed: uniform)")
-    ax.grid(axis="y", visible=False)
-
-
-def _limits(view: View, parts: Sequence[Layer]) -> tuple[float, float]:
-    """Of the axis of W: the same for all iterations, or one could not see it move."""
-    snapshots = [view.importance(place).double().numpy() for place in range(len(view.iterations))]
-    ends = [np.percentile(weights[part.place], (1, 99)) for weights in snapshots for part in parts]
+    parts = tensors_or_layers(view.layout)
+    draw_boxes(ax, snapshots[place], parts)
+    # The same for all iterations, or one could not see it move.
+    ends = [np.percentile(weights[part.place].numpy(), (1, 99)) for weights in snapshots for part in parts]
     low, high = min(1.0, np.min(ends)), max(1.0, np.max(ends))
-    margin = 0.05 * max(high - low, 0.01)
-    return low - margin, high + margin
-
-
-def _parts(view: View) -> list[Layer]:
-    return tensors(view.layout) if len(view.layout.names) <= _MANY else layers(view.layout)
-
-
-def _draw_neighbours(panels: _Panels, view: View, place: int, picked: int, count: int) -> None:
-    """The nearest real images in each space, with their classes and distances."""
-    label, number = view.number(picked)
-    name = fit_name(view.distilled.classes[label], 2, lines=1)
-    which = f"“{name}”" + (f", image {number + 1}" if view.distilled.ipc > 1 else "")
-    first, *_ = panels.neighbours
-    first.text(0, 1, f"real images nearest to {which}, their classes and distances", fontsize=MEDIUM,
-               transform=first.transAxes + _up(first, 17), va="bottom")  # fmt: skip
-    for ax, space in zip(panels.neighbours, view.spaces, strict=False):
-        _draw_nearest(ax, view, place, picked, space, min(count, int(ax.bbox.width / ax.figure.dpi / 0.35)))
-    for ax in panels.neighbours[len(view.spaces) :]:
-        _say(ax, f"{view.remark}.".capitalize() if view.remark else "They were not given.")
-
-
-def _up(ax: Axes, points: float) -> matplotlib.transforms.Affine2D:
-    """So many points further up, after another transformation."""
-    return matplotlib.transforms.ScaledTranslation(0, points / 72, ax.figure.dpi_scale_trans)
+    ax.set_xlim(low - 0.05 * max(high - low, 0.01), high + 0.05 * max(high - low, 0.01))
+    ax.set_xlabel("importance W: median, quartiles, 1–99 % (dashed: uniform)")
 
 
 def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, count: int) -> None:
-    found, real = view.nearest(place, picked, by=space, count=count), view.data.train
-    rows, distances = found.rows[0].tolist(), found.distances[0].tolist()
-    image = tile(real.images[found.rows[0]], columns=len(rows), rows=1)
-    show(ax, image)
-    ax.set_anchor("W")
-    own, step = int(view.distilled.labels[picked]), image.shape[1] / len(rows)
-    room = 0.75 * ax.bbox.width / ax.figure.dpi / len(rows)
-    for number, (row, distance) in enumerate(zip(rows, distances, strict=True)):
-        label = int(real.labels[row])
-        digits = 1 if distance >= 10 else 2  # or neighbouring labels would touch
-        ax.annotate(f"{fit_name(view.data.classes[label], room, lines=1)} {distance:.{digits}f}",
-                    ((number + 0.5) * step - 0.5, -0.5), (0, 2), textcoords="offset points", ha="center",
-                    fontsize=SMALL, color="0.15" if label == own else _PICKED)  # fmt: skip
-    ax.annotate(f"by {space}", (0, 0.5), (-4, 0), xycoords="axes fraction", textcoords="offset points",
-                ha="right", va="center", fontsize=SMALL)  # fmt: skip
+    """The nearest real images in a space, with their classes and distances."""
+    made, (label, number) = view.distilled, view.number(picked)
+    if space == SPACES[0]:
+        which = f"“{fit_name(made.classes[label], 2, lines=1)}”" + f", image {number + 1}" * (made.ipc > 1)
+        ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
+    if view.neighbours is None or space not in view.neighbours.spaces:
+        _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
+        return
+    real, images = view.neighbours.data.train, view.images(place)[picked : picked + 1]
+    rows, distances = (found[0].tolist() for found in view.neighbours.of(images, by=space, count=count))
+    labels = real.labels[rows].tolist()
+    names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in labels]
+    columns = [f"{name}\n{distance:.3g}" for name, distance in zip(names, distances, strict=True)]
+    show_rows(ax, {space: real.images[rows]}, columns=columns)
+    for text, other in zip(ax.texts, labels, strict=False):
+        text.set_color("0.15" if other == label else _PICKED)
 
 
 def _say(ax: Axes, sentence: str) -> None:

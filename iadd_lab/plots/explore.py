@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import base64
-import html
 import os
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-import iadd_lab.plots
-from iadd_lab.errors import InputError, check_whole, require
+from iadd_lab.errors import InputError, require
+from iadd_lab.plots.exploration import check_views, exploration
 from iadd_lab.study.views import View, open_run, stored_runs
 
 # One of these is set for a kernel that someone looks at; papermill and nbconvert set none.
 _FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 _NOTHING = "nothing"
-_KEPT = 64  # pictures that need not be drawn anew when the slider comes back
 
 
 def explore(
@@ -50,10 +49,10 @@ def explore(
         interactive = any(os.environ.get(name) for name in _FRONT_ENDS)
     if interactive:
         return Explorer(views, runs=runs, data_root=data_root, image=image, count=count)
-    return iadd_lab.plots.exploration(views, image=image, count=count)
+    return exploration(views, image=image, count=count)
 
 
-class Explorer:
+class Explorer(widgets.VBox):
     """The widgets: `run`, `beside`, `label`, `number` and `iteration` decide what `picture` shows.
 
     On pages that know no widgets, the figure stands in their place. The arguments are those of `explore`.
@@ -68,116 +67,73 @@ class Explorer:
         image: int = 0,
         count: int = 8,
     ):
+        check_views(views, image=image, count=count)
+        given = {view.title: view for view in views}
         require(
-            0 < len(views) <= 2,
-            f"there are {len(views)} views; give one, or two to begin side by side.",
-        )
-        check_whole("image", image, minimum=0, maximum=len(views[0].distilled.labels) - 1)
-        check_whole("count", count, minimum=1)
-        self.count, self.runs, self._data_root = count, runs, data_root
-        known = frozenset(view.identity for view in views if view.identity)
-        self._stored = stored_runs(runs, without=known) if runs is not None else {}
-        self._views = {view.title: view for view in views}
-        require(
-            len(self._views) == len(views),
+            len(given) == len(views),
             f"both views are called {views[0].title!r}: give them titles that tell them apart.",
         )
-        self._png = lru_cache(maxsize=_KEPT)(self._draw_png)
-        self._settling = True  # while values change that belong together
-        self._make_widgets([view.title for view in views])
-        self._offer(views[0], *views[0].number(image), views[0].iterations[-1])
-
-    def _make_widgets(self, shown: Sequence[str]) -> None:
-        import ipywidgets as widgets  # half a second that only a notebook spends
-
-        names = list(dict.fromkeys([*self._views, *self._stored]))
+        found = stored_runs(runs, without=views) if runs is not None else {}
+        names, shown, self.count = list(given | found), [*given, _NOTHING], count
+        options = {"runs": runs, "data_root": data_root}
+        # A stored run is opened when it is chosen first, and nothing drawn anew when the slider comes back.
+        self._view = cache(lambda name: given.get(name) or open_run(found[name], title=name, **options))
+        self._drawn = lru_cache(64)(lambda *_: self.figure()._repr_png_())
         wide = {"layout": widgets.Layout(width="420px"), "style": {"description_width": "70px"}}
         self.run = widgets.Dropdown(options=names, value=shown[0], description="run", **wide)
-        beside = shown[1] if len(shown) > 1 else _NOTHING
         self.beside = widgets.Dropdown(
-            options=[_NOTHING, *names], value=beside, description="beside it", **wide
+            options=[_NOTHING, *names], value=shown[1], description="beside it", **wide
         )
         self.label = widgets.Dropdown(description="class", **wide)
         self.number = widgets.Dropdown(description="its image", **wide)
         self.iteration = widgets.SelectionSlider(options=[0], description="iteration", **wide)
-        self.message = widgets.HTML()
-        self.log = widgets.Output()  # for progress bars, which a callback has no cell for
+        self.messages = widgets.Output()  # and progress bars, which a callback has no cell for
         self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        rows = [(self.run, self.beside), (self.label, self.number), (self.iteration, self.message)]
-        self.box = widgets.VBox([*map(widgets.HBox, rows), self.log, self.picture])
-        self.run.observe(self._change_run, names="value")
-        for control in (self.beside, self.label, self.number, self.iteration):
+        self._offer(views[0], *views[0].number(image), views[0].iterations[-1])
+        rows = (self.run, self.beside), (self.label, self.number), (self.iteration,)
+        self._controls = [control for row in rows for control in row]
+        for control in self._controls:
             control.observe(self.draw, names="value")
+        super().__init__([*map(widgets.HBox, rows), self.messages, self.picture])
 
     @property
     def views(self) -> list[View]:
-        """The runs that are chosen; a stored one is opened when it is chosen first."""
+        """The runs that are chosen."""
         chosen = dict.fromkeys([self.run.value, self.beside.value])
         return [self._view(name) for name in chosen if name != _NOTHING]
 
     def figure(self) -> Figure:
         """What is chosen, as a figure."""
-        first, *_ = views = self.views
-        image = first.row(self.label.value, self.number.value)
-        return iadd_lab.plots.exploration(
-            views, iteration=self.iteration.value, image=image, count=self.count
-        )
+        image = self.views[0].row(self.label.value, self.number.value)
+        return exploration(self.views, iteration=self.iteration.value, image=image, count=self.count)
 
-    def draw(self, _: object = None) -> bytes:
+    def draw(self, change: Mapping[str, Any] | None = None) -> bytes:
         """Show what is chosen, or say why it can't be shown; return the picture as a PNG."""
         if not self._settling:
-            self.message.value = "<i>drawing …</i>"
-            self.log.clear_output()
-            with self.log:
-                self.message.value = self._told(self._show)
+            self.messages.clear_output()
+            with self.messages:
+                try:
+                    if change and change["owner"] is self.run:
+                        moment = self.label.value, self.number.value, self.iteration.value
+                        self._offer(self._view(self.run.value), *moment)
+                    self.picture.value = self._drawn(*(control.value for control in self._controls))
+                except InputError as error:
+                    print(f"This can't be shown: {error}")
         return bytes(self.picture.value)
 
-    def _show(self) -> None:
-        controls = (self.run, self.beside, self.label, self.number, self.iteration)
-        self.picture.value = self._png(*(control.value for control in controls))
-
-    def _draw_png(self, *_: object) -> bytes:
-        return self.figure()._repr_png_()
-
-    def _told(self, act: Callable[[], None]) -> str:
-        """Do it; the sentence, as HTML, that says why it can't be done, if so."""
-        try:
-            act()
-        except InputError as error:
-            return html.escape(f"This can't be shown: {error}")
-        return ""
-
-    def _view(self, name: str) -> View:
-        if name not in self._views:
-            self._views[name] = open_run(
-                self._stored[name], runs=self.runs, title=name, data_root=self._data_root
-            )
-        return self._views[name]
-
-    def _change_run(self, _: object) -> None:
-        """Offer what another run has, and choose what is nearest to what was shown."""
-        self.log.clear_output()
-        with self.log:
-            self.message.value = self._told(self._offer_chosen)
-        if not self.message.value:
-            self.draw()
-
-    def _offer_chosen(self) -> None:
-        view = self._view(self.run.value)
-        self._offer(view, self.label.value, self.number.value, self.iteration.value)
-
     def _offer(self, view: View, label: int, number: int, iteration: int) -> None:
-        self._settling = True
-        classes = view.distilled.classes
+        """Offer what a run has, and choose what is nearest to what was shown."""
+        self._settling = True  # while values change that belong together
+        classes, ipc = view.distilled.classes, view.distilled.ipc
         self.label.options = [(name, place) for place, name in enumerate(classes)]
         self.label.value = min(label, len(classes) - 1)
-        self.number.options = [(str(place + 1), place) for place in range(view.distilled.ipc)]
-        self.number.value = min(number, view.distilled.ipc - 1)
+        self.number.options = [(str(place + 1), place) for place in range(ipc)]
+        self.number.value = min(number, ipc - 1)
         self.iteration.options = view.iterations
         self.iteration.value = view.iterations[view.place(iteration)]
         self._settling = False
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **options: object) -> dict[str, Any]:
         """The widgets, and the figure for pages that do not know them."""
         picture = base64.b64encode(self.draw()).decode()
-        return {**self.box._repr_mimebundle_(), "image/png": picture}
+        return {**super()._repr_mimebundle_(**options), "image/png": picture}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from iadd_lab.training.networks import ParameterLayout
 
+_MANY = 14  # tensors: of more, layers are shown
+_KINDS = {1: "norm", 2: "linear", 4: "conv"}  # by the dimensions of a layer's first tensor, its weight
 
-@dataclass(frozen=True)
-class Layer:
+
+class Layer(NamedTuple):
     """A name, and where the layer's parameters lie in the flat vector."""
 
     name: str
@@ -23,13 +25,10 @@ class Layer:
         """Of its parameters."""
         return slice(self.start, self.stop)
 
-    @property
-    def count(self) -> int:
-        """How many parameters it has."""
-        return self.stop - self.start
 
-
-_KINDS = {1: "norm", 2: "linear", 4: "conv"}  # by the dimensions of a layer's first tensor, its weight
+def tensors_or_layers(layout: ParameterLayout) -> list[Layer]:
+    """Every tensor of a small network, the layers of a large one."""
+    return tensors(layout) if len(layout.names) <= _MANY else layers(layout)
 
 
 def layers(layout: ParameterLayout, *, most: int = 7) -> list[Layer]:
@@ -42,63 +41,50 @@ def layers(layout: ParameterLayout, *, most: int = 7) -> list[Layer]:
     if len(found) > most:
         found = _blocks(found)
     if len(found) > most:
-        found = _merged(found, most)
+        *body, last = found
+        size = math.ceil(len(body) / (most - 1))
+        found = [_joined(body[first : first + size]) for first in range(0, len(body), size)] + [last]
     return found
 
 
 def tensors(layout: ParameterLayout) -> list[Layer]:
     """Every tensor of its own, named as in "conv 1 weight"."""
-    parents = {layer.start: layer.name for layer in _modules(layout)}
-    found, start, parent = [], 0, ""
-    for name, size in zip(layout.names, layout.sizes, strict=True):
-        parent = parents.get(start, parent)
-        found.append(Layer(f"{parent} {name.rpartition('.')[2]}", start, start + size))
-        start += size
+    modules = iter(_modules(layout))
+    parent, found = next(modules), []
+    for name, start, size in zip(layout.names, layout.offsets, layout.sizes, strict=True):
+        if start == parent.stop:
+            parent = next(modules)
+        found.append(Layer(f"{parent.name} {name.rpartition('.')[2]}", start, start + size))
     return found
 
 
 def _modules(layout: ParameterLayout) -> list[Layer]:
     """One layer for each module of the network."""
-    rows = list(zip(layout.names, layout.shapes, layout.sizes, strict=True))
-    spans, start = [], 0
-    for _, group in groupby(rows, key=lambda row: row[0].rpartition(".")[0]):
-        _, shapes, sizes = zip(*group, strict=True)
-        spans.append((_KINDS.get(len(shapes[0]), "layer"), start, start + sum(sizes)))
-        start += sum(sizes)
-    kinds = [kind for kind, _, _ in spans]
-    seen: dict[str, int] = {}
+    rows = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=True)
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row[0].rpartition(".")[0])]
+    kinds = [_KINDS.get(len(group[0][1]), "layer") for group in groups]
     found = []
-    for kind, first, last in spans:
-        seen[kind] = seen.get(kind, 0) + 1
+    for number, (kind, group) in enumerate(zip(kinds, groups, strict=True)):
         # The linear layer needs no number where it is the only one.
         alone = kind == "linear" and kinds.count(kind) == 1
-        found.append(Layer(kind if alone else f"{kind} {seen[kind]}", first, last))
+        name = kind if alone else f"{kind} {kinds[: number + 1].count(kind)}"
+        found.append(Layer(name, group[0][2], group[-1][2] + group[-1][3]))
     return found
 
 
 def _blocks(modules: Sequence[Layer]) -> list[Layer]:
     """Each convolution joined by the norm that follows it."""
     found: list[Layer] = []
-    count = 0
     for layer in modules:
         if layer.name.startswith("norm") and found and found[-1].name.startswith("block"):
-            found[-1] = Layer(found[-1].name, found[-1].start, layer.stop)
-        elif layer.name.startswith("conv"):
-            count += 1
-            found.append(Layer(f"block {count}", layer.start, layer.stop))
+            found[-1] = found[-1]._replace(stop=layer.stop)
         else:
-            found.append(layer)
+            found.append(layer._replace(name=layer.name.replace("conv", "block")))
     return found
 
 
-def _merged(blocks: Sequence[Layer], most: int) -> list[Layer]:
-    """Neighbouring blocks joined, equally many each; the last layer stays alone."""
-    *body, last = blocks
-    size = math.ceil(len(body) / (most - 1))
-    found = []
-    for first in range(0, len(body), size):
-        part = body[first : first + size]
-        names = part[0].name if len(part) == 1 else f"{part[0].name}–{part[-1].name.rpartition(' ')[2]}"
-        found.append(Layer(names.replace("block ", "blocks ") if len(part) > 1 else names,
-                           part[0].start, part[-1].stop))  # fmt: skip
-    return [*found, last]
+def _joined(blocks: Sequence[Layer]) -> Layer:
+    """Neighbouring blocks as one."""
+    first, last = blocks[0], blocks[-1]
+    name = f"{first.name.replace('block', 'blocks')}–{last.name.rpartition(' ')[2]}"
+    return Layer(name if len(blocks) > 1 else first.name, first.start, last.stop)

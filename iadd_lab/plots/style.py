@@ -5,44 +5,32 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import seaborn as sns
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from iadd_lab.store.artefacts import atomic_path
 
 SINGLE, DOUBLE, PAGE = 3.4, 7.0, 9.0  # inches: one column of a paper, both, and the height of a page
+_HATCHES = (None, "///", "...")
+_TITLE_LINE = 0.16  # inches
 SMALL, MEDIUM, LARGE = 7.0, 8.0, 9.0  # points: ticks and notes, labels, the figure's title
 
-_SIZES = {
-    "font.size": MEDIUM,
-    "axes.titlesize": MEDIUM,
-    "axes.labelsize": MEDIUM,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
-    "legend.title_fontsize": SMALL,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "patch.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.pad": 2,
-    "ytick.major.pad": 2,
-    "axes.labelpad": 2,
-    "axes.titlepad": 4,
-}
-_FONTS = {
+_LOOK = {
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), MEDIUM),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
+    **dict.fromkeys(("axes.linewidth", "patch.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size", "xtick.major.pad", "ytick.major.pad"), 2),
+    **{"grid.linewidth": 0.5, "lines.linewidth": 1.2, "axes.labelpad": 2, "axes.titlepad": 4},
     # It comes with matplotlib and has every Greek letter: the same picture on every machine.
     "font.family": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
@@ -53,7 +41,7 @@ _FONTS = {
 @contextmanager
 def house_style() -> Iterator[None]:
     """Figures made within it, or in a function that it decorates, get the common look."""
-    look = sns.axes_style("whitegrid") | sns.plotting_context("paper") | _SIZES | _FONTS
+    look = sns.axes_style("whitegrid") | sns.plotting_context("paper") | _LOOK
     colours = cycler(color=sns.color_palette("colorblind"))
     with matplotlib.rc_context(look | {"axes.prop_cycle": colours}):
         yield
@@ -74,10 +62,16 @@ class _HouseFigure(Figure):
 
 
 def new_figure(width: float, height: float, *, title: str = "", layout: str | None = "constrained") -> Figure:
-    """An empty figure of `width` × `height` inches; with layout None, everything is placed by hand."""
-    figure = _HouseFigure(figsize=(width, height), layout=layout)
-    if title and layout is not None:
-        figure.suptitle(fill_title(title, width), fontsize=LARGE)
+    """An empty figure of `width` × `height` inches, and room for its title above them.
+
+    With `layout` None everything, the title too, is placed by hand.
+    """
+    lines = fill_title(title, width)
+    room = _TITLE_LINE * (lines.count("\n") + 1) + 0.04 if title else 0.0
+    figure = _HouseFigure(figsize=(width, height + room), layout=layout)
+    if title:
+        by_hand = {} if layout else {"y": 1 - 0.03 / (height + room)}
+        figure.suptitle(lines, fontsize=LARGE, **by_hand)
     return figure
 
 
@@ -94,6 +88,27 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def grouped_bars(
+    ax: Axes,
+    rows: Mapping[str, Mapping[str, float]],
+    groups: Sequence[str],
+    *,
+    colors: Mapping[str, str] | None = None,
+    horizontal: bool = False,
+) -> list[BarContainer]:
+    """A bar for each value of {label: {group: value}}, side by side in the groups; a container a label."""
+    width, bars = 0.84 / len(rows), []
+    draw, ticks = (ax.barh, ax.set_yticks) if horizontal else (ax.bar, ax.set_xticks)
+    for number, (label, values) in enumerate(rows.items()):
+        places = [groups.index(name) + (number - (len(rows) - 1) / 2) * width for name in values]
+        # After ten rows, colours come again.
+        look = {"color": (colors or {}).get(label, f"C{number % 10}"), "hatch": _HATCHES[number // 10 % 3]}
+        bars.append(draw(places, list(values.values()), 0.92 * width, label=label, **look))
+    ticks(range(len(groups)), groups)
+    ax.grid(axis="y" if horizontal else "x", visible=False)
+    return bars
 
 
 def signed(value: float, form: str) -> str:

@@ -1,4 +1,4 @@
-"""A run's state on disk: saved now and then, and when the user stops the run.
+"""A computation that can stop and go on: its state on disk, saved now and then, and when the user stops it.
 
 Ctrl-C (SIGINT), and SIGTERM as batch systems send it, are heeded where a state is whole: at the end of an
 iteration or epoch. The second one stops the run wherever it is; what was saved last is still there then.
@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from iadd_lab.errors import check_number, require
-from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact
-from iadd_lab.store.ranks import ALONE, Ranks
+from iadd_lab.device import Execution
+from iadd_lab.errors import DivergenceError, check_number, require
+from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 
 KIND = "checkpoint"
 # The time between two saves, as a multiple of what a save takes: they stay under 2 % of a run.
@@ -30,6 +30,117 @@ _HEEDED = (signal.SIGINT, signal.SIGTERM)
 
 # Named tensors and JSON metadata.
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
+
+
+class Resumable(Protocol):
+    """A computation in equal units of work, whose state between two of them is all that it needs to go on.
+
+    One that can diverge and try again has two more methods. `back_off(reason) -> bool` changes what led to a
+    `DivergenceError` of `advance` and says so, or returns False where it gave up; it is called in the last
+    good state, to which `advance` went back. `result()` is what the error then carries.
+    """
+
+    unit: str  # what is counted, as in "iteration"
+
+    @property
+    def done(self) -> int:
+        """How many units of work are done; a back-off may take some back."""
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+
+    def advance(self) -> dict[str, str] | None:
+        """One unit of work; returns what to show beside the progress bar.
+
+        Raises:
+            DivergenceError: nothing good can come after this.
+            ConnectionError: another process that takes part is gone; the state is as before.
+        """
+
+    def state(self) -> State:
+        """All that a checkpoint holds."""
+
+    def load(self, artefact: Artefact) -> None:
+        """Go on from what `state` returned."""
+
+
+def check_result(path: Path, found: str | None, identity: str) -> None:
+    """Require that the result stored at `path`, which says that it is of `found`, is that of `identity`."""
+    sentence = f"{path} is the result of another configuration: choose another folder, or delete it."
+    require(found == identity, sentence)
+
+
+def complete(
+    run: Resumable,
+    *,
+    path: Path | None,
+    identity: str,
+    title: str,
+    how: Execution,
+    on_advance: Callable[[], None] | None = None,
+    save: Callable[[], object] | None = None,
+    writes: bool = True,
+) -> None:
+    """Bring `run` to its end, from its checkpoint on if there is one.
+
+    Args:
+        run: what is to be done.
+        path: where its checkpoint is; None keeps nothing, and leaves Ctrl-C as it is.
+        identity: of the run; the checkpoint of another one is refused.
+        title: in front of the progress bar.
+        how: whether there is a bar, and how often a checkpoint is written.
+        on_advance: called after each unit of work.
+        save: stores the result at the end. Ctrl-C waits for it, and the checkpoint goes after it. Without it
+            the checkpoint stays, for the caller to remove.
+        writes: False only reads the checkpoint, which another process that takes part in the run writes.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of another run.
+        DivergenceError: the run diverged, and does not or may no more back off. If it backs off at all, the
+            last good state is in the checkpoint, and the error's `result` is the run's.
+        ConnectionError: another process that takes part is gone; the state before is in the checkpoint.
+        KeyboardInterrupt: by Ctrl-C, after the state was saved; SystemExit by SIGTERM, with code 143.
+    """
+    seconds = how.checkpoint_seconds
+    with Checkpoint(path, run=identity, unit=run.unit, seconds=seconds, writes=writes) as checkpoint:
+        stored = checkpoint.load()
+        if stored is not None:
+            with unpacking(stored.path):
+                run.load(stored)
+        shown = {"total": run.total, "initial": run.done, "unit": run.unit, "desc": title}
+        with tqdm(**shown, leave=None, disable=not how.progress) as bar:
+            while run.done < run.total:
+                bar.set_postfix(_advance(run, checkpoint), refresh=False)
+                bar.update(run.done - bar.n)
+                if on_advance is not None:
+                    on_advance()
+                checkpoint.keep(run.done, run.state)
+        if save is not None and writes:
+            save()
+            checkpoint.remove()
+
+
+def _advance(run: Resumable, checkpoint: Checkpoint) -> dict[str, str]:
+    """One unit of work, or a back-off; whatever ends the run leaves the last good state on disk."""
+    try:
+        return run.advance() or {}
+    except DivergenceError as error:
+        if not hasattr(run, "back_off"):
+            raise
+        if run.back_off(str(error)):
+            return {}
+        raise DivergenceError(f"{error}{_kept(run, checkpoint)}", result=run.result()) from None
+    except ConnectionError as error:
+        raise type(error)(f"{error}{_kept(run, checkpoint)} Run the same again to go on.") from error
+
+
+def _kept(run: Resumable, checkpoint: Checkpoint) -> str:
+    """Save the state, where this process may, and say so in a sentence."""
+    if checkpoint.path is None or not checkpoint.writes:
+        return ""
+    checkpoint.save(run.state)
+    return f" The state after {run.done} {run.unit}s is kept in {checkpoint.path}."
 
 
 class Checkpoint:
@@ -41,24 +152,23 @@ class Checkpoint:
         unit: what the run counts, as in "iteration".
         seconds: at most so many seconds of work are lost to a kill, or sixty times what saving takes; 0 saves
             after every unit, whatever it costs.
-        ranks: which process of a shared run this is: asked to stop is one of them, they stop together.
+        writes: False only reads it.
 
     Raises:
         InputError: `seconds` is not a number of at least 0.
     """
 
-    def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float, ranks: Ranks = ALONE):
+    def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float, writes: bool = True):
         check_number("checkpoint_seconds", seconds)
         self.path = Path(path) if path is not None else None
-        self.run, self.unit, self.seconds, self.ranks = run, unit, seconds, ranks
+        self.run, self.unit, self.seconds, self.writes = run, unit, seconds, writes
         self.saved, self.cost = time.monotonic(), 0.0
         self._asked: int | None = None  # the signal that asked the run to stop
         self._before: dict[int, Any] = {}  # the handlers that were there
 
     def __enter__(self) -> Checkpoint:
-        heeds = self.path is not None or self.ranks.count > 1
         # Python lets only the main thread handle signals.
-        if heeds and threading.current_thread() is threading.main_thread():
+        if self.path is not None and threading.current_thread() is threading.main_thread():
             for number in _HEEDED:
                 # A script that starts commands in the background has them ignore Ctrl-C.
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -80,9 +190,10 @@ class Checkpoint:
         """
         if self.path is None:
             return None
-        # Each kill in the middle of a save leaves a file; the run's lock is held, so it is nobody else's.
-        for left in self.path.parent.glob(f".{self.path.name}.*"):
-            left.unlink(missing_ok=True)
+        if self.writes:
+            # Each kill in the middle of a save leaves a file; the run's lock is held: it is nobody else's.
+            for left in self.path.parent.glob(f".{self.path.name}.*"):
+                left.unlink(missing_ok=True)
         if not self.path.exists():
             return None
         artefact = load_artefact(self.path, kind=KIND)
@@ -98,23 +209,21 @@ class Checkpoint:
         Raises:
             KeyboardInterrupt: the user stopped the run; the message says how to go on.
             SystemExit: something else did (SIGTERM); exit code 143.
-            LostRankError: another rank is gone.
         """
-        # A signal reaches the ranks in different iterations: they stop after the same one.
-        asked = self.ranks.largest(self._asked or 0)
+        asked = self._asked
         wait = max(self.seconds, _SPARING * self.cost) if self.seconds else 0.0
         if self.path is not None and (asked or time.monotonic() - self.saved >= wait):
             self.save(state)
-            if self.ranks.count == 1:
-                asked = self._asked  # it may have come meanwhile
+            asked = self._asked  # it may have come meanwhile
         if asked:
-            self._asked = asked
             self._raise(
                 f"the state after {self.unit} {count} is kept in {self.path}; run the same again to go on."
             )
 
     def save(self, state: Callable[[], State]) -> None:
         """Write the state, atomically."""
+        if not self.writes:
+            return
         started = time.monotonic()
         tensors, metadata = state()
         save_artefact(self.path, kind=KIND, tensors=tensors, metadata={"run": self.run, **metadata})
@@ -131,7 +240,7 @@ class Checkpoint:
             self._put_back()
             raise KeyboardInterrupt(f"stopped at once; the last state saved may be in {self.path}.")
         self._asked = number
-        if self.ranks.first:
+        if self.writes:
             with suppress(RuntimeError):  # the signal came in the middle of another write
                 tqdm.write(f"stopping after this {self.unit}; Ctrl-C again stops at once", file=sys.stderr)
 
@@ -143,7 +252,7 @@ class Checkpoint:
 
     def _raise(self, message: str) -> None:
         if self._asked == signal.SIGTERM:
-            if self.ranks.first:
+            if self.writes:
                 tqdm.write(f"stopped: {message}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(message)

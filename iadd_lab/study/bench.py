@@ -16,8 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -27,20 +29,19 @@ from iadd_lab.device import PRECISIONS, pick_device, set_precision
 from iadd_lab.distillation.loop import ADJOINT_PASSES
 from iadd_lab.distillation.matching import Uniform
 from iadd_lab.distillation.segments import on_device
-from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, Step, Variables
+from iadd_lab.distillation.unroll import ENGINES, Engine, Gradients, Segment, Step, Variables
 from iadd_lab.errors import check_flag, check_whole, choose, require
-from iadd_lab.training.fast.compiling import PLAIN, Kernels, compiled_kernels, flops
+from iadd_lab.training.fast.compiling import PLAIN, compiled_kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
-from iadd_lab.training.sgd import train_together
+from iadd_lab.training.sgd import Training
 from iadd_lab.training.student import StudentLoss
 
 CLASSES = 10
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A way to get the gradients: an engine, compiled or not."""
 
     title: str
@@ -107,9 +108,8 @@ class BenchConfig:
             listed = getattr(self, name)
             require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
             object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
-            require(bool(getattr(self, name)), f"{name} is empty; give at least one.")
-        for name in ("images", "steps"):
-            for value in getattr(self, name):
+            require(bool(listed), f"{name} is empty; give at least one.")
+            for value in listed if name != "engines" else ():
                 check_whole(name, value, minimum=1)
         check_whole("iterations", self.iterations, minimum=1)
         for engine in self.engines:
@@ -137,12 +137,9 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
         second of its convolutions, counted as direct ones), "warm_up_seconds" and "iterations"; and
         "training": records with "task", "way" and "seconds".
     """
-    jobs, device = list(_jobs(config)), pick_device(config.device)
-    records: dict[str, list[dict[str, Any]]] = {"engines": [], "training": []}
-    with tqdm(total=len(jobs), desc="bench", leave=None, disable=not progress) as bar:
-        for kind, job in jobs:
-            records[kind].append(_in_process(kind, job, config))
-            bar.update()
+    device, records = pick_device(config.device), {kind: [] for kind in MEASURES}
+    for kind, job in tqdm(list(_jobs(config)), desc="bench", leave=None, disable=not progress):
+        records[kind].append(job | _in_process(kind, job, config))
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -164,15 +161,11 @@ def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repea
 
 
 def _jobs(config: BenchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    for images in config.images:
-        for steps in config.steps:
-            for engine in config.engines:
-                if VARIANTS[engine].engine != "full" or _fits(config, images, steps):
-                    yield "engines", {"engine": engine, "images": images, "steps": steps}
+    for images, steps, engine in product(config.images, config.steps, config.engines):
+        if VARIANTS[engine].engine != "full" or _fits(config, images, steps):
+            yield "engines", {"engine": engine, "images": images, "steps": steps}
     if config.training:
-        for task in TASKS:
-            for way in ("plain loop", "iadd-lab"):
-                yield "training", {"task": task, "way": way}
+        yield from (("training", {"task": task, "way": way}) for task, way in product(TASKS, WAYS))
 
 
 def _fits(config: BenchConfig, images: int, steps: int) -> bool:
@@ -190,10 +183,8 @@ def _fits(config: BenchConfig, images: int, steps: int) -> bool:
 
 def _in_process(kind: str, job: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """One measurement in a fresh interpreter."""
-    message = json.dumps({"kind": kind, "job": job, "config": asdict(config)})
     done = subprocess.run(
-        [sys.executable, "-m", "iadd_lab.study.bench"],
-        input=message,
+        [sys.executable, "-m", "iadd_lab.study.bench", kind, json.dumps(job), json.dumps(asdict(config))],
         capture_output=True,
         text=True,
         check=False,
@@ -207,24 +198,20 @@ def _in_process(kind: str, job: dict[str, Any], config: BenchConfig) -> dict[str
 
 
 def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int) -> dict[str, Any]:
-    """Time and peak memory of one engine in this process."""
+    """Time and peak memory of one engine in this process; see `measure`."""
     variant = VARIANTS[engine]
     if not variant.plain:
         reuse_freed_memory()
     network, device = config.network(0), pick_device(config.device)
     kernels = compiled_kernels(str(device)) or PLAIN if variant.compiled else PLAIN
     loss = student_loss(network, replace(kernels, graphs=variant.graphs))
-    random = torch.Generator().manual_seed(0)
-    iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps, random)
+    iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps)
     # Graphs are captured when an operation of the augmentation is first drawn.
     warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
     seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))
     work = variant.passes * images * steps * flops(network, channels=3, size=config.size)
     return {
-        "engine": engine,
         "title": variant.title,
-        "images": images,
-        "steps": steps,
         "seconds": seconds,
         "peak_mb": peak_memory(device) / 1e6,
         "conv_gflops": work / seconds / 1e9,
@@ -234,45 +221,23 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
 
 
 def _iteration(
-    config: BenchConfig,
-    loss: StudentLoss,
-    engine: Callable[..., Gradients],
-    images: int,
-    steps: int,
-    random: torch.Generator,
+    config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int
 ) -> Callable[[], Gradients]:
     """A function that takes the gradients of one iteration, each time with other augmentation."""
-    device, size = pick_device(config.device), config.size
-    start = loss.layout.flatten(config.network(0).parameters()).detach()
-    target = start + 0.01 * torch.randn(start.shape, generator=random)
-    start, target = start.to(device), target.to(device)
-    variables = Variables(
-        images=torch.randn(images, 3, size, size, generator=random).to(device),
-        labels=torch.arange(images, device=device) % CLASSES,
-        alpha=torch.tensor(0.01, device=device),
-        raw=torch.zeros(0, device=device),
+    device, size, random = pick_device(config.device), config.size, torch.Generator().manual_seed(0)
+    start = loss.layout.flatten(config.network(0).parameters()).detach().to(device)
+    target = start + 0.01 * torch.randn(start.shape, generator=random).to(device)
+    values = torch.randn(images, 3, size, size, generator=random), torch.arange(images) % CLASSES
+    alpha, raw = torch.tensor(0.01), torch.zeros(0)
+    variables = Variables(*(value.to(device) for value in (*values, alpha, raw)))
+    draw = partial(
+        draw_augmentation, AugmentConfig(), batch=images, height=size, width=size, generator=random
     )
-    matching, rows = Uniform(), torch.arange(images)
+    objective = partial(Uniform().loss, start=start, target=target, layout=loss.layout)
 
     def iterate() -> Gradients:
-        drawn = on_device(
-            (
-                Step(
-                    rows,
-                    draw_augmentation(
-                        AugmentConfig(), batch=images, height=size, width=size, generator=random
-                    ),
-                )
-                for _ in range(steps)
-            ),
-            device,
-        )
-        return engine(
-            loss,
-            Segment(start, target, drawn),
-            variables,
-            lambda end, raw: matching.loss(end, raw, start=start, target=target, layout=loss.layout),
-        )
+        drawn = on_device((Step(torch.arange(images), draw()) for _ in range(steps)), device)
+        return engine(loss, Segment(start, target, drawn), variables, objective)
 
     return iterate
 
@@ -291,8 +256,7 @@ def peak_memory(device: torch.device | None = None) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """Networks to train: how many, on how many images, in which batches."""
 
     networks: int
@@ -306,78 +270,55 @@ TASKS = {
     "evaluation of 5 networks, IPC 1": Task(networks=5, images=10, batch=256, epochs=40),
     "evaluation of 5 networks, IPC 10": Task(networks=5, images=100, batch=256, epochs=6),
 }
+WAYS = ("plain loop", "iadd-lab")
+_SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 
 
 def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, Any]:
     """Seconds per epoch of all networks of a task, trained in one way or the other, in this process."""
-    work = TASKS[task]
-    device = pick_device(config.device)
-    kernels = PLAIN if way == "plain loop" else compiled_kernels(str(device)) or PLAIN
-    random = torch.Generator().manual_seed(0)
-    images = torch.randn(work.images, 3, config.size, config.size, generator=random).to(device)
+    work, device = TASKS[task], pick_device(config.device)
+    images = torch.randn(work.images, 3, config.size, config.size).to(device)
     labels = torch.arange(work.images, device=device) % CLASSES
-    train = _train_plainly if way == "plain loop" else _train
-    seconds = train(config, work, images, labels, kernels)
-    return {"task": task, "way": way, "seconds": seconds}
-
-
-def _train(
-    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor, kernels: Kernels
-) -> float:
-    together = student_loss(config.network(0), kernels).together(images, batch=min(work.batch, work.images))
+    kernels, at_once = PLAIN, 1
+    if way == "iadd-lab":
+        kernels = compiled_kernels(str(device)) or PLAIN
+        loss = student_loss(config.network(0), kernels)
+        at_once = loss.networks_at_once(images, batch=min(work.batch, work.images))
     seconds = 0.0
-    for first in range(0, work.networks, together):
-        seeds = range(first, min(first + together, work.networks))
-        networks = [config.network(seed).to(images.device) for seed in seeds]
-        epochs = train_together(
-            networks,
-            [images] * len(networks),
-            [labels] * len(networks),
-            epochs=work.epochs + 1,
-            batch=work.batch,
-            rates=[0.01] * len(networks),
-            generators=[torch.Generator().manual_seed(seed) for seed in range(len(networks))],
-            augment=AugmentConfig(),
-            momentum=0.9,
-            weight_decay=5e-4,
-            kernels=kernels,
-        )
-        next(epochs)
-        seconds += statistics.median(
-            _timed(lambda epochs=epochs: next(epochs), images.device) for _ in range(work.epochs)
-        )
-    return seconds
+    for first in range(0, work.networks, at_once):
+        seeds = range(first, min(first + at_once, work.networks))
+        networks = [config.network(seed).to(device) for seed in seeds]
+        if way == "iadd-lab":
+            count, generators = len(seeds), [torch.Generator().manual_seed(seed) for seed in seeds]
+            options = {"rates": [0.01] * count, "generators": generators, "augment": AugmentConfig(), **_SGD}
+            sets = [images] * count, [labels] * count
+            epoch = Training(networks, *sets, batch=work.batch, kernels=kernels, **options).advance
+        else:
+            epoch = _plain_epoch(networks[0], images, labels, batch=work.batch)
+        epoch()
+        seconds += statistics.median(_timed(epoch, device) for _ in range(work.epochs))
+    return {"seconds": seconds}
 
 
-def _train_plainly(
-    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor, kernels: Kernels
-) -> float:
+def _plain_epoch(network: torch.nn.Module, images, labels, *, batch: int) -> Callable[[], None]:
     """The loop that everybody writes: standard layers, one network after another, the default allocator."""
-    random = torch.Generator().manual_seed(0)
+    optimizer, random = torch.optim.SGD(network.parameters(), lr=0.01, **_SGD), torch.Generator()
+    draw = partial(draw_augmentation, AugmentConfig(), height=images.shape[2], width=images.shape[3])
 
-    def epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        for rows in torch.randperm(len(images), generator=random).split(work.batch):
-            augmentation = draw_augmentation(
-                AugmentConfig(), batch=len(rows), height=config.size, width=config.size, generator=random
-            )
+    def epoch() -> None:
+        for rows in torch.randperm(len(images), generator=random).split(batch):
+            augmentation = draw(batch=len(rows), generator=random)
             value = torch.nn.functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
 
-    seconds = 0.0
-    for seed in range(work.networks):
-        network = config.network(seed).to(images.device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        epoch(network, optimizer)
-        seconds += statistics.median(
-            _timed(lambda network=network, optimizer=optimizer: epoch(network, optimizer), images.device)
-            for _ in range(work.epochs)
-        )
-    return seconds
+    return epoch
 
 
 def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
+    # Not by torch.utils.benchmark: its Timer warms up twice before each measurement and gives means, and its
+    # clock starts CUDA wherever there is a GPU, which would count as peak memory of a measurement on the CPU.
     started = time.perf_counter()
     function()
     if device is not None and device.type == "cuda":
@@ -388,14 +329,8 @@ def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
 MEASURES = {"engines": measure_engine, "training": measure_training}
 
 
-def main() -> None:
-    """One measurement for `_in_process`: what to measure comes on standard input."""
-    message = json.load(sys.stdin)
-    config = BenchConfig(**message["config"])
-    set_precision(config.precision)
-    record = MEASURES[message["kind"]](config, **message["job"])
-    print(json.dumps(record))
-
-
 if __name__ == "__main__":
-    main()
+    kind, job, fields = sys.argv[1], *map(json.loads, sys.argv[2:])
+    config = BenchConfig(**fields)
+    set_precision(config.precision)
+    print(json.dumps(MEASURES[kind](config, **job)))

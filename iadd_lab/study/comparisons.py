@@ -17,8 +17,9 @@ import torch
 from scipy import stats
 
 from iadd_lab.errors import require
+from iadd_lab.study.methods import METHODS
 from iadd_lab.study.published import read_published
-from iadd_lab.study.study import METHODS, Cell
+from iadd_lab.study.study import Cell
 from iadd_lab.training.networks import NetworkConfig
 
 
@@ -86,30 +87,28 @@ def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDiffe
     Raises:
         InputError: the cells are of different settings, networks or splits.
     """
-    for what, one, other in (
-        ("setting", first.setting, second.setting),
-        ("network", first.network, second.network),
-        ("split", first.evaluation.config.split, second.evaluation.config.split),
-        ("number of sets", first.seeds, second.seeds),
-    ):
+    shared = {
+        "setting": [cell.setting for cell in (first, second)],
+        "network": [cell.network for cell in (first, second)],
+        "split": [cell.evaluation.config.split for cell in (first, second)],
+        "number of sets": [cell.seeds for cell in (first, second)],
+    }
+    for what, (one, other) in shared.items():
         require(
             one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
         )
     one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
-    differences = 100 * (one - other)  # (seeds,)
-    mean, low, high = mean_with_interval(differences.tolist())
+    each = tuple((100 * (one - other)).tolist())  # a difference for each seed
     return PairedDifference(
-        title=first.setting.title,
-        dataset=first.setting.data_key,
-        ipc=first.setting.ipc,
-        network=first.network.name,
-        method_a=first.method,
-        method_b=second.method,
-        difference=mean,
-        low95=low,
-        high95=high,
-        each=tuple(differences.tolist()),
-        measure="balanced accuracy" if balanced else "accuracy",
+        first.setting.title,
+        first.setting.data_key,
+        first.setting.ipc,
+        first.network.name,
+        first.method,
+        second.method,
+        *mean_with_interval(each),
+        each,
+        "balanced accuracy" if balanced else "accuracy",
     )
 
 
@@ -145,12 +144,12 @@ def paired_differences(
     """The first method of each pair compared with the second, wherever both were measured.
 
     Args:
-        cells: measured; those of one setting and network are compared.
+        cells: those of one setting and network are compared, where both were measured.
         pairs: keys of `METHODS`.
         balanced: whether balanced accuracies are compared.
     """
     places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
-    found = {(cell.setting, cell.network, cell.method): cell for cell in cells}
+    found = {(cell.setting, cell.network, cell.method): cell for cell in cells if cell.evaluation}
     sides = [[found.get((*place, method)) for method in pair] for place, pair in product(places, pairs)]
     return [compare(one, other, balanced=balanced) for one, other in sides if one and other]
 
@@ -177,14 +176,14 @@ def measurement_frame(
     and the whole set's row `ipc`.
 
     Args:
-        cells: measured.
+        cells: those that were measured have rows.
         profile: that they were measured on.
         balanced: whether a row of balanced accuracy goes below each.
         published_data: keys of `DATASETS` whose published accuracies go below, at the cells' IPC.
     """
     ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
     measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
-    records = [_measured(cell, profile, measure) for cell in cells for measure in measures]
+    records = [_measured(cell, profile, measure) for cell in cells if cell.evaluation for measure in measures]
     for entry in read_published():
         if entry["dataset"] in published_data and entry["ipc"] in ipcs:
             records.append(_published(entry))
@@ -194,31 +193,16 @@ def measurement_frame(
 COLUMNS = ("dataset", "ipc", "network", "method", "mean", "std", "seeds", "source", "measure")
 
 
-def _measured(cell: Cell, profile: str, measure: str) -> dict[str, object]:
+def _measured(cell: Cell, profile: str, measure: str) -> tuple[object, ...]:
     summary, setting = cell.evaluation.summary(), cell.setting
     width = f", width {cell.network.width}" if cell.network.width else ""
-    return {
-        "dataset": setting.data_key,
-        "ipc": setting.ipc,
-        "network": cell.network.name,
-        "method": cell.method,
-        "mean": summary[measure],
-        "std": summary[measure.replace("accuracy", "std")],
-        "seeds": cell.seeds,
-        "source": f"measured here: {cell.origin(profile)}{width}, {summary['split']} images",
-        "measure": measure,
-    }
+    source = f"measured here: {cell.origin(profile)}{width}, {summary['split']} images"
+    std = summary[measure.replace("accuracy", "std")]
+    names = setting.data_key, setting.ipc, cell.network.name, cell.method
+    return *names, summary[measure], std, cell.seeds, source, measure
 
 
-def _published(entry: dict[str, str]) -> dict[str, object]:
-    return {
-        "dataset": entry["dataset"],
-        "ipc": int(entry["ipc"]) if entry["ipc"] else None,
-        "network": None,
-        "method": entry["method"],
-        "mean": float(entry["accuracy"]),
-        "std": float(entry["std"]) if entry["std"] else None,
-        "seeds": None,
-        "source": f"published: {entry['source']}",
-        "measure": "accuracy",
-    }
+def _published(entry: dict[str, str]) -> tuple[object, ...]:
+    ipc, std = int(entry["ipc"]) if entry["ipc"] else None, float(entry["std"]) if entry["std"] else None
+    names = entry["dataset"], ipc, None, entry["method"]
+    return *names, float(entry["accuracy"]), std, None, f"published: {entry['source']}", "accuracy"

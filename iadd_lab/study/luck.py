@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
 from iadd_lab.errors import check_whole, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
 from iadd_lab.store.locks import locked_folder
-from iadd_lab.study.replay import SegmentPath
-from iadd_lab.training.fast.compiling import choose_kernels
+from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
-from iadd_lab.training.sgd import Training, training_flops
-from iadd_lab.training.teachers import Teachers
+from iadd_lab.training.teachers import Teachers, teacher_training
 
 _KIND = "repeat"
 
@@ -49,9 +49,8 @@ def repeat_segments(
     count: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    device: torch.device | str = "cpu",
-    compile: str = "auto",
-    progress: bool = True,
+    how: Execution | None = None,
+    **options: Any,
 ) -> list[Repeat]:
     """Train `epochs` epochs again from each stored epoch below `start_epochs`, in another order.
 
@@ -64,34 +63,36 @@ def repeat_segments(
         seed: of the other order.
         folder: where each repeat is kept as soon as it is there, and read from later: a folder for these
             teachers, epochs and seed alone. None keeps none.
-        device: where to train.
-        compile: "auto", "always" or "never"; see `iadd_lab.training.fast.compiling`.
-        progress: whether to show a bar.
+        how: where they are trained, and whether a bar is shown.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: a value out of range, teachers with momentum, or another data set than theirs.
     """
+    how, most = Execution.of(how, options), teachers.config.epochs
     count = len(teachers) if count is None else count
     check_whole("count", count, minimum=1, maximum=len(teachers))
-    check_whole("epochs", epochs, minimum=1, maximum=teachers.config.epochs)
-    check_whole("start_epochs", start_epochs, minimum=1, maximum=teachers.config.epochs - epochs + 1)
+    check_whole("epochs", epochs, minimum=1, maximum=most)
+    check_whole("start_epochs", start_epochs, minimum=1, maximum=most - epochs + 1)
     momentum = teachers.config.momentum
     require(
         momentum == 0, f"the teachers' momentum is {momentum:g}; only those without one can be continued."
     )
-    require(
-        data.fingerprint == teachers.data_fingerprint,
-        "these are other images than the teachers were trained on: load those that the teachers name.",
-    )
+    teachers.check_data(data)
     places = [(teacher, start) for teacher in range(count) for start in range(start_epochs)]
     found = []
-    for teacher, start in tqdm(places, desc="teachers again", unit="segment", disable=not progress):
-        again = _stored(folder, teacher, start)
-        if again is None:
-            again = _train_again(teachers, data, (teacher, start), epochs, seed, device, compile)
-            _store(folder, teacher, start, again)
-        ends = teachers.snapshot(teacher, start), teachers.snapshot(teacher, start + epochs)
-        found.append(Repeat(*ends, again))
+    with how.environment():
+        for teacher, start in tqdm(places, desc="teachers again", unit="segment", disable=not how.progress):
+            file = Path(folder) / f"again_{teacher:03d}_{start:03d}.safetensors" if folder else None
+            if file is not None and file.exists():
+                again = load_artefact(file, kind=_KIND).tensors["again"]
+            else:
+                again = _train_again(teachers, data, (teacher, start), epochs, seed, how)
+                if file is not None:
+                    made_of = {"teacher": teacher, "start_epoch": start}
+                    save_artefact(file, kind=_KIND, tensors={"again": again}, metadata=made_of)
+            ends = teachers.snapshot(teacher, start), teachers.snapshot(teacher, start + epochs)
+            found.append(Repeat(*ends, again))
     return found
 
 
@@ -109,13 +110,13 @@ def luck_shares(repeats: Sequence[Repeat], layout: ParameterLayout) -> dict[str,
     return _shares(luck, moved, layout)
 
 
-def unmatched_shares(paths: Sequence[SegmentPath], layout: ParameterLayout) -> dict[str, float]:
+def unmatched_shares(replayed: Sequence[ReplayedSegment], layout: ParameterLayout) -> dict[str, float]:
     """‖θ̃_{i,J} − θ_{i+K}‖² over ‖θ_i − θ_{i+K}‖², by tensor and, as "all", of all parameters.
 
     0 where students end with their teachers, 1 where they come no nearer than they were at the start.
     """
-    left = sum((path.difference.double().square() for path in paths), start=0.0)  # (P,)
-    moved = sum((path.movement.double().square() for path in paths), start=0.0)  # (P,)
+    left = sum((each.difference.double().square() for each in replayed), start=0.0)  # (P,)
+    moved = sum((each.movement.double().square() for each in replayed), start=0.0)  # (P,)
     return _shares(left, moved, layout)
 
 
@@ -129,50 +130,12 @@ def _shares(part: torch.Tensor, whole: torch.Tensor, layout: ParameterLayout) ->
 
 
 def _train_again(
-    teachers: Teachers,
-    data: ImageData,
-    place: tuple[int, int],
-    epochs: int,
-    seed: int,
-    device: torch.device | str,
-    compile: str,
+    teachers: Teachers, data: ImageData, place: tuple[int, int], epochs: int, seed: int, how: Execution
 ) -> torch.Tensor:
     """Where `epochs` epochs in an order of their own end, (P,)."""
-    config = teachers.config
-    network = teachers.network(0).to(device)
-    work = training_flops(network, data, images=len(data.train), epochs=epochs)
-    vector_to_parameters(teachers.snapshot(*place).to(device), network.parameters())
-    training = Training(
-        [network],
-        [teachers.preprocess.apply(data.train.images.to(device))],
-        [data.train.labels.to(device)],
-        batch=config.batch,
-        rates=[config.rate],
-        weight_decay=config.weight_decay,
-        augment=config.augment,
-        generators=[generator(config.seed, "again", seed, *place)],
-        kernels=choose_kernels(compile, work=work, device=device),
-    )
+    network, order = teachers.network(0), generator(teachers.config.seed, "again", seed, *place)
+    vector_to_parameters(teachers.snapshot(*place), network.parameters())
+    training = teacher_training(teachers, data, network, order, epochs=epochs, how=how)
     for _ in range(epochs):
         training.advance()
     return parameters_to_vector(network.parameters()).detach().cpu()
-
-
-def _path(folder: Path, teacher: int, start: int) -> Path:
-    return folder / f"again_{teacher:03d}_{start:03d}.safetensors"
-
-
-def _stored(folder: Path | None, teacher: int, start: int) -> torch.Tensor | None:
-    if folder is None or not _path(folder, teacher, start).exists():
-        return None
-    return load_artefact(_path(folder, teacher, start), kind=_KIND).tensors["again"]
-
-
-def _store(folder: Path | None, teacher: int, start: int, again: torch.Tensor) -> None:
-    if folder is not None:
-        save_artefact(
-            _path(folder, teacher, start),
-            kind=_KIND,
-            tensors={"again": again},
-            metadata={"teacher": teacher, "start_epoch": start},
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from PIL import Image
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.pixels import IMAGE_FORMATS
-from iadd_lab.data.readers import IMAGE_EXTENSIONS
+from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import UNMIRRORED, DataConfig, ImageData
+from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
@@ -56,29 +56,15 @@ def suggest_size(folder: Path) -> int:
     Raises:
         InputError: there is no picture.
     """
-    found = sorted(_pictures(Path(folder)))
+    found = sorted(image_paths(folder)) if Path(folder).is_dir() else []
     require(bool(found), f"{folder} has no pictures ({' '.join(IMAGE_EXTENSIONS)}): name another folder.")
-    sides = [side for path in found[:: -(-len(found) // _PEEKED)] if (side := _shorter_side(path))]
-    side = int(statistics.median(sides)) if sides else LARGEST_SIDE
+    sides = []
+    for path in found[:: -(-len(found) // _PEEKED)]:
+        # Reading meets a file without a header again, and names it.
+        with contextlib.suppress(Exception), Image.open(path, formats=IMAGE_FORMATS) as image:
+            sides.append(min(image.size))
+    side = int(statistics.median(sides or [LARGEST_SIDE]))
     return max(min(side, LARGEST_SIDE) // 8 * 8, SMALLEST_SIZE)
-
-
-def _pictures(folder: Path) -> list[str]:
-    return [
-        os.path.join(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-    ]
-
-
-def _shorter_side(path: str) -> int:
-    """In pixels, from the file's header; 0 if it has none: reading meets the file again, and names it."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return min(image.size)
-    except Exception:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,8 @@ def suggest(
     ipc = max(1, min(smallest // 10, 10)) if ipc is None else ipc
     check_whole("ipc", ipc, minimum=1)
     check_class_sizes(data, ipc)
-    batch = max(8, min(256, _power_of_two(len(data.train) // 16)))
+    largest = len(data.train) // 16
+    batch = max(8, min(256, 1 << largest.bit_length() >> 1))  # the largest power of two up to a 16th
     steps = -(-len(data.train) // batch)  # in an epoch
     epochs = max(6, min(30, round(_STEPS / steps)))
     network = NetworkConfig(width=width)
@@ -140,16 +127,10 @@ def suggest(
     )
 
 
-def _power_of_two(number: int) -> int:
-    """The largest one that is at most `number`; 1 for less."""
-    return 1 << max(number.bit_length() - 1, 0)
-
-
 def class_table(data: ImageData) -> str:
     """How many images each class has in each split, as lines of text."""
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in splits]
-    lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in splits)]
+    counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in SPLITS]
+    lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in SPLITS)]
     for label, name in enumerate(data.classes):
         lines.append(f"{name[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
     return "\n".join(lines)

@@ -7,10 +7,13 @@ own: two results distilled from the same teachers are compared on the same segme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
 
 import torch
 
+from iadd_lab.device import Execution
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
 from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
@@ -21,7 +24,7 @@ from iadd_lab.training.teachers import Teachers
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentPath:
+class ReplayedSegment:
     """One segment: the student's steps beside the epochs of the teacher that it started from."""
 
     teacher: int
@@ -57,39 +60,48 @@ def replay(
     *,
     segments: int = 8,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> list[SegmentPath]:
+    how: Execution | None = None,
+    **options: Any,
+) -> list[ReplayedSegment]:
     """Where a student goes with the finished images and α, on `segments` segments drawn from `seed`.
+
+    Args:
+        result: a finished distillation.
+        teachers: the ones it was distilled from.
+        segments: how many, at least 1; the first ones do not depend on how many follow.
+        seed: of the segments.
+        how: where the student runs.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: the result was distilled from other teachers.
     """
+    how = Execution.of(how, options)
     check_whole("segments", segments, minimum=1)
     _check_teachers(result, teachers)
-    loss = StudentLoss(teachers.network(0))
-    variables = _variables(result, device)
-    paths, trajectories = [], {}
-    for index in range(segments):
-        teacher, epoch, segment = _draw(result, teachers, variables, seed, index)
-        student = torch.stack(walk(loss, segment, variables)).cpu()  # (J + 1, P)
-        if teacher not in trajectories:  # one copy for all of its segments: it may be large
-            trajectories[teacher] = teachers.trajectory(teacher)
-        target = epoch + result.config.teacher_epochs
-        paths.append(SegmentPath(teacher, epoch, target, student, trajectories[teacher]))
-    return paths
+    loss, variables = StudentLoss(teachers.network(0)), _variables(result, how.place)
+    trajectory = cache(teachers.trajectory)  # one copy for all segments of a teacher: it may be large
+    replayed = []
+    with how.environment():
+        for index in range(segments):
+            teacher, epoch, segment = _draw(result, teachers, variables, seed, index)
+            student = torch.stack(walk(loss, segment, variables)).cpu()  # (J + 1, P)
+            target = epoch + result.config.teacher_epochs
+            replayed.append(ReplayedSegment(teacher, epoch, target, student, trajectory(teacher)))
+    return replayed
 
 
-def hardness(paths: Sequence[SegmentPath], *, relative: bool = False) -> torch.Tensor:
-    """How hard each parameter is to match: the root mean square of its difference over `paths`, (P,).
+def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> torch.Tensor:
+    """How hard each parameter is to match: the root mean square of its difference over `replayed`, (P,).
 
     `relative` divides it by the root mean square of what the teacher moved in that dimension: 1 then means
     that the student comes no nearer than it was at the start. A parameter that the teacher never moves, but
     for rounding, is not hard: it has 0.
     """
-    difference = torch.stack([path.difference for path in paths]).square().mean(0).sqrt()  # (P,)
+    difference = torch.stack([each.difference for each in replayed]).square().mean(0).sqrt()  # (P,)
     if not relative:
         return difference
-    movement = torch.stack([path.movement for path in paths]).square().mean(0).sqrt()  # (P,)
+    movement = torch.stack([each.movement for each in replayed]).square().mean(0).sqrt()  # (P,)
     # Biases ahead of a norm have no gradient; what is left of them is rounding, in student and teacher.
     still = movement <= 1e-6 * movement.max()
     return torch.where(still, 0.0, difference / movement.masked_fill(still, 1.0))
@@ -126,7 +138,8 @@ def one_iteration(
     *,
     real_images: int,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    how: Execution | None = None,
+    **options: Any,
 ) -> Iteration:
     """Draw one segment and differentiate it as the distillation does, without updating anything.
 
@@ -135,18 +148,19 @@ def one_iteration(
         teachers: the ones it was distilled from.
         real_images: how many training images the real set has.
         seed: of the segment.
-        device: where the student runs.
+        how: where the student runs.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: the result was distilled from other teachers.
     """
+    how = Execution.of(how, options)
     _check_teachers(result, teachers)
-    loss = StudentLoss(teachers.network(0))
-    variables = _variables(result, device)
-    teacher, epoch, segment = _draw(result, teachers, variables, seed, 0)
-    gradients = _differentiate(result, loss, segment, variables)
-    start = (segment.start - segment.target).norm()
-    end = (gradients.end - segment.target).norm()
+    loss, variables = StudentLoss(teachers.network(0)), _variables(result, how.place)
+    with how.environment():
+        teacher, epoch, segment = _draw(result, teachers, variables, seed, 0)
+        gradients = _differentiate(result, loss, segment, variables)
+    start, end = ((at - segment.target).norm() for at in (segment.start, gradients.end))
     return Iteration(
         teacher=teacher,
         start_epoch=epoch,
@@ -170,18 +184,33 @@ def one_iteration(
     )
 
 
+def engine_errors(result: DistillResult, teachers: Teachers, *, seed: int = 0) -> dict[str, float]:
+    """How far each engine's gradient of the images is from the full unroll's, as a share of its norm.
+
+    All take the same segment, in double precision, so that rounding does not blur the comparison.
+
+    Args:
+        result: a finished distillation.
+        teachers: the ones it was distilled from.
+        seed: of the segment.
+    """
+    _check_teachers(result, teachers)
+    loss, variables = StudentLoss(teachers.network(0)), _variables(result, torch.device("cpu"))
+    _, _, drawn = _draw(result, teachers, variables, seed, 0)
+    segment = replace(drawn, start=drawn.start.double(), target=drawn.target.double())
+    doubled = {name: getattr(variables, name).double() for name in ("images", "alpha", "raw")}
+    variables = replace(variables, **doubled)
+    found = {name: _differentiate(result, loss, segment, variables, name).images for name in ENGINES}
+    full = found["full"]
+    return {name: ((images - full).norm() / full.norm()).item() for name, images in found.items()}
+
+
 def _differentiate(
-    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables
+    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables, engine: str = ""
 ) -> Gradients:
-    matching = result.config.matching
-    return ENGINES[result.config.gradient](
-        loss,
-        segment,
-        variables,
-        lambda end, raw: matching.loss(
-            end, raw, start=segment.start, target=segment.target, layout=loss.layout
-        ),
-    )
+    places = {"start": segment.start, "target": segment.target, "layout": loss.layout}
+    matching_loss = partial(result.config.matching.loss, **places)
+    return ENGINES[engine or result.config.gradient](loss, segment, variables, matching_loss)
 
 
 def _draw(
@@ -189,13 +218,11 @@ def _draw(
 ) -> tuple[int, int, Segment]:
     stream = generator(seed, "replay", index)
     teacher, epoch = draw_place(teachers, result.config, stream)
-    segment = draw_segment(
-        teachers, result.config, variables.images, stream, teacher=teacher, start_epoch=epoch
-    )
-    return teacher, epoch, segment
+    place = {"teacher": teacher, "start_epoch": epoch}
+    return teacher, epoch, draw_segment(teachers, result.config, variables.images, stream, **place)
 
 
-def _variables(result: DistillResult, device: torch.device | str) -> Variables:
+def _variables(result: DistillResult, device: torch.device) -> Variables:
     return Variables(
         images=result.images.to(device),
         labels=result.labels.to(device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,35 +11,23 @@ from iadd_lab.baselines.gradients import GradientMatchingConfig
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DATASETS, DataConfig
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.matching import Learned, Matching, Pruned, Uniform
-from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.distillation.matching import Learned, Matching, Pruned
+from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 
-# How each member of the family of parameter matching follows from a setting.
-MATCHING_OF: dict[str, Callable[[Setting], Matching]] = {
-    "mtt": lambda setting: Uniform(),
-    "ddpp": lambda setting: Pruned(fraction=setting.prune_fraction),
-    "iadd": lambda setting: Learned(rate=setting.weight_rate),
-    "iadd_literal": lambda setting: Learned(rate=setting.weight_rate, normalised=False),
-    "iadd_tensor": lambda setting: Learned(rate=setting.weight_rate, granularity="tensor"),
-    "iadd_frozen": lambda setting: Learned(rate=setting.weight_rate, learn_until=setting.iterations // 2),
-    "iadd_late": lambda setting: Learned(rate=setting.weight_rate, learn_from=setting.iterations // 2),
-    "iadd_slow": lambda setting: Learned(rate=setting.weight_rate / 10),
-    "iadd_fast": lambda setting: Learned(rate=setting.weight_rate * 10),
-    "iadd_band": lambda setting: Learned(rate=setting.weight_rate * 10, limit=1.5),
-    "iadd_ascent": lambda setting: Learned(rate=setting.weight_rate, ascend=True),
-    "iadd_within": lambda setting: Learned(rate=setting.weight_rate, mean_over="tensor"),
-}
+
+def _goes(default: Any, *same: str, **renamed: str) -> Any:
+    """A field, and the parts of a setting that it goes into: under the `same` name, or under another one."""
+    return dataclasses.field(default=default, metadata={"same": same, "renamed": renamed})
 
 
 @dataclass(frozen=True)
 class Setting:
     """Data, teachers, scale and evaluation of one column; the defaults are MTT's for CIFAR-10 at IPC 1.
 
-    The names are those of the notebooks' parameters. Each value is checked by the configuration that it
-    becomes a part of.
+    Each value is declared once, with the configurations that it goes into, which check it.
 
     Args:
         data_name: a key of `DATASETS`.
@@ -58,6 +45,7 @@ class Setting:
         student_steps: J.
         teacher_epochs: K.
         max_start_epoch: start epochs are drawn below it.
+        segments: pieces of trajectories in each iteration, whose gradients are averaged.
         batch: distilled images per student step; None takes all.
         gradient: the engine, a key of `unroll.ENGINES`.
         image_rate: learning rate of the images.
@@ -80,50 +68,49 @@ class Setting:
         seed: the first of them.
     """
 
-    data_name: str = "cifar10"
-    size: int | None = None
-    train_limit: int | None = None
-    width: int = 128
-    depth: int | None = None
-    preprocess: str = "standardise"
+    data_name: str = _goes("cifar10", data="name")
+    size: int | None = _goes(None, "data")
+    train_limit: int | None = _goes(None, "data")
+    width: int = _goes(128, "network")
+    depth: int | None = _goes(None, "network")
+    preprocess: str = _goes("standardise", "teachers")
     teacher_count: int = 100
-    teacher_training_epochs: int = 50
-    teacher_rate: float = 0.01
-    teacher_batch: int = 256
-    ipc: int = 1
-    iterations: int = 5000
-    student_steps: int = 50
-    teacher_epochs: int = 2
-    max_start_epoch: int = 2
-    batch: int | None = None
-    gradient: str = "adjoint"
-    image_rate: float = 100.0
-    alpha: float = 0.01
-    alpha_rate: float = 1e-7
+    teacher_training_epochs: int = _goes(50, teachers="epochs")
+    teacher_rate: float = _goes(0.01, teachers="rate")
+    teacher_batch: int = _goes(256, teachers="batch")
+    ipc: int = _goes(1, "distillation", "gradients", "features")
+    iterations: int = _goes(5000, "distillation")
+    student_steps: int = _goes(50, "distillation")
+    teacher_epochs: int = _goes(2, "distillation")
+    max_start_epoch: int = _goes(2, "distillation")
+    segments: int = _goes(1, "distillation")
+    batch: int | None = _goes(None, "distillation")
+    gradient: str = _goes("adjoint", "distillation")
+    image_rate: float = _goes(100.0, "distillation")
+    alpha: float = _goes(0.01, "distillation")
+    alpha_rate: float = _goes(1e-7, "distillation")
     weight_rate: float = 3e-3
     prune_fraction: float = 0.1
-    gradient_matching_iterations: int | None = 1000
-    gradient_matches: int | None = None
-    gradient_network_steps: int | None = None
-    gradient_image_rate: float = 0.1
-    distribution_matching_iterations: int | None = 20000
-    distribution_image_rate: float = 1.0
-    real_batch: int = 256
-    evaluation_networks: int = 5
-    evaluation_epochs: int = 1000
-    evaluation_rate: float | None = None
+    gradient_matching_iterations: int | None = _goes(1000, gradients="iterations")
+    gradient_matches: int | None = _goes(None, gradients="matches_per_network")
+    gradient_network_steps: int | None = _goes(None, gradients="network_steps")
+    gradient_image_rate: float = _goes(0.1, gradients="image_rate")
+    distribution_matching_iterations: int | None = _goes(20000, features="iterations")
+    distribution_image_rate: float = _goes(1.0, features="image_rate")
+    real_batch: int = _goes(256, "gradients", "features")
+    evaluation_networks: int = _goes(5, evaluation="networks")
+    evaluation_epochs: int = _goes(1000, evaluation="epochs")
+    evaluation_rate: float | None = _goes(None, evaluation="rate")
     whole_epochs: int = 50
     seeds: int = 1
-    seed: int = 0
+    seed: int = _goes(0, "distillation", "gradients", "features", "evaluation")
 
     def __post_init__(self):
-        check_whole("teacher_count", self.teacher_count, minimum=1)
-        check_whole("whole_epochs", self.whole_epochs, minimum=1)
-        check_whole("seeds", self.seeds, minimum=1)
+        for name in ("teacher_count", "whole_epochs", "seeds", "width"):
+            check_whole(name, getattr(self, name), minimum=1)
         check_whole("seed", self.seed, minimum=0)
-        check_whole("width", self.width, minimum=1)
-        for method in MATCHING_OF:
-            self.distillation(method)
+        for matching in (Learned(rate=self.weight_rate), Pruned(fraction=self.prune_fraction)):
+            self.distillation(matching)
         for part in (self.data, self.teachers, self.evaluation):
             part()
         if self.gradient_matching_iterations is not None:
@@ -157,120 +144,43 @@ class Setting:
 
     def data(self) -> DataConfig:
         """What is loaded. It does not depend on `seed`: all seeds share one validation split."""
-        return DataConfig(self.data_name, size=self.size, train_limit=self.train_limit)
+        return DataConfig(**self._part("data"))
 
     def network(self) -> NetworkConfig:
         """The ConvNet of teachers, students and evaluation."""
-        return NetworkConfig(width=self.width, depth=self.depth)
+        return NetworkConfig(**self._part("network"))
 
     def teachers(self) -> TeacherConfig:
         """How teachers are trained. It does not depend on `seed`: all seeds share the teachers."""
-        return TeacherConfig(
-            network=self.network(),
-            preprocess=self.preprocess,
-            epochs=self.teacher_training_epochs,
-            rate=self.teacher_rate,
-            batch=self.teacher_batch,
-        )
+        return TeacherConfig(network=self.network(), **self._part("teachers"))
 
-    def distillation(self, method: str, *, number: int = 0) -> DistillConfig:
-        """Parameter matching by `method` (a key of `MATCHING_OF`), for the distilled set `number`."""
-        return DistillConfig(
-            ipc=self.ipc,
-            iterations=self.iterations,
-            student_steps=self.student_steps,
-            teacher_epochs=self.teacher_epochs,
-            max_start_epoch=self.max_start_epoch,
-            batch=self.batch,
-            gradient=self.gradient,
-            image_rate=self.image_rate,
-            alpha=self.alpha,
-            alpha_rate=self.alpha_rate,
-            matching=choose("method of parameter matching", method, MATCHING_OF)(self),
-            seed=self.seed + number,
-        )
+    def distillation(self, matching: Matching, *, number: int = 0) -> DistillConfig:
+        """Matching parameters with `matching`, for the distilled set `number`."""
+        return DistillConfig(matching=matching, **self._part("distillation", number))
 
     def gradient_matching(self, augment: AugmentConfig | None, *, number: int = 0) -> GradientMatchingConfig:
         """DC without augmentation, DSA with it, for the distilled set `number`."""
-        return GradientMatchingConfig(
-            ipc=self.ipc,
-            iterations=self.gradient_matching_iterations,
-            matches_per_network=self.gradient_matches,
-            network_steps=self.gradient_network_steps,
-            image_rate=self.gradient_image_rate,
-            real_batch=self.real_batch,
-            augment=augment,
-            seed=self.seed + number,
-        )
+        return GradientMatchingConfig(augment=augment, **self._part("gradients", number))
 
     def distribution_matching(self, *, number: int = 0) -> DistributionMatchingConfig:
         """DM, for the distilled set `number`."""
-        return DistributionMatchingConfig(
-            ipc=self.ipc,
-            iterations=self.distribution_matching_iterations,
-            image_rate=self.distribution_image_rate,
-            real_batch=self.real_batch,
-            seed=self.seed + number,
-        )
+        return DistributionMatchingConfig(**self._part("features", number))
 
     def evaluation(
         self, *, network: NetworkConfig | None = None, split: str = "test", number: int = 0
     ) -> EvaluateConfig:
         """How the distilled set `number` is evaluated; None is the ConvNet distilled with."""
         return EvaluateConfig(
-            network=network or self.network(),
-            networks=self.evaluation_networks,
-            epochs=self.evaluation_epochs,
-            rate=self.evaluation_rate,
-            split=split,
-            seed=self.seed + number,
+            network=network or self.network(), split=split, **self._part("evaluation", number)
         )
 
-
-def columns(*, only: Sequence[int] | None = None, **values: Any) -> tuple[Setting, ...]:
-    """One setting for each column: a list holds one value for each, anything else is shared by all.
-
-    `columns(data_name="cifar10", ipc=[1, 10], student_steps=[50, 30])` is two settings.
-
-    Args:
-        only: positions, from 0, of the columns to give; None gives all.
-        values: fields of `Setting`.
-
-    Raises:
-        InputError: a name is not a field of `Setting`, lists differ in length, a value is out of range, two
-            columns have the same data and IPC, or `only` has something else than positions of columns.
-    """
-    fields = {field.name: field for field in dataclasses.fields(Setting)}
-    for name in values:
-        choose("parameter of a setting", name, fields)
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
-    require(
-        len(set(lengths.values())) <= 1 and 0 not in lengths.values(),
-        "parameters with one value per column must all have as many: "
-        + ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        + ".",
-    )
-    count = max(lengths.values(), default=1)
-    chosen = range(count) if only is None else only
-    require(
-        isinstance(chosen, (range, list, tuple)) and len(chosen) > 0 and set(chosen) <= set(range(count)),
-        f"only is {only!r}; it must be a list of positions from 0 to {count - 1}.",
-    )
-    made = {
-        index: Setting(**{name: value[index] if name in lengths else value for name, value in values.items()})
-        for index in chosen
-    }
-    _check_apart(made)
-    return tuple(made.values())
-
-
-def _check_apart(settings: dict[int, Setting]) -> None:
-    """Tables and files name a column by its data and IPC alone."""
-    seen: dict[tuple[str, int], int] = {}
-    for index, setting in settings.items():
-        first = seen.setdefault((setting.data_key, setting.ipc), index)
-        require(
-            first == index,
-            f"columns {first} and {index} are both {setting.title}: give ipc or data_name a value for each, "
-            "or pick one of them with only_columns.",
-        )
+    def _part(self, part: str, number: int = 0) -> dict[str, Any]:
+        """The values that go into `part`, by their names there; the seed is that of the set `number`."""
+        values = {}
+        for field in dataclasses.fields(self):
+            name = field.metadata.get("renamed", {}).get(part)
+            if name is None and part in field.metadata.get("same", ()):
+                name = field.name
+            if name is not None:
+                values[name] = getattr(self, field.name)
+        return values | {"seed": self.seed + number} if "seed" in values else values

@@ -1,4 +1,4 @@
-"""Tables of results, in which every number says what stands behind it: as Markdown, LaTeX, CSV or a frame."""
+"""Tables of results, in which every number says what stands behind it: as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 from string import ascii_lowercase
 
 import pandas as pd
+from pylatexenc.latexencode import unicode_to_latex
 
 from iadd_lab.errors import check_whole, require
-from iadd_lab.evaluation.protocol import Evaluation, spread
+from iadd_lab.evaluation.protocol import UNLEARNED, spread
 from iadd_lab.store.artefacts import save_text
+from iadd_lab.study.methods import METHODS
+from iadd_lab.study.settings import Setting
+from iadd_lab.study.study import Cell
 
-_FRAME = ("row", "mean", "std", "measured", "origin")  # the frame's columns besides the headings
+MEASURED = "measured here"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Value:
         column: the headings of its column from top to bottom, as in ("measured here", "Digits", "IPC 1").
         mean: in the unit that the table's title names.
         std: standard deviation in the same unit; None where there is none.
-        origin: what stands behind it, as in "quick profile, 2 distillation seeds × 3 networks", or a
-            publication.
+        origin: what stands behind it, as in "quick profile, 2 sets × 3 networks", or a publication.
         measured: here; False for a published number.
         competes: whether it may be the best of its column; the whole set does not.
         digits: after the decimal point.
@@ -43,7 +44,7 @@ class Value:
     mean: float
     std: float | None
     origin: str
-    measured: bool
+    measured: bool = True
     competes: bool = True
     digits: int = 1
     higher: bool | None = True
@@ -64,60 +65,55 @@ class Value:
         """The mean as it is printed: what is told apart in print is what competes."""
         return round(self.mean, self.digits)
 
+    @property
+    def source(self) -> str:
+        """The origin, as it is printed below a table."""
+        return f"{MEASURED if self.measured else 'published'}: {self.origin}"
 
-def measured(
-    evaluation: Evaluation,
+
+def by_setting(cell: Cell) -> tuple[str, ...]:
+    """The headings of a column that stands for a setting."""
+    return MEASURED, cell.setting.data_title, f"IPC {cell.setting.ipc}"
+
+
+def by_network(cell: Cell) -> tuple[str, ...]:
+    """The headings of a column that stands for a network."""
+    return MEASURED, cell.network.title
+
+
+def accuracies(
+    cells: Iterable[Cell],
     *,
-    row: str,
-    column: tuple[str, ...],
-    origin: str,
+    profile: str,
+    column: Callable[[Cell], tuple[str, ...]] | tuple[str, ...] = by_setting,
     balanced: bool = False,
-    competes: bool = True,
-) -> Value:
-    """The accuracy that was measured here, in per cent: mean and sample standard deviation over the networks.
+) -> list[Value]:
+    """What was measured, in per cent: mean and sample standard deviation over the networks of each cell.
 
     Args:
-        evaluation: of one method; a single network has no standard deviation.
-        row: as of `Value`; so are `column`, `origin` and `competes`.
+        cells: those without an evaluation are left out; a single network has no standard deviation.
+        profile: that they were measured on.
+        column: the headings of each cell's column, or of one for all of them.
         balanced: takes the mean of the classes' recalls.
     """
-    accuracies = 100 * (evaluation.balanced_accuracies if balanced else evaluation.accuracies)
-    return Value(
-        row=row,
-        column=column,
-        mean=accuracies.mean().item(),
-        std=spread(accuracies) if len(accuracies) > 1 else None,
-        origin=origin,
-        measured=True,
-        competes=competes,
-    )
+    values = []
+    for cell in cells:
+        if cell.evaluation is not None:
+            found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
+            std = 100 * spread(found) if len(found) > 1 else None
+            where, origin = column(cell) if callable(column) else column, cell.origin(profile)
+            values.append(
+                Value(cell.title, where, 100 * found.mean().item(), std, origin, competes=cell.competes)
+            )
+    return values
 
 
 def averaged(
-    numbers: Sequence[float],
-    *,
-    row: str,
-    column: tuple[str, ...],
-    origin: str,
-    digits: int = 1,
-    higher: bool | None = None,
+    numbers: Sequence[float], *, row: str, column: tuple[str, ...], origin: str, digits: int
 ) -> Value:
-    """The mean and sample standard deviation of numbers that were measured here, one for each run.
-
-    Args:
-        numbers: at least one; a single one has no standard deviation.
-        row: as of `Value`; so are `column`, `origin`, `digits` and `higher`.
-    """
-    return Value(
-        row=row,
-        column=column,
-        mean=mean(numbers),
-        std=stdev(numbers) if len(numbers) > 1 else None,
-        origin=origin,
-        measured=True,
-        digits=digits,
-        higher=higher,
-    )
+    """The mean and sample standard deviation of numbers that were measured here; none of them is best."""
+    std = stdev(numbers) if len(numbers) > 1 else None
+    return Value(row, column, mean(numbers), std, origin, digits=digits, higher=None)
 
 
 def grouped(values: Iterable[Value]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -127,9 +123,51 @@ def grouped(values: Iterable[Value]) -> dict[str, dict[str, tuple[float, float]]
     """
     rows: dict[str, dict[str, tuple[float, float]]] = {}
     for value in values:
-        name = ", ".join(heading for heading in value.column if heading != "measured here")
+        name = ", ".join(heading for heading in value.column if heading != MEASURED)
         rows.setdefault(value.row, {})[name] = (value.mean, value.std or 0.0)
     return rows
+
+
+def notes(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What must be said below a table of these cells: its ±, how networks train, what is missing."""
+    settings = tuple(dict.fromkeys(cell.setting for cell in cells))
+    epochs = " or ".join(dict.fromkeys(str(setting.evaluation_epochs) for setting in settings))
+    rates = " or ".join(dict.fromkeys(_training_rate(setting) for setting in settings))
+    missing = {s: [method.title for method in METHODS.values() if method.left_out(s)] for s in settings}
+    return (
+        "± is the sample standard deviation over all networks of all sets; the sets of a column share "
+        "their teachers. Methods compare in pairs, seed by seed, not by it.",
+        f"Networks train for {epochs} epochs: {rates}.",
+        *_unlearned(cells),
+        *dict.fromkeys(note for cell in cells for note in cell.notes),
+        *(f"Left out of {setting.title}: {', '.join(names)}." for setting, names in missing.items() if names),
+        *(
+            f"{cell.title} diverged ({cell.setting.title}, {cell.network.title}): {cell.diverged}"
+            for cell in cells
+            if cell.diverged
+        ),
+    )
+
+
+def _training_rate(setting: Setting) -> str:
+    if setting.evaluation_rate is None:
+        return "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the others"
+    return f"at {setting.evaluation_rate:g}"
+
+
+def _unlearned(cells: Sequence[Cell]) -> list[str]:
+    """At most one note: which networks had not learned their sets, by place. Few epochs on all are meant."""
+    places: dict[tuple, list[str]] = {}
+    for cell in cells:
+        if cell.competes and cell.evaluation is not None and cell.evaluation.unfitted:
+            share = f"{cell.title} {cell.evaluation.unfitted} of {len(cell.evaluation.confusion)}"
+            places.setdefault((cell.setting, cell.network), []).append(share)
+    named = "; ".join(
+        f"{setting.title}, {network.title}: {', '.join(shares)}"
+        for (setting, network), shares in places.items()
+    )
+    note = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck: {named}."
+    return [note] if places else []
 
 
 @dataclass(frozen=True)
@@ -143,32 +181,21 @@ class Table:
         title: what is shown, and its unit.
         values: at most one for each row and column; a missing one is shown as a dash.
         notes: sentences below the origins.
-        headings: what the columns' headings are, from top to bottom; the names of the frame's columns.
 
     Raises:
-        InputError: there is no value, two stand in one place, headings differ in number or are named like
-            another column of the frame, or a column mixes measured with published values or values of which
-            higher ones are better with others.
+        InputError: there is no value, two stand in one place, columns differ in their number of headings, or
+            a column mixes measured with published values or values of which higher ones are better with
+            others.
     """
 
     title: str
     values: tuple[Value, ...]
     notes: tuple[str, ...] = ()
-    headings: tuple[str, ...] = ("kind", "data", "IPC")
 
     def __post_init__(self):
         require(bool(self.values), "a table needs a value at least: pass one.")
-        names = (*_FRAME, *self.headings)
-        require(
-            len(set(names)) == len(names),
-            f"headings are {self.headings}; they must differ from one another and from {', '.join(_FRAME)}.",
-        )
-        for value in self.values:
-            require(
-                len(value.column) == len(self.headings),
-                f"column {value.column} has {len(value.column)} headings, but the table names "
-                f"{len(self.headings)} ({', '.join(self.headings)}): give every column as many.",
-            )
+        levels = {len(value.column) for value in self.values}
+        require(len(levels) == 1, f"columns have {levels} headings: give every column as many.")
         for column in self.columns:
             _check_column(column, [value for value in self.values if value.column == column])
 
@@ -187,7 +214,7 @@ class Table:
     @property
     def markers(self) -> dict[str, str]:
         """Every origin, as it is printed below the table, and the letter that leads to it."""
-        origins = dict.fromkeys(_origin(value) for value in self._measured_first())
+        origins = dict.fromkeys(value.source for value in self._measured_first())
         return {origin: _letters(index) for index, origin in enumerate(origins)}
 
     def is_best(self, value: Value) -> bool:
@@ -197,98 +224,71 @@ class Table:
             return False
         return value.shown == (max(rivals) if value.higher else min(rivals))
 
-    def frame(self) -> pd.DataFrame:
-        """One row per value, unrounded; `std` is NaN where there is none."""
-        records = [
-            {
-                "row": value.row,
-                **dict(zip(self.headings, value.column, strict=True)),
-                "mean": value.mean,
-                "std": value.std,
-                "measured": value.measured,
-                "origin": value.origin,
-            }
-            for value in self.values
-        ]
-        return pd.DataFrame(records).astype({"mean": float, "std": float})
-
-    def csv(self) -> str:
-        """The frame as comma-separated values."""
-        return as_csv(self.frame())
-
     def markdown(self) -> str:
         """As GitHub and notebooks render it; the headings of a column share the one line that there is."""
-        headings = ["<br>".join(map(_MARKDOWN.escape, column)) for column in self.columns]
-        lines = [["", *headings], ["---", *["---:"] * len(headings)], *self._body(_MARKDOWN)]
-        return "\n".join(
-            [
-                f"**{_MARKDOWN.escape(self.title)}**",
-                "",
-                *(f"| {' | '.join(cells)} |" for cells in lines),
-                "",
-                "<br>".join(self._below(_MARKDOWN)),  # in one line, where no note can begin a list or heading
-                "",
-            ]
-        )
+        headings = ["<br>".join(map(_escape_markdown, column)) for column in self.columns]
+        body = self._body(_escape_markdown, "**{}**", "<sup>{}</sup>")
+        lines = [["", *headings], ["---", *["---:"] * len(headings)], *body]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        # In one line, where no note can begin a list or heading.
+        below = "<br>".join(map(_escape_markdown, self._below()))
+        return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{below}\n"
 
     _repr_markdown_ = markdown
 
     def latex(self) -> str:
         r"""A `table` environment; the document needs \usepackage{booktabs} and nothing else."""
-        return "\n".join(
-            [
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{_LATEX.escape(self.title)}}}",
-                rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}",
-                r"\toprule",
-                *_latex_headings(self.columns),
-                r"\midrule",
-                *(rf"{' & '.join(cells)} \\" for cells in self._body(_LATEX)),
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\par\smallskip\raggedright\footnotesize",
-                "\\\\\n".join(self._below(_LATEX)),
-                r"\end{table}",
-                "",
-            ]
+        names, *columns = zip(
+            *self._body(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}"), strict=True
         )
+        headings = pd.MultiIndex.from_tuples([tuple(map(_escape_latex, column)) for column in self.columns])
+        frame = pd.DataFrame(dict(enumerate(columns)), index=names)
+        frame.columns = headings
+        tabular = frame.style.to_latex(
+            hrules=True,
+            multicol_align="c",
+            column_format="l" + "c" * len(columns),
+            position_float="centering",
+            caption=_escape_latex(self.title),
+        )
+        below = "\\\\\n".join(map(_escape_latex, self._below()))
+        below = f"\\par\\smallskip\\raggedright\\footnotesize\n{below}\n\\end{{table}}"
+        return tabular.replace("\\end{table}", below)
 
     def _measured_first(self) -> list[Value]:
         return sorted(self.values, key=lambda value: not value.measured)
 
-    def _body(self, markup: _Markup) -> list[list[str]]:
-        """The cells of each row, its name first."""
+    def _body(self, escape: Callable[[str], str], bold: str, raised: str) -> list[list[str]]:
+        """The cells of each row, its name first, in a markup whose templates are `bold` and `raised`."""
         found = {(value.row, value.column): value for value in self.values}
+
+        def cell(value: Value | None) -> str:
+            if value is None:
+                return escape("–")
+            number = escape(_number(value.mean, value.digits))
+            std = "" if value.std is None else f" {escape('±')} {_number(value.std, value.digits)}"
+            number = bold.format(number) if self.is_best(value) else number
+            return number + std + raised.format(self.markers[value.source])
+
         return [
-            [markup.escape(row), *(self._cell(found.get((row, column)), markup) for column in self.columns)]
-            for row in self.rows
+            [escape(row), *(cell(found.get((row, column))) for column in self.columns)] for row in self.rows
         ]
 
-    def _cell(self, value: Value | None, markup: _Markup) -> str:
-        if value is None:
-            return markup.escape("–")
-        mean = markup.escape(_number(value.mean, value.digits))
-        std = "" if value.std is None else f" {markup.escape('±')} {_number(value.std, value.digits)}"
-        marker = markup.raised.format(self.markers[_origin(value)])
-        return (markup.bold.format(mean) if self.is_best(value) else mean) + std + marker
-
-    def _below(self, markup: _Markup) -> list[str]:
-        origins = (f"{marker}: {origin}" for origin, marker in self.markers.items())
-        return [markup.escape(sentence) for sentence in (*origins, *self.notes)]
+    def _below(self) -> list[str]:
+        return [*(f"{marker}: {origin}" for origin, marker in self.markers.items()), *self.notes]
 
 
-def save_table(table: Table, folder: Path | str, name: str, *, records: pd.DataFrame | None = None) -> Table:
-    """Write `table` to `folder`/`name`.csv, .md and .tex, atomically, and return it for the notebook to show.
+def save_table(table: Table, folder: Path | str, name: str, *, records: pd.DataFrame) -> Table:
+    """Write `table` to `folder`/`name`.md and .tex and `records` to .csv, and return the table to show.
 
     Args:
         table: to write.
         folder: to write to; empty writes nothing.
         name: of the files, without their endings.
-        records: rows for the CSV in place of the table's own, as those of `measurement_frame`.
+        records: rows for the CSV, as those of `measurement_frame`.
     """
     if folder:
-        save_frame(table.frame() if records is None else records, folder, name)
+        save_frame(records, folder, name)
         for suffix, text in ((".md", table.markdown()), (".tex", table.latex())):
             save_text(Path(folder) / f"{name}{suffix}", text)
     return table
@@ -297,32 +297,23 @@ def save_table(table: Table, folder: Path | str, name: str, *, records: pd.DataF
 def save_frame(frame: pd.DataFrame, folder: Path | str, name: str) -> pd.DataFrame:
     """Write `frame` to `folder`/`name`.csv, atomically, and return it; an empty `folder` writes nothing."""
     if folder:
-        save_text(Path(folder) / f"{name}.csv", as_csv(frame))
+        # The same bytes on every system.
+        save_text(Path(folder) / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     return frame
 
 
-def as_csv(frame: pd.DataFrame) -> str:
-    """Comma-separated values, the same bytes on every system."""
-    return frame.to_csv(index=False, lineterminator="\n")
-
-
 def _check_column(column: tuple[str, ...], values: list[Value]) -> None:
-    where = f"column {column}"
     require(
         len({value.measured for value in values}) == 1,
-        f"{where} mixes measured and published values: give each kind a column of its own.",
+        f"column {column} mixes measured and published values: give each kind a column of its own.",
     )
     require(
         len({value.higher for value in values}) == 1,
-        f"{where} mixes values of different `higher`, so that none is best: give each a column of its own.",
+        f"column {column} mixes values of different `higher`, so none is best: give each its own column.",
     )
     rows = [value.row for value in values]
     twice = next((row for row in rows if rows.count(row) > 1), None)
-    require(twice is None, f"row {twice!r} has more than one value in {where}: keep one of them.")
-
-
-def _origin(value: Value) -> str:
-    return f"{'measured here' if value.measured else 'published'}: {value.origin}"
+    require(twice is None, f"row {twice!r} has more than one value in column {column}: keep one of them.")
 
 
 def _letters(index: int) -> str:
@@ -334,53 +325,11 @@ def _number(number: float, digits: int) -> str:
     return f"{number:z.{digits}f}".replace("-", "−")  # z: no minus sign where nothing but zeros is left
 
 
-@dataclass(frozen=True)
-class _Markup:
-    """How a language writes what a cell is made of."""
-
-    escape: Callable[[str], str]  # plain text on one line, special characters as themselves
-    bold: str  # templates for str.format
-    raised: str
-
-
 def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$#&])", r"\\\1", " ".join(text.split()))
 
 
 def _escape_latex(text: str) -> str:
-    return " ".join(text.split()).translate(_LATEX_CHARACTERS)
-
-
-def _latex_headings(columns: tuple[tuple[str, ...], ...]) -> list[str]:
-    """A line for each level, neighbours with equal headings under one; a rule below each but the lowest."""
-    lines = []
-    for level in range(1, len(columns[0]) + 1):
-        cells, rules, first = [""], "", 2  # the first column is the rows' names
-        for headings, group in groupby(columns, key=itemgetter(slice(level))):
-            width = len(list(group))
-            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{_LATEX.escape(headings[-1])}}}")
-            rules += rf"\cmidrule(lr){{{first}-{first + width - 1}}}"
-            first += width
-        lines += [rf"{' & '.join(cells)} \\", rules]
-    return lines[:-1]
-
-
-_MATH = {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
-    "θ": "theta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi",
-    "ρ": "rho", "σ": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
-    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma",
-    "Υ": "Upsilon", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
-    "±": "pm", "×": "times", "·": "cdot", "→": "to", "≈": "approx", "≤": "leq", "≥": "geq", "⊙": "odot",
-    "∇": "nabla", "∞": "infty",
-}  # fmt: skip
-_LATEX_CHARACTERS = str.maketrans({
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{character: rf"$\{name}$" for character, name in _MATH.items()},
-    "[": "{[}", "*": "{*}",  # at the start of a row they would be arguments of the \\ before it
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}",
-})  # fmt: skip
-_MARKDOWN = _Markup(_escape_markdown, "**{}**", "<sup>{}</sup>")
-_LATEX = _Markup(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}")
+    found = unicode_to_latex(" ".join(text.split()), unknown_char_policy="keep", unknown_char_warning=False)
+    # At the start of a row they would be arguments of the \\ before it.
+    return found.replace("[", "{[}").replace("*", "{*}")

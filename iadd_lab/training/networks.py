@@ -11,14 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iadd_lab.data.pixels import LARGEST_SIZE
-from iadd_lab.errors import InputError, check_whole, choose, require
+from iadd_lab.errors import check_whole, choose, require
 
 SMALLEST_SIZE = 8
 ENLARGED_SIZE = 32
@@ -26,6 +26,8 @@ DEFAULT_WIDTH = 128
 
 # Layers are born here whatever the caller's default device and dtype: a seed means the same everywhere.
 _PLACE = {"device": "cpu", "dtype": torch.float32}
+_convolution = partial(nn.Conv2d, **_PLACE)
+_linear = partial(nn.Linear, **_PLACE)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
     Raises `InputError` unless channels is 1 or 3, size is 8 to 224 and classes is at least 2, and if a
     ConvNet's depth is too much for the size.
     """
-    _check_task(channels=channels, size=size, classes=classes, seed=seed)
+    require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
+    check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
+    check_whole("classes", classes, minimum=2)
+    check_whole("seed", seed, minimum=0)
     builder = choose("network", config.name, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators' generators too.
@@ -123,17 +128,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _convolution(inputs, outputs, kernel=3, padding=1, stride=stride, bias=False),
+            _convolution(inputs, outputs, 3, padding=1, stride=stride, bias=False),
             _norm(outputs),
             nn.ReLU(),
-            _convolution(outputs, outputs, kernel=3, padding=1, bias=False),
+            _convolution(outputs, outputs, 3, padding=1, bias=False),
             _norm(outputs),
         )
         self.shortcut = nn.Sequential()  # the identity
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                _convolution(inputs, outputs, kernel=1, padding=0, stride=stride, bias=False), _norm(outputs)
-            )
+            projection = _convolution(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(projection, _norm(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(self.body(maps) + self.shortcut(maps))
@@ -150,16 +154,17 @@ def convnet(
     depth = default_depth(size) if depth is None else depth
     padding = 3 if _is_grey_28(channels, size) else 1
     side = size + 2 * padding - 2
-    _check_depth(depth, size=size, side=side)
+    # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
+    deepest = int(math.log2(side))
+    require(
+        depth <= deepest,
+        f"depth is {depth}, too deep for images of {size} px, of which the last block's norm would see "
+        f"less than 2×2; choose a depth of at most {deepest}.",
+    )
     layers: list[nn.Module] = []
     inputs = channels
     for _ in range(depth):
-        layers += [
-            _convolution(inputs, width, kernel=3, padding=padding),
-            _norm(width),
-            nn.ReLU(),
-            nn.AvgPool2d(2),
-        ]
+        layers += [_convolution(inputs, width, 3, padding=padding), _norm(width), nn.ReLU(), nn.AvgPool2d(2)]
         inputs, padding, side = width, 1, side // 2
     return ImageClassifier(nn.Sequential(*layers), _linear(width * side**2, classes))
 
@@ -169,22 +174,24 @@ def alexnet(*, channels: int, size: int, classes: int) -> ImageClassifier:
     enlarge_to = ENLARGED_SIZE if size < 28 else None
     padding = 4 if _is_grey_28(channels, size) else 2
     side = (enlarge_to or size) + 2 * padding - 4
-    features = nn.Sequential(
-        _convolution(channels, 128, kernel=5, padding=padding),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        _convolution(128, 192, kernel=5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        _convolution(192, 256, kernel=3, padding=1),
-        nn.ReLU(),
-        _convolution(256, 192, kernel=3, padding=1),
-        nn.ReLU(),
-        _convolution(192, 192, kernel=3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    )
-    return ImageClassifier(features, _linear(192 * (side // 8) ** 2, classes), enlarge_to=enlarge_to)
+    layers: list[nn.Module] = []
+    inputs = channels
+    # The width and the kernel of each convolution, and whether a pooling follows.
+    for width, kernel, pooled in (
+        (128, 5, True),
+        (192, 5, True),
+        (256, 3, False),
+        (192, 3, False),
+        (192, 3, True),
+    ):
+        layers += [
+            _convolution(inputs, width, kernel, padding=padding if not layers else kernel // 2),
+            nn.ReLU(),
+        ]
+        layers += [nn.MaxPool2d(2)] if pooled else []
+        inputs = width
+    classifier = _linear(192 * (side // 8) ** 2, classes)
+    return ImageClassifier(nn.Sequential(*layers), classifier, enlarge_to=enlarge_to)
 
 
 def vgg11(*, channels: int, size: int, classes: int) -> ImageClassifier:
@@ -201,12 +208,11 @@ def vgg11(*, channels: int, size: int, classes: int) -> ImageClassifier:
     # The widths of the convolutions between two poolings.
     for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in stage:
-            layers += [_convolution(inputs, width, kernel=3, padding=padding), _norm(width), nn.ReLU()]
+            layers += [_convolution(inputs, width, 3, padding=padding), _norm(width), nn.ReLU()]
             inputs, padding = width, 1
         layers.append(nn.MaxPool2d(2))
-    return ImageClassifier(
-        nn.Sequential(*layers), _linear(512 * (side // 32) ** 2, classes), enlarge_to=enlarge_to
-    )
+    classifier = _linear(512 * (side // 32) ** 2, classes)
+    return ImageClassifier(nn.Sequential(*layers), classifier, enlarge_to=enlarge_to)
 
 
 def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
@@ -215,11 +221,7 @@ def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
     11,173,962 parameters at 3×32×32, 10 classes.
     """
     enlarge_to = ENLARGED_SIZE if size < 28 else None
-    layers: list[nn.Module] = [
-        _convolution(channels, 64, kernel=3, padding=1, bias=False),
-        _norm(64),
-        nn.ReLU(),
-    ]
+    layers = [_convolution(channels, 64, 3, padding=1, bias=False), _norm(64), nn.ReLU()]
     inputs = 64
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         layers += [ResidualBlock(inputs, width, stride=stride), ResidualBlock(width, width, stride=1)]
@@ -284,10 +286,17 @@ class ParameterLayout:
         It is a copy, never a view of live weights, and differentiable: detach it for a snapshot.
         Raises `InputError` if a tensor is missing, superfluous or of another shape.
         """
-        listed = self._by_name(tensors) if isinstance(tensors, Mapping) else list(tensors)
-        shapes = tuple(tuple(tensor.shape) for tensor in listed)
-        if shapes != self.shapes:
-            raise InputError(self._mismatch(shapes))
+        if isinstance(tensors, Mapping):
+            odd = ", ".join(sorted(set(self.names) ^ set(tensors)))
+            require(not odd, f"the parameters {odd} are not in both the layout and the mapping.")
+            tensors = [tensors[name] for name in self.names]
+        listed = list(tensors)
+        given, own = len(listed), len(self.shapes)
+        require(given == own, f"there are {given} tensors; this network has {own} parameters.")
+        for name, tensor, expected in zip(self.names, listed, self.shapes, strict=True):
+            found = tuple(tensor.shape)
+            fits = f"the tensor for {name} has shape {found}; this network's has shape {expected}."
+            require(found == expected, fits)
         return torch.cat([tensor.reshape(-1) for tensor in listed])  # (P,)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
@@ -302,51 +311,12 @@ class ParameterLayout:
         pieces = zip(self.names, self.shapes, flat.split(self.sizes), strict=True)
         return {name: piece.view(shape) for name, shape, piece in pieces}
 
-    def _by_name(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        odd = sorted(set(self.names) ^ set(tensors))
-        require(not odd, f"the parameters {', '.join(odd)} are not in both the layout and the mapping.")
-        return [tensors[name] for name in self.names]
-
-    def _mismatch(self, shapes: tuple[tuple[int, ...], ...]) -> str:
-        if len(shapes) != len(self.shapes):
-            return f"there are {len(shapes)} tensors; this network has {len(self.shapes)} parameters."
-        triples = zip(self.names, self.shapes, shapes, strict=True)
-        name, expected, found = next(triple for triple in triples if triple[1] != triple[2])
-        return f"the tensor for {name} has shape {found}; this network's has shape {expected}."
-
-
-def _convolution(
-    inputs: int, outputs: int, *, kernel: int, padding: int, stride: int = 1, bias: bool = True
-) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias, **_PLACE)
-
 
 def _norm(width: int) -> nn.GroupNorm:
     # One group per channel is instance norm, without the running statistics of nn.InstanceNorm2d.
     return nn.GroupNorm(width, width, affine=True, **_PLACE)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, **_PLACE)
-
-
 def _is_grey_28(channels: int, size: int) -> bool:
     # The field pads MNIST-like images to 32 px in the first convolution.
     return channels == 1 and size == 28
-
-
-def _check_task(*, channels: int, size: int, classes: int, seed: int) -> None:
-    require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
-    check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
-    check_whole("classes", classes, minimum=2)
-    check_whole("seed", seed, minimum=0)
-
-
-def _check_depth(depth: int, *, size: int, side: int) -> None:
-    # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
-    deepest = int(math.log2(side))
-    require(
-        depth <= deepest,
-        f"depth is {depth}, too deep for images of {size} px, of which the last block's norm would see "
-        f"less than 2×2; choose a depth of at most {deepest}.",
-    )

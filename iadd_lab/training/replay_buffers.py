@@ -32,16 +32,12 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
             PyTorch's weights-only loader, so no code in it ever runs.
     """
     buffer = load_safely(path, expected="a replay_buffer_N.pt")
-    nested = (
-        isinstance(buffer, list)
-        and all(isinstance(trajectory, list) and trajectory for trajectory in buffer)
-        and all(isinstance(snapshot, list) for trajectory in buffer for snapshot in trajectory)
-        and all(isinstance(t, torch.Tensor) for trajectory in buffer for s in trajectory for t in s)
-    )
-    require(
-        nested and bool(buffer),
-        f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.",
-    )
+    level, lists = [buffer], True  # the file, its trajectories, their snapshots; then tensors
+    for filled in (True, True, False):
+        lists = lists and all(isinstance(each, list) and (each or not filled) for each in level)
+        level = [inner for each in level for inner in each] if lists else []
+    tensors = lists and all(isinstance(each, torch.Tensor) for each in level)
+    require(tensors, f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.")
     return buffer
 
 
@@ -79,32 +75,30 @@ def import_replay_buffers(
         f"{folder} holds teachers already: import into a folder of its own.",
     )
     epochs = len(read_replay_buffer(paths[0])[0]) - 1
-    # Others fitted on all training images or took constants (see `foreign_sets.FITS`), but the teachers'
+    # Others fitted on all training images or took constants (see `mtt_format.FITS`), but the teachers'
     # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
     teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
     # Every file is checked before the first trajectory is written.
-    counts = [_check_buffer(path, teachers) for path in tqdm(paths, desc="check", disable=not progress)]
+    count = 0
+    for path in tqdm(paths, desc="check", disable=not progress):
+        for trajectory in read_replay_buffer(path):
+            _check_trajectory(path, trajectory, teachers)
+            count += 1
     warn_of_class_order(data)
     images = teachers.preprocess.apply(data.validation.images.to(device))
     accuracies: list[float] = []
     named = ((path, trajectory) for path in paths for trajectory in read_replay_buffer(path))
-    bar = tqdm(named, total=sum(counts), desc="import", unit="teacher", disable=not progress)
+    bar = tqdm(named, total=count, desc="import", unit="teacher", disable=not progress)
     for index, (path, trajectory) in enumerate(bar):
         stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
-        accuracies.append(_accuracy(teachers, stacked[-1].detach(), images, data.validation.labels))
+        network = teachers.network(0).to(images.device)
+        network.load_state_dict(teachers.layout.split(stacked[-1].detach()))
+        right = predict(network, images) == data.validation.labels
+        accuracies.append(right.double().mean().item())
         history = {"source": Path(path).name, "validation_accuracy": accuracies[-1]}
         teachers.save(index, stacked.detach(), history=history)
     _warn_near_chance(accuracies, chance=1 / len(data.classes))
     return open_teachers(folder)
-
-
-def _accuracy(
-    teachers: Teachers, parameters: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
-) -> float:
-    """The share of preprocessed images (count, channels, height, width) that θ (P,) classifies correctly."""
-    network = teachers.network(0).to(images.device)
-    network.load_state_dict(teachers.layout.split(parameters))
-    return (predict(network, images) == labels).double().mean().item()
 
 
 def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
@@ -112,21 +106,11 @@ def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
     near = sum(accuracy < limit for accuracy in accuracies)
     if 2 * near > len(accuracies):
         logger.warning(
-            "%d of %d imported teachers have less than %.1f %% validation accuracy, and guessing %.1f %%: "
-            "classes or preprocessing of the buffers may differ from ours; compare the order of the classes, "
-            "and import again if they were trained with another preprocess.",
-            near,
-            len(accuracies),
-            100 * limit,
-            100 * chance,
+            f"{near} of {len(accuracies)} imported teachers have less than {100 * limit:.1f} % validation "
+            f"accuracy, and guessing {100 * chance:.1f} %: classes or preprocessing of the buffers may "
+            "differ from ours; compare the order of the classes, and import again if they were trained with "
+            "another preprocess."
         )
-
-
-def _check_buffer(path: Path, teachers: Teachers) -> int:
-    buffer = read_replay_buffer(path)
-    for trajectory in buffer:
-        _check_trajectory(path, trajectory, teachers)
-    return len(buffer)
 
 
 def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:

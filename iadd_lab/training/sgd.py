@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import nn
@@ -15,7 +17,6 @@ from iadd_lab.errors import DivergenceError
 from iadd_lab.training.fast.compiling import PLAIN, Kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
-from iadd_lab.training.student import StudentLoss
 
 
 def train(
@@ -23,6 +24,7 @@ def train(
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
+    epochs: int,
     rate: float,
     generator: torch.Generator,
     **options,
@@ -33,41 +35,20 @@ def train(
         network: on the device of `images`.
         images: preprocessed, (count, channels, height, width).
         labels: (count,) int64.
+        epochs: passes over the images.
         rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
         generator: a CPU generator for order and augmentation.
-        options: as of `train_together` and `Training`.
+        options: as of `Training`.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
-    for losses in train_together(
-        [network], [images], [labels], rates=[rate], generators=[generator], **options
-    ):
-        yield losses[0]
-
-
-def train_together(
-    networks: Sequence[nn.Module],
-    images: Sequence[torch.Tensor],
-    labels: Sequence[torch.Tensor],
-    *,
-    epochs: int,
-    **options,
-) -> Iterator[list[float]]:
-    """Train networks of one architecture side by side, in place; yields their mean losses after every epoch.
-
-    Args:
-        networks, images, labels, options: as of `Training`.
-        epochs: passes over the images.
-
-    Raises:
-        DivergenceError: the loss of an epoch is not finite.
-    """
-    training = Training(networks, images, labels, **options)
+    training = Training([network], [images], [labels], rates=[rate], generators=[generator], **options)
     for _ in range(epochs):
-        yield training.advance()
+        yield training.advance()[0]
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """Networks of one architecture on their way, side by side; each epoch leaves them up to date.
 
@@ -87,34 +68,35 @@ class Training:
         kernels: see `iadd_lab.training.fast.compiling`.
     """
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        images: Sequence[torch.Tensor],
-        labels: Sequence[torch.Tensor],
-        *,
-        batch: int,
-        rates: Sequence[float],
-        augment: AugmentConfig,
-        generators: Sequence[torch.Generator],
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        decay_at: int | None = None,
-        kernels: Kernels = PLAIN,
-    ):
+    networks: Sequence[nn.Module]
+    images: Sequence[torch.Tensor]
+    labels: Sequence[torch.Tensor]
+    _: KW_ONLY
+    batch: int
+    rates: Sequence[float]
+    augment: AugmentConfig
+    generators: Sequence[torch.Generator]
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay_at: int | None = None
+    kernels: Kernels = PLAIN
+
+    def __post_init__(self):
         reuse_freed_memory()
-        self.networks, self.images, self.labels = networks, images, labels
-        self.batch, self.rates, self.augment = batch, rates, augment
-        self.generators, self.decay_at, self.epoch = generators, decay_at, 0
-        loss = student_loss(networks[0], kernels)
-        self.trained = (_Jointly if loss.joint else _OneByOne)(networks, loss)
+        self.epoch = 0
+        self.loss = student_loss(self.networks[0], self.kernels)
+        self.parameters = [list(network.parameters()) for network in self.networks]
+        if self.loss.joint:
+            # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
+            self.flats = torch.stack([self.loss.layout.flatten(part).detach() for part in self.parameters])
+            self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
         self.optimizer = torch.optim.SGD(
-            [{"params": part, "lr": rate} for part, rate in zip(self.trained.parameters, rates, strict=True)],
+            [{"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)],
             lr=0.0,
-            momentum=momentum,
-            weight_decay=weight_decay,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
             # One pass over memory instead of three, with other rounding.
-            fused=isinstance(self.trained, _Jointly) or None,
+            fused=self.loss.joint or None,
         )
 
     def advance(self) -> list[float]:
@@ -130,68 +112,36 @@ class Training:
         totals = torch.zeros(len(self.networks), device=self.images[0].device)
         orders = [torch.randperm(count, generator=each).split(self.batch) for each in self.generators]
         for chosen in zip(*orders, strict=True):
-            given = zip(self.images, self.labels, chosen, self.generators, strict=True)
-            batches = [_batch(*parts, self.augment) for parts in given]
-            losses = self.trained.differentiate(*zip(*batches, strict=True))
+            batches = [self._batch(number, rows) for number, rows in enumerate(chosen)]
+            losses = self._differentiate(*zip(*batches, strict=True))
             self.optimizer.step()
             totals += losses * len(chosen[0])
         means = (totals / count).tolist()
-        _check(means, self.epoch, self.rates)
-        self.trained.put_back()
+        for mean, rate in zip(means, self.rates, strict=True):
+            if not math.isfinite(mean):
+                sentence = f"the training loss is {mean} in epoch {self.epoch + 1}: lower the rate {rate:g}."
+                raise DivergenceError(sentence)
+        self._update_networks()
         self.epoch += 1
         return means
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
-        state = {
-            "parameters": self._joined(list),
-            "generators": torch.stack([each.get_state() for each in self.generators]),
-            "epoch": torch.tensor(self.epoch),
-        }
-        if self.optimizer.state:  # filled by the first step
-            buffers = self.optimizer.state
-            moving = [buffers[p].get("momentum_buffer") for part in self.trained.parameters for p in part]
-            if moving[0] is not None:
-                state["momentum"] = self._joined(lambda part: [buffers[p]["momentum_buffer"] for p in part])
-        return state
+    def _batch(self, number: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The augmented images at `rows` of a network's set, and their labels."""
+        images, generator = self.images[number], self.generators[number]
+        height, width = images.shape[2:]
+        augmentation = draw_augmentation(
+            self.augment, batch=len(rows), height=height, width=width, generator=generator
+        )
+        rows = to_device(rows, images.device)
+        return augmentation(images[rows]), self.labels[number][rows]
 
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` returned, for networks and options that are the same."""
-        self.epoch = int(state["epoch"])
-        for each, stored in zip(self.generators, state["generators"], strict=True):
-            each.set_state(stored.clone())  # PyTorch misreads a row of a larger tensor
-        with torch.no_grad():
-            for part, row in zip(self.trained.parameters, state["parameters"], strict=True):
-                for parameter, values in _pieces(part, row):
-                    parameter.copy_(values)
-        for part, row in zip(self.trained.parameters, state.get("momentum", ()), strict=False):
-            for parameter, values in _pieces(part, row):
-                self.optimizer.state[parameter]["momentum_buffer"] = values.to(parameter.device).clone()
-        self.trained.put_back()
-
-    def _joined(self, tensors: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> torch.Tensor:
-        """The tensors of every network's parameters as one row each, (networks, P), on the CPU."""
-        rows = (torch.cat([t.detach().flatten() for t in tensors(part)]) for part in self.trained.parameters)
-        return torch.stack(list(rows)).cpu()
-
-
-def _pieces(
-    parameters: Sequence[torch.Tensor], row: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The parameters of one network, each with its piece of a row (P,)."""
-    pieces = row.split([parameter.numel() for parameter in parameters])
-    return ((p, piece.view_as(p)) for p, piece in zip(parameters, pieces, strict=True))
-
-
-class _OneByOne:
-    """Networks differentiated as they are, by autograd."""
-
-    def __init__(self, networks: Sequence[nn.Module], loss: StudentLoss):
-        self.networks = networks
-        self.parameters = [list(network.parameters()) for network in networks]
-
-    def differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The losses, (networks,); the parameters have their gradients then."""
+    def _differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The losses of a batch of each network, (networks,); the parameters have their gradients then."""
+        if self.loss.joint:
+            losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
+            for (row,), slope in zip(self.parameters, slopes, strict=True):
+                row.grad = slope
+            return losses
         losses = []
         for network, batch, targets in zip(self.networks, images, labels, strict=True):
             loss = functional.cross_entropy(network(batch), targets)
@@ -200,57 +150,51 @@ class _OneByOne:
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def put_back(self) -> None:
-        """Bring the networks up to date: they are."""
+    @torch.no_grad()
+    def _update_networks(self) -> None:
+        """Copy what was trained into the networks, where they were not trained themselves."""
+        if self.loss.joint:
+            for network, flat in zip(self.networks, self.flats, strict=True):
+                _fill(list(network.parameters()), flat)
 
-
-class _Jointly:
-    """Networks as the rows of one tensor (networks, P), differentiated at once."""
-
-    def __init__(self, networks: Sequence[nn.Module], loss: StudentLoss):
-        self.networks, self.loss = networks, loss
-        self.flats = torch.stack([loss.layout.flatten(network.parameters()).detach() for network in networks])
-        # Views of the one tensor, each a parameter of its own for the optimiser.
-        self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
-
-    def differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """As `_OneByOne.differentiate`."""
-        losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
-        for (row,), slope in zip(self.parameters, slopes, strict=True):
-            row.grad = slope
-        return losses
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
+        state = {
+            "parameters": _rows(self.parameters),
+            "generators": torch.stack([each.get_state() for each in self.generators]),
+            "epoch": torch.tensor(self.epoch),
+        }
+        buffers = self.optimizer.state
+        moving = [[buffers[p].get("momentum_buffer") for p in part] for part in self.parameters]
+        if moving[0][0] is not None:  # there is none before the first step, or without momentum
+            state["momentum"] = _rows(moving)
+        return state
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Bring the networks up to date."""
-        for network, flat in zip(self.networks, self.flats, strict=True):
-            values = self.loss.layout.split(flat).values()
-            for parameter, value in zip(network.parameters(), values, strict=True):
-                parameter.copy_(value)
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned, for networks and options that are the same."""
+        self.epoch = int(state["epoch"])
+        for each, stored in zip(self.generators, state["generators"], strict=True):
+            each.set_state(stored.clone())  # PyTorch misreads a row of a larger tensor
+        for part, row in zip(self.parameters, state["parameters"], strict=True):
+            _fill(part, row)
+        for part, row in zip(self.parameters, state.get("momentum", ()), strict=False):
+            buffers = [torch.empty_like(parameter) for parameter in part]
+            _fill(buffers, row)
+            for parameter, buffer in zip(part, buffers, strict=True):
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self._update_networks()
 
 
-def _batch(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    rows: torch.Tensor,
-    generator: torch.Generator,
-    augment: AugmentConfig,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The augmented images at `rows`, and their labels."""
-    height, width = images.shape[2:]
-    augmentation = draw_augmentation(
-        augment, batch=len(rows), height=height, width=width, generator=generator
-    )
-    rows = to_device(rows, images.device)
-    return augmentation(images[rows]), labels[rows]
+def _rows(parts: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """The tensors of every network as one row each, (networks, P), on the CPU."""
+    return torch.stack([torch.cat([t.detach().flatten() for t in part]) for part in parts]).cpu()
 
 
-def _check(losses: list[float], epoch: int, rates: Sequence[float]) -> None:
-    for mean, rate in zip(losses, rates, strict=True):
-        if not torch.isfinite(torch.tensor(mean)):
-            raise DivergenceError(
-                f"the training loss is {mean} in epoch {epoch + 1}: lower the rate {rate:g}."
-            )
+def _fill(tensors: Sequence[torch.Tensor], row: torch.Tensor) -> None:
+    """Copy a row (P,) into the tensors of one network."""
+    for tensor, values in zip(tensors, row.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: int) -> float:

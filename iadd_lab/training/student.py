@@ -61,7 +61,7 @@ class StudentLoss:
             losses.append(loss.detach())
         return torch.stack(losses), torch.stack(slopes)
 
-    def together(self, images: Tensor, *, batch: int) -> int:
+    def networks_at_once(self, images: Tensor, *, batch: int) -> int:
         """How many networks are best trained at once on batches of such images: `slopes` gains by no more."""
         return 1
 

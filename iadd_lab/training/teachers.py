@@ -6,15 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.cluster import IN_PROCESS, Engine, Report, share_data
 from iadd_lab.data.preprocess import (
     PREPROCESSES,
     Preprocess,
@@ -24,9 +23,11 @@ from iadd_lab.data.preprocess import (
     preprocess_tensors,
 )
 from iadd_lab.data.sets import DataConfig, ImageData
+from iadd_lab.device import Execution
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import (
+    Artefact,
     load_artefact,
     open_artefact,
     read_checksum,
@@ -37,8 +38,8 @@ from iadd_lab.store.artefacts import (
 )
 from iadd_lab.store.configs import added_field, describe, fingerprint, restore
 from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder, sweep
-from iadd_lab.store.resumable import Checkpoint, State
-from iadd_lab.training.fast.compiling import Kernels, choose_kernels
+from iadd_lab.store.resumable import State, complete
+from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
 from iadd_lab.training.sgd import Training, predict, training_flops
 
@@ -77,16 +78,21 @@ class TeacherConfig:
     store_dtype: str = added_field("float32")
 
     def __post_init__(self):
-        check_kind("network", self.network, NetworkConfig)
         choose("preprocess", self.preprocess, PREPROCESSES)
-        check_whole("epochs", self.epochs, minimum=1)
         check_number("rate", self.rate, above=True)
-        check_whole("batch", self.batch, minimum=1)
-        check_number("momentum", self.momentum, maximum=0.999)
-        check_number("weight_decay", self.weight_decay)
-        check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("seed", self.seed, minimum=0)
+        check_training(self)
         choose("store_dtype", self.store_dtype, STORE_DTYPES)
+
+
+def check_training(config: Any) -> None:
+    """Require possible values of what every training of networks has: see `TeacherConfig`."""
+    check_kind("network", config.network, NetworkConfig)
+    for name in ("epochs", "batch"):
+        check_whole(name, getattr(config, name), minimum=1)
+    check_number("momentum", config.momentum, maximum=0.999)
+    check_number("weight_decay", config.weight_decay)
+    check_kind("augment", config.augment, AugmentConfig, optional=True)
+    check_whole("seed", config.seed, minimum=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +154,10 @@ class Teachers:
         """What was noted while training: "train_loss" per epoch, "validation_accuracy" at the end."""
         return read_metadata(self.paths[teacher], kind="trajectory")["history"]
 
+    def missing(self, count: int) -> list[int]:
+        """The numbers below `count` of the teachers that are not trained to their end."""
+        return [teacher for teacher in range(count) if not self.path(teacher).exists()]
+
     def path(self, teacher: int) -> Path:
         """Where the trajectory of `teacher` is, or will be."""
         return self.folder / f"teacher_{teacher:03d}.safetensors"
@@ -157,8 +167,17 @@ class Teachers:
         return self.folder / f"checkpoint_{teacher:03d}.safetensors"
 
     def lock(self, teacher: int) -> Path:
-        """What is locked while `teacher` is trained: a worker that was given up may still be at it."""
+        """What is locked while `teacher` is trained: a process that was given up may still be at it."""
         return self.folder / f".teacher_{teacher:03d}.lock"
+
+    def check_data(self, data: ImageData) -> None:
+        """Require that `data` is the very set that the teachers are trained on."""
+        require(
+            data.fingerprint == self.data_fingerprint,
+            f"the teachers in {self.folder} were trained on {self.data} (fingerprint "
+            f"{self.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
+            "load that data, or train teachers on this.",
+        )
 
     def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
@@ -175,10 +194,7 @@ class Teachers:
         with unpacking(path):
             number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
             named = path == self.path(number)
-        require(
-            named,
-            f"{path} holds teacher {number}, by another name than its own: rename it.",
-        )
+        require(named, f"{path} holds teacher {number}, by another name than its own: rename it.")
         expected = (self.config.epochs + 1, self.layout.count)
         require(
             shape == expected,
@@ -193,11 +209,8 @@ def train_teachers(
     folder: Path,
     *,
     count: int,
-    device: torch.device | str = "cpu",
-    compile: str = "auto",
-    progress: bool = True,
-    checkpoint_seconds: float = 60.0,
-    engine: Engine = IN_PROCESS,
+    how: Execution | None = None,
+    **options: Any,
 ) -> Teachers:
     """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
 
@@ -209,118 +222,150 @@ def train_teachers(
         config: how they are trained.
         folder: where they are stored.
         count: how many there shall be.
-        device: where they are trained.
-        compile: "auto" (by the work of one teacher), "always" or "never"; see `training.fast.compiling`.
-        progress: whether to show a progress bar.
-        checkpoint_seconds: at most so many seconds of work are lost to a kill.
-        engine: where each of them is trained; see `iadd_lab.data.cluster`.
+        how: where they are trained, and what is shown and kept meanwhile. "auto" compiles by the work of one
+            teacher.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: `folder` holds teachers of other settings, or a damaged file.
         DivergenceError: a training loss is not finite.
     """
+    how = Execution.of(how, options)
     check_whole("count", count, minimum=1)
-    teachers = prepare_teachers(data, config, Path(folder))
-    _ = teachers.paths  # a damaged file is named now, not after hours of training
-    missing = [index for index in range(count) if not teachers.path(index).exists()]
-    for index in set(range(count)) - set(missing):
-        # Left by a kill between writing the trajectory and removing them.
-        teachers.checkpoint(index).unlink(missing_ok=True)
-        sweep(teachers.lock(index))
-    if missing:
-        # By one teacher's work: which of them are missing must not matter.
-        work = training_flops(teachers.network(0), data, images=len(data.train), epochs=config.epochs)
-        job = _Job(str(device), compile, work, checkpoint_seconds)
-        there = teachers.folder.absolute(), job.device, share_data(engine, data)
-        ready = engine.share(lambda: _ready(teachers, job.device, data), _ready_in, *there)
-        total = len(missing) * config.epochs
-        with tqdm(total=total, desc="teachers", unit="epoch", leave=None, disable=not progress) as bar:
-            for _ in engine.run(_train_alone, [(job, index, ready) for index in missing], bar=bar):
-                pass  # it is in the folder
+    with how.environment():
+        teachers = prepare_teachers(data, config, Path(folder))
+        _ = teachers.paths  # a damaged file is named now, not after hours of training
+        missing = teachers.missing(count)
+        for index in set(range(count)) - set(missing):
+            # Left by a kill between writing the trajectory and removing them.
+            teachers.checkpoint(index).unlink(missing_ok=True)
+            sweep(teachers.lock(index))
+        for index in missing:
+            train_teacher(data, teachers, index, how=how)
     return open_teachers(folder, count=count)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """How all teachers of a folder are trained, beyond what decides about their bits."""
+def train_teacher(
+    data: ImageData, teachers: Teachers, index: int, *, how: Execution | None = None, **options: Any
+) -> None:
+    """Train the teacher of that number into its folder, unless it is there already.
 
-    device: str
-    compile: str
-    work: float  # see `choose_kernels`
-    seconds: float  # between two checkpoints
+    Processes may train different teachers of one folder side by side; whoever asks for one that another
+    process trains waits for it.
 
-
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """What all teachers of a folder are trained on."""
-
-    teachers: Teachers
-    data: ImageData
-    images: torch.Tensor  # (count, channels, height, width), preprocessed, on the device
-    labels: torch.Tensor
-
-
-def _ready(teachers: Teachers, device: str, data: ImageData) -> _Ready:
-    images = teachers.preprocess.apply(data.train.images.to(device))
-    return _Ready(teachers, data, images, data.train.labels.to(device))
-
-
-def _ready_in(folder: Path, device: str, data: ImageData) -> _Ready:
-    return _ready(_read_manifest(folder), device, data)
-
-
-def _train_alone(job: _Job, index: int, ready: _Ready, *, report: Report) -> None:
-    """Train the teacher of that number, unless another process did so while this one waited for it."""
-    teachers = ready.teachers
-    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
-        if not teachers.path(index).exists():
-            _train_one(job, index, ready, report)
+    Args:
+        data: the real set.
+        teachers: as from `prepare_teachers`.
+        index: the number of the teacher.
+        how: as in `train_teachers`, and so is what this raises.
+        options: fields of `Execution` by name.
+    """
+    how = Execution.of(how, options)
+    teachers.check_data(data)
+    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"), how.environment():
+        if teachers.path(index).exists():  # another process was at it
+            return
+        teacher = _Teacher(teachers, index, data, how)
+        complete(
+            teacher,
+            path=teachers.checkpoint(index),
+            identity=fingerprint(teachers.identity, index),
+            title=f"teacher {index}",
+            how=how,
+            save=teacher.save,
+        )
 
 
-def _train_one(job: _Job, index: int, ready: _Ready, report: Report) -> None:
-    teachers, images = ready.teachers, ready.images
-    config, device = teachers.config, images.device
-    kernels = choose_kernels(job.compile, work=job.work, device=device)
-    network = teachers.network(derive_seed(config.seed, "teacher", index)).to(device)
-    training = Training(
-        [network],
-        [images],
-        [ready.labels],
+def teacher_training(
+    teachers: Teachers,
+    data: ImageData,
+    network: nn.Module,
+    order: torch.Generator,
+    *,
+    epochs: int,
+    how: Execution,
+) -> Training:
+    """The training of `network` as one of the teachers, from its parameters as they are.
+
+    Args:
+        teachers: as from `prepare_teachers`.
+        data: the real set.
+        network: of the teachers' architecture; it goes to the device, and is trained in place.
+        order: of the images, and what augmentations are drawn from.
+        epochs: how long it will be trained; they decide whether compiling pays.
+        how: where it is trained.
+    """
+    config, device = teachers.config, how.place
+    # By one teacher's work: how many there are must not matter.
+    work = training_flops(network, data, images=len(data.train), epochs=epochs)
+    return Training(
+        [network.to(device)],
+        [teachers.preprocess.apply(data.train.images.to(device))],
+        [data.train.labels.to(device)],
         batch=config.batch,
         rates=[config.rate],
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         augment=config.augment,
-        generators=[generator(config.seed, "teacher", index, "order")],
-        kernels=kernels,
+        generators=[order],
+        kernels=choose_kernels(how.compile, work=work, device=device),
     )
-    trajectory, losses = _room(teachers), []  # (epochs + 1, P)
-    trajectory[0] = _snapshot(teachers, network)
-    run = fingerprint(teachers.identity, index)
-    with Checkpoint(teachers.checkpoint(index), run=run, unit="epoch", seconds=job.seconds) as checkpoint:
-        stored = checkpoint.load()
-        if stored is not None:
-            with unpacking(stored.path):
-                training.restore(stored.tensors)
-                trajectory[: training.epoch + 1] = stored.tensors["trajectory"]
-                losses = stored.metadata["losses"]
-        report(training.epoch)
-        while training.epoch < config.epochs:
-            losses += training.advance()
-            trajectory[training.epoch] = _snapshot(teachers, network)
-            report(training.epoch, teacher=index, loss=f"{losses[-1]:.3f}")
-            checkpoint.keep(training.epoch, partial(_state, training, trajectory, losses))
-        if not torch.isfinite(trajectory[-1]).all():  # the last step came after the last loss
-            raise DivergenceError(
-                f"teacher {index} ended with parameters that are not finite: lower the rate."
-            )
-        accuracy = _accuracy(network, teachers, ready.data, kernels)
-        history = {"train_loss": losses, "validation_accuracy": accuracy}
-        teachers.save(index, trajectory, history=history)
-        checkpoint.remove()
 
 
-def _room(teachers: Teachers) -> torch.Tensor:
+class _Teacher:
+    """A teacher on its way: a `Resumable`."""
+
+    unit = "epoch"
+
+    def __init__(self, teachers: Teachers, index: int, data: ImageData, how: Execution):
+        self.teachers, self.index, self.data, self.device = teachers, index, data, how.place
+        seed, self.total = teachers.config.seed, teachers.config.epochs
+        self.network = teachers.network(derive_seed(seed, "teacher", index))
+        order = generator(seed, "teacher", index, "order")
+        self.training = teacher_training(teachers, data, self.network, order, epochs=self.total, how=how)
+        self.losses: list[float] = []  # of each epoch
+        self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
+        self.trajectory[0] = self.snapshot()
+
+    @property
+    def done(self) -> int:
+        return self.training.epoch
+
+    def advance(self) -> dict[str, object]:
+        self.losses += self.training.advance()
+        self.trajectory[self.done] = self.snapshot()
+        return {"loss": f"{self.losses[-1]:.3f}"}
+
+    def snapshot(self) -> torch.Tensor:
+        """θ as it is now, (P,). `flatten` copies: a snapshot must not follow the live weights."""
+        return self.teachers.layout.flatten(self.network.parameters()).detach().cpu()
+
+    def state(self) -> State:
+        tensors = self.training.state() | {"trajectory": self.trajectory[: self.done + 1]}
+        return tensors, {"losses": self.losses}
+
+    def load(self, artefact: Artefact) -> None:
+        self.training.restore(artefact.tensors)
+        self.trajectory[: self.done + 1] = artefact.tensors["trajectory"]
+        self.losses = artefact.metadata["losses"]
+
+    def save(self) -> None:
+        """Store the trajectory at its end, beside losses and the accuracy on validation images.
+
+        Raises:
+            DivergenceError: the parameters are not finite.
+        """
+        if not torch.isfinite(self.trajectory[-1]).all():  # the last step came after the last loss
+            sentence = f"teacher {self.index} ended with parameters that are not finite: lower the rate."
+            raise DivergenceError(sentence)
+        validation = self.data.validation
+        images = self.teachers.preprocess.apply(validation.images.to(self.device))
+        right = predict(self.network, images, kernels=self.training.kernels) == validation.labels
+        history = {"train_loss": self.losses, "validation_accuracy": right.double().mean().item()}
+        self.teachers.save(self.index, self.trajectory, history=history)
+
+
+def _empty_trajectory(teachers: Teachers) -> torch.Tensor:
     """Room for a trajectory, (epochs + 1, P): a large one in a mapped file that goes with the tensor."""
     shape = (teachers.config.epochs + 1, teachers.layout.count)
     dtype, count = STORE_DTYPES[teachers.config.store_dtype], shape[0] * shape[1]
@@ -334,24 +379,6 @@ def _room(teachers: Teachers) -> torch.Tensor:
         # A disk that is full must be an error now: once mapped, it would be the process's death.
         os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
-
-
-def _state(training: Training, trajectory: torch.Tensor, losses: list[float]) -> State:
-    return training.state() | {"trajectory": trajectory[: training.epoch + 1]}, {"losses": losses}
-
-
-def _accuracy(network: nn.Module, teachers: Teachers, data: ImageData, kernels: Kernels) -> float:
-    """The share of validation images that the network classifies correctly."""
-    device = next(network.parameters()).device
-    predicted = predict(
-        network, teachers.preprocess.apply(data.validation.images.to(device)), kernels=kernels
-    )
-    return (predicted == data.validation.labels).double().mean().item()
-
-
-def _snapshot(teachers: Teachers, network: nn.Module) -> torch.Tensor:
-    # `flatten` copies: a snapshot must not follow the live weights.
-    return teachers.layout.flatten(network.parameters()).detach().cpu()  # (P,)
 
 
 def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
@@ -369,35 +396,20 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         (folder / _MANIFEST).is_file(),
         f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
     )
-    teachers = _read_manifest(folder, count)
+    teachers = _from_manifest(load_artefact(folder / _MANIFEST, kind="teachers"), count)
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
 
 
-def _read_manifest(folder: Path, count: int | None = None) -> Teachers:
-    """The teachers of `folder`, of which there may be none yet."""
-    artefact = load_artefact(folder / _MANIFEST, kind="teachers")
-    with unpacking(folder / _MANIFEST):
-        preprocess = preprocess_from_tensors(artefact.tensors)
-        return _from_manifest(folder, artefact.metadata, preprocess, count)
-
-
-def _from_manifest(
-    folder: Path, metadata: dict, preprocess: Preprocess, count: int | None = None
-) -> Teachers:
-    check_preprocess(preprocess, channels=metadata["channels"], size=metadata["size"])
-    return Teachers(
-        folder=folder,
-        config=restore(TeacherConfig, metadata["config"]),
-        data=restore(DataConfig, metadata["data"]),
-        data_fingerprint=metadata["data_fingerprint"],
-        classes=tuple(metadata["classes"]),
-        channels=metadata["channels"],
-        size=metadata["size"],
-        preprocess=preprocess,
-        count=count,
-        identity=fingerprint(metadata),
-    )
+def _from_manifest(artefact: Artefact, count: int | None = None) -> Teachers:
+    """The teachers of a folder, of which there may be none yet."""
+    with unpacking(artefact.path):
+        metadata, preprocess = artefact.metadata, preprocess_from_tensors(artefact.tensors)
+        check_preprocess(preprocess, channels=metadata["channels"], size=metadata["size"])
+        known = {"config": restore(TeacherConfig, metadata["config"]), "classes": tuple(metadata["classes"])}
+        known |= {"data": restore(DataConfig, metadata["data"]), "identity": fingerprint(metadata)}
+        folder = artefact.path.parent
+        return Teachers(folder=folder, preprocess=preprocess, count=count, **{**metadata, **known})
 
 
 @locked_folder("folder", file=PREPROCESSING)
@@ -419,19 +431,16 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
     }
     # Before anything expensive: can this network be built for these images at all?
     build_network(config.network, channels=data.channels, size=data.size, classes=len(data.classes), seed=0)
-    manifest = folder / _MANIFEST
-    if manifest.exists():
-        stored = load_artefact(manifest, kind="teachers")
-        differences = sorted(_differences("", stored.metadata, metadata))
-        require(
-            not differences,
-            f"{folder} holds teachers of other settings ({'; '.join(differences)}): choose another folder.",
-        )
-        with unpacking(manifest):
-            return _from_manifest(folder, stored.metadata, preprocess_from_tensors(stored.tensors))
-    preprocess = fit_preprocess(config.preprocess, data.train.images)
-    save_artefact(manifest, kind="teachers", tensors=preprocess_tensors(preprocess), metadata=metadata)
-    return _from_manifest(folder, metadata, preprocess)
+    manifest = Path(folder) / _MANIFEST
+    if not manifest.exists():
+        tensors = preprocess_tensors(fit_preprocess(config.preprocess, data.train.images))
+        save_artefact(manifest, kind="teachers", tensors=tensors, metadata=metadata)
+    stored = load_artefact(manifest, kind="teachers")
+    differences = "; ".join(sorted(_differences("", stored.metadata, metadata)))
+    require(
+        not differences, f"{folder} holds teachers of other settings ({differences}): choose another folder."
+    )
+    return _from_manifest(stored)
 
 
 def _differences(prefix: str, there: object, asked: object) -> Iterator[str]:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from iadd_lab.device import MODES
 from iadd_lab.errors import choose
 from iadd_lab.training.fast import kernels, patches, winograd
 
 logger = logging.getLogger(__name__)
 
-MODES = ("auto", "always", "never")
 # Floating-point operations of a run from which on compiling pays: some three minutes on two cores. That for
 # a GPU is an estimate, from half a minute of compiling and 120 or 67 ms for an iteration of ten images.
 WORTH_COMPILING = {"cpu": 2e13, "cuda": 5e14}

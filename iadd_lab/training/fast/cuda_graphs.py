@@ -18,7 +18,7 @@ class Graphs:
     """Captured functions, one graph for each key and shape of their tensors; all share their memory."""
 
     def __init__(self):
-        self._captured: dict[Hashable, _Captured] = {}
+        self._captured: dict[Hashable, tuple] = {}
         self._pool: object = None  # made with the first graph, as is the stream
         # Ours, as PyTorch's own stream for captures is of the first device that this process captured on. And
         # one for all: memory of a pool is used again on the same stream only.
@@ -40,33 +40,23 @@ class Graphs:
         key = (key, *((tensor.shape, tensor.dtype) for tensor in tensors))
         with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
             if key not in self._captured:
-                self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._stream = self._stream or torch.cuda.Stream()
-                self._captured[key] = _Captured(function, tensors, self._pool, self._stream)
-            return self._captured[key](tensors)
+                self._captured[key] = self._capture(function, tensors)
+            graph, inputs, outputs = self._captured[key]
+            torch._foreach_copy_(inputs, list(tensors))
+            graph.replay()
+            return outputs
 
-
-class _Captured:
-    """One function at one shape: its inputs and outputs stay where they are."""
-
-    def __init__(
-        self,
-        function: Callable[..., tuple[Tensor, ...]],
-        tensors: tuple[Tensor, ...],
-        pool: object,
-        aside: torch.cuda.Stream,
-    ):
-        self.inputs = [tensor.clone() for tensor in tensors]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+    def _capture(self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...]) -> tuple:
+        """The graph of `function` at one shape, with its inputs and outputs, which stay where they are."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self._stream = self._stream or torch.cuda.Stream()
+        inputs = [tensor.clone() for tensor in tensors]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, stream=aside):
-            self.outputs = function(*self.inputs)
-
-    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        torch._foreach_copy_(self.inputs, list(tensors))
-        self.graph.replay()
-        return self.outputs
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            outputs = function(*inputs)
+        return graph, inputs, outputs

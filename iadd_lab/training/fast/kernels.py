@@ -11,6 +11,10 @@ all means over a plane, n = (y − mean y) · r and r = 1/√(var y + ε):
     z = γ n + β,                   ż = γ ṅ + γ̇ n + β̇
 
 Every gradient below needs one set of sums over each plane and one pass over its pixels.
+
+Arguments and results are tensors, but for `epsilon` (a float), `relu` and `pool` (flags). All functions take
+maps y and ẏ (batch, channels, h, w), with even sides where `pool` is true; γ, β, γ̇ and β̇ for each image,
+(batch or 1, channels); and statistics of planes, (batch, channels, 1, 1).
 """
 
 from __future__ import annotations
@@ -20,14 +24,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def norm(
-    y: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, relu: bool, pool: bool
-) -> tuple[Tensor, ...]:
+def norm(y, gamma, beta, epsilon, relu, pool):
     """The output for feature maps y, and (mean, r) of every plane for `norm_backward`.
 
     Args:
-        y: (batch, channels, h, w), with even sides where `pool` is true.
-        gamma, beta: the norm's weight and bias for each image, (batch or 1, channels).
+        y: the maps.
+        gamma, beta: the norm's weight and bias.
         epsilon: the norm's ε.
         relu: whether a ReLU follows.
         pool: whether 2×2 averages follow that.
@@ -39,16 +41,7 @@ def norm(
     return _finish(shifted * (inverse * gamma) + beta, relu, pool), centre, inverse
 
 
-def norm_backward(
-    above: Tensor,
-    y: Tensor,
-    centre: Tensor,
-    inverse: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    relu: bool,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def norm_backward(above, y, centre, inverse, gamma, beta, relu, pool):
     """The gradients of y, and of γ and β for each image, from `above`, that of the output."""
     gamma, beta = _on_planes(gamma), _on_planes(beta)
     n = (y - centre) * inverse
@@ -59,17 +52,7 @@ def norm_backward(
     return y_bar, sum_zn[:, :, 0, 0], sum_z[:, :, 0, 0]
 
 
-def dual_norm(
-    y: Tensor,
-    dy: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dgamma: Tensor,
-    dbeta: Tensor,
-    epsilon: float,
-    relu: bool,
-    pool: bool,
-) -> tuple[Tensor, ...]:
+def dual_norm(y, dy, gamma, beta, dgamma, dbeta, epsilon, relu, pool):
     """The output and its derivative, and (mean y, r, mean ẏ, m) for `dual_norm_backward`."""
     gamma, beta, dgamma, dbeta = map(_on_planes, (gamma, beta, dgamma, dbeta))
     centre, dcentre = _mean(y), _mean(dy)
@@ -83,20 +66,8 @@ def dual_norm(
 
 
 def dual_norm_backward(
-    above: Tensor,
-    dabove: Tensor,
-    y: Tensor,
-    dy: Tensor,
-    centre: Tensor,
-    inverse: Tensor,
-    dcentre: Tensor,
-    moment: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dgamma: Tensor,
-    relu: bool,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    above, dabove, y, dy, centre, inverse, dcentre, moment, gamma, beta, dgamma, relu, pool
+):
     """The gradients of y, ẏ, and γ and β for each image, from those of the output and its derivative."""
     gamma, beta, dgamma = map(_on_planes, (gamma, beta, dgamma))
     count = y.shape[2] * y.shape[3]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,43 +31,13 @@ class Dual(NamedTuple):
     tangent: Tensor
 
 
-class Algebra(Protocol):
-    """What feature maps and parameters are: tensors (`Plain`) or duals (`Dualised`)."""
-
-    def each(self, function: Callable[[Tensor], Tensor], maps: Any) -> Any:
-        """A linear function without parameters."""
-
-    def add(self, first: Any, second: Any) -> Any:
-        """The sum of two maps."""
-
-    def affine(self, maps: Any, weight: Any, bias: Any) -> Any:
-        """A linear layer."""
-
-    def convolve(self, maps: Any, weight: Any, bias: Any, stride: int, padding: int) -> Any:
-        """A convolution; bias may be None."""
-
-    def norm(self, maps: Any, weight: Any, bias: Any, epsilon: float, *, relu: bool, pool: bool) -> Any:
-        """Instance norm, and ReLU and 2×2 averages where they follow."""
-
-    def relu(self, maps: Any) -> Any:
-        """A ReLU."""
-
-    def max_pool(self, maps: Any, size: int) -> Any:
-        """Maxima over windows of `size` × `size`."""
-
-
 def has_rules(network: nn.Module) -> bool:
-    """Whether `run` knows every layer of `network`, with its options."""
+    """Whether a `Pass` knows every layer of `network`, with its options."""
     if type(network) is not ImageClassifier or network.classifier.bias is None:
         return False
     layers = [layer for layer in network.features.modules() if not isinstance(layer, _CONTAINERS)]
-    return all(_KNOWN.get(type(layer), _never)(layer) for layer in layers) and any(
-        isinstance(layer, nn.Conv2d) for layer in layers[:1]
-    )
-
-
-def _never(layer: nn.Module) -> bool:
-    return False
+    known = all(type(layer) in _KNOWN and _KNOWN[type(layer)](layer) for layer in layers)
+    return known and bool(layers) and isinstance(layers[0], nn.Conv2d)
 
 
 _CONTAINERS = (nn.Sequential, ResidualBlock)
@@ -89,53 +59,61 @@ _KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
 }
 
 
-def run(network: ImageClassifier, parameters: Mapping[str, Any], images: Any, algebra: Algebra) -> Any:
-    """The logits, (batch, classes), of `network` with other parameters.
+class Pass:
+    """One forward pass of a network with other parameters; `has_rules` tells of which networks.
+
+    Subclasses say what feature maps and parameters are, and compute the layers.
 
     Args:
-        network: for its structure; see `has_rules`.
-        parameters: by name, each a tensor or a `Dual`, as the algebra has it.
-        images: (batch, channels, height, width), a tensor or a `Dual`.
-        algebra: `Plain` or `Dualised`.
+        network: for its structure.
+        parameters: by name.
+        kernels: plain or compiled ones.
     """
-    maps = images
-    if network.enlarge_to is not None:
-        sides = (network.enlarge_to, network.enlarge_to)
-        maps = algebra.each(partial(F.interpolate, size=sides, mode="bilinear", align_corners=False), maps)
-    maps = _run(network.features, _Named(parameters, "features."), maps, algebra)
-    features = algebra.each(partial(torch.flatten, start_dim=1), maps)
-    return algebra.affine(features, parameters["classifier.weight"], parameters["classifier.bias"])
 
+    def __init__(self, network: ImageClassifier, parameters: Mapping[str, Any], kernels: Kernels):
+        self.network, self.kernels = network, kernels
+        # The weight and the bias of each layer, None where it has none.
+        self.weights = {
+            layer: [parameters.get(f"{name}.{part}") for part in ("weight", "bias")]
+            for name, layer in network.named_modules()
+        }
 
-class _Named:
-    """The parameters of one part of a network, by their names there."""
+    def logits(self, maps: Any) -> Any:
+        """What the network says, (batch, classes), of images (batch, channels, height, width)."""
+        if self.network.enlarge_to is not None:
+            sides = (self.network.enlarge_to, self.network.enlarge_to)
+            maps = self.each(partial(F.interpolate, size=sides, mode="bilinear", align_corners=False), maps)
+        features = self.each(partial(torch.flatten, start_dim=1), self.run(self.network.features, maps))
+        return self.affine(features, *self.weights[self.network.classifier])
 
-    def __init__(self, parameters: Mapping[str, Any], prefix: str):
-        self.parameters, self.prefix = parameters, prefix
+    def run(self, layer: nn.Module, maps: Any) -> Any:
+        match layer:
+            case nn.Sequential():
+                return self.sequence(layer, maps)
+            case nn.Conv2d():
+                return self.convolve(maps, *self.weights[layer], layer.stride[0], layer.padding[0])
+            case nn.MaxPool2d():
+                return self.max_pool(maps, layer.kernel_size)
+            case nn.AvgPool2d():
+                return self.each(layer, maps)
+            case nn.ReLU():
+                return self.relu(maps)
+            case ResidualBlock():
+                return self.relu(self.add(self.run(layer.body, maps), self.run(layer.shortcut, maps)))
 
-    def __getitem__(self, name: str) -> Any:
-        return self.parameters.get(self.prefix + name)
-
-    def part(self, name: object) -> _Named:
-        return _Named(self.parameters, f"{self.prefix}{name}.")
-
-
-def _run(layer: nn.Module, parameters: _Named, maps: Any, algebra: Algebra) -> Any:
-    return _RULES[type(layer)](layer, parameters, maps, algebra)
-
-
-def _sequence(layers: nn.Sequential, parameters: _Named, maps: Any, algebra: Algebra) -> Any:
-    number = 0
-    while number < len(layers):
-        if isinstance(layers[number], nn.GroupNorm):
-            sides = (maps.value if isinstance(maps, Dual) else maps).shape[2:]
-            relu, pool = _followers(layers, number, sides)
-            maps = _norm(layers[number], parameters.part(number), maps, algebra, relu=relu, pool=pool)
+    def sequence(self, layers: nn.Sequential, maps: Any) -> Any:
+        number = 0
+        while number < len(layers):
+            layer, relu, pool = layers[number], False, False
+            if isinstance(layer, nn.GroupNorm):
+                relu, pool = _followers(
+                    layers, number, (maps.value if type(maps) is Dual else maps).shape[2:]
+                )
+                maps = self.norm(maps, *self.weights[layer], layer.eps, relu=relu, pool=pool)
+            else:
+                maps = self.run(layer, maps)
             number += 1 + relu + pool
-        else:
-            maps = _run(layers[number], parameters.part(number), maps, algebra)
-            number += 1
-    return maps
+        return maps
 
 
 def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tuple[bool, bool]:
@@ -147,41 +125,16 @@ def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tu
     return relu, plain and not any(side % 2 for side in sides)
 
 
-def _norm(layer, parameters, maps, algebra, *, relu=False, pool=False):
-    return algebra.norm(maps, parameters["weight"], parameters["bias"], layer.eps, relu=relu, pool=pool)
-
-
-def _convolution(layer, parameters, maps, algebra):
-    (stride, _), (padding, _) = layer.stride, layer.padding
-    return algebra.convolve(maps, parameters["weight"], parameters["bias"], stride, padding)
-
-
-def _residual(block, parameters, maps, algebra):
-    inner = _sequence(block.body, parameters.part("body"), maps, algebra)
-    around = _sequence(block.shortcut, parameters.part("shortcut"), maps, algebra)
-    return algebra.relu(algebra.add(inner, around))
-
-
-_RULES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Sequential: _sequence,
-    nn.Conv2d: _convolution,
-    nn.GroupNorm: _norm,
-    nn.ReLU: lambda layer, parameters, maps, algebra: algebra.relu(maps),
-    nn.AvgPool2d: lambda layer, parameters, maps, algebra: algebra.each(layer, maps),
-    nn.MaxPool2d: lambda layer, parameters, maps, algebra: algebra.max_pool(maps, layer.kernel_size),
-    ResidualBlock: _residual,
-}
-
-
-class Plain:
+class PlainPass(Pass):
     """Feature maps and parameters as tensors, of one or more networks at once; differentiable once.
 
     Parameters have a first dimension of `networks`. Images and maps are of all networks, in equal shares, one
     after the other: what touches memory most is then one pass for all of them.
     """
 
-    def __init__(self, kernels: Kernels, networks: int = 1):
-        self.kernels, self.networks = kernels, networks
+    def __init__(self, network: ImageClassifier, parameters: Mapping[str, Tensor], kernels: Kernels):
+        super().__init__(network, parameters, kernels)
+        self.networks = len(parameters["classifier.bias"])
 
     def each(self, function, maps):
         return function(maps)
@@ -219,14 +172,11 @@ def _for_images(parameter: Tensor, maps: Tensor) -> Tensor:
     return parameter.repeat_interleave(len(maps) // len(parameter), 0)
 
 
-class Dualised:
+class DualPass(Pass):
     """Feature maps and parameters as duals; values and parameters' values are differentiable, once.
 
     Images have no derivative: a `Dual` whose tangent is None.
     """
-
-    def __init__(self, kernels: Kernels):
-        self.kernels = kernels
 
     def each(self, function, maps):
         return Dual(*(None if part is None else function(part) for part in maps))
@@ -241,11 +191,8 @@ class Dualised:
 
     def convolve(self, maps, weight, bias, stride, padding):
         bias = bias or Dual(None, None)
-        if (
-            self.kernels.transforms
-            and maps.tangent is not None
-            and winograd.suits(maps.value, weight.value, stride, padding)
-        ):
+        inner = self.kernels.transforms and maps.tangent is not None
+        if inner and winograd.suits(maps.value, weight.value, stride, padding):
             return Dual(*_DualWinograd.apply(*maps, *weight, *bias, self.kernels))
         return Dual(*_DualConvolution.apply(*maps, *weight, *bias, stride, padding, self.kernels))
 
@@ -274,8 +221,9 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, above):
         relu, pool, kernels = ctx.options
         y, *parameters = kernels.norm_backward(_laid_out(above, kernels), *ctx.saved_tensors, relu, pool)
-        gamma, beta = (_as_given(gradient, ctx.saved_tensors[-1]) for gradient in parameters)
-        return y, gamma, beta, None, None, None, None
+        if len(ctx.saved_tensors[-1]) == 1:  # parameters that all images share
+            parameters = [gradient.sum(0, keepdim=True) for gradient in parameters]
+        return y, *parameters, None, None, None, None
 
 
 class _DualNorm(torch.autograd.Function):
@@ -304,7 +252,7 @@ class _DualConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dx, weight, dweight, bias, dbias, stride, padding, kernels):
         ctx.save_for_backward(x, dx, weight, dweight)
-        ctx.options = (stride, padding, bias is not None, kernels)
+        ctx.options = (stride, padding, kernels)
         value = F.conv2d(x, weight, bias, stride, padding)
         tangent = F.conv2d(x, dweight, dbias, stride, padding)
         if dx is not None:
@@ -315,7 +263,7 @@ class _DualConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above, dabove):
         x, dx, weight, dweight = ctx.saved_tensors
-        stride, padding, has_bias, kernels = ctx.options
+        stride, padding, kernels = ctx.options
         back = partial(_convolution_backward, stride=stride, padding=padding)
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         by_patches = wants_x and kernels.transforms and patches.suits(weight, stride, padding)
@@ -330,7 +278,7 @@ class _DualConvolution(torch.autograd.Function):
             x_bar = kernels.add_patches(sent, *x.shape[2:])
         elif wants_x:
             x_bar += back(dabove, x, dweight, wanted=(True, False))[0]
-        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        bias_bar = above.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None, None
 
 
@@ -343,7 +291,7 @@ class _Winograd(torch.autograd.Function):
         tiles = kernels.input_tiles(_laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
         filters = winograd.weight_tiles(weight, constants.g)  # (36, networks, outputs, inputs)
         ctx.save_for_backward(tiles, filters)
-        ctx.options = (kernels, bias is not None)
+        ctx.kernels = kernels
         bias = None if bias is None else _for_images(bias, x)
         products = winograd.multiply(tiles, filters.mT)
         return kernels.output_maps(products, bias, *x.shape[2:], constants.a)
@@ -351,8 +299,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, above):
-        tiles, filters = ctx.saved_tensors
-        kernels, has_bias = ctx.options
+        (tiles, filters), kernels = ctx.saved_tensors, ctx.kernels
         constants, networks = winograd.constants(above.dtype, above.device), filters.shape[1]
         above_tiles = kernels.output_tiles(_laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
         x_bar = None
@@ -361,7 +308,7 @@ class _Winograd(torch.autograd.Function):
             x_bar = kernels.input_maps(products, *above.shape[2:], constants.b, constants.edges)
         products = winograd.correlate(above_tiles, tiles, networks)
         weight_bar = winograd.weight_gradient(products, constants.g)
-        bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if has_bias else None
+        bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if ctx.needs_input_grad[2] else None
         return x_bar, weight_bar, bias_bar, None
 
 
@@ -376,7 +323,7 @@ class _DualWinograd(torch.autograd.Function):
             winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight)
         )  # (36, outputs, inputs)
         ctx.save_for_backward(tiles, dtiles, filters, dfilters)
-        ctx.options = (kernels, bias is not None)
+        ctx.kernels = kernels
         if bias is not None:
             bias, dbias = bias[None], dbias[None]
         products = torch.bmm(dtiles, filters.mT).baddbmm_(tiles, dfilters.mT)
@@ -388,8 +335,7 @@ class _DualWinograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, above, dabove):
-        tiles, dtiles, filters, dfilters = ctx.saved_tensors
-        kernels, has_bias = ctx.options
+        (tiles, dtiles, filters, dfilters), kernels = ctx.saved_tensors, ctx.kernels
         constants = winograd.constants(above.dtype, above.device)
         above_tiles, dabove_tiles = (
             kernels.output_tiles(_laid_out(maps, kernels), constants.a) for maps in (above, dabove)
@@ -403,7 +349,7 @@ class _DualWinograd(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             products = torch.bmm(above_tiles.mT, tiles).baddbmm_(dabove_tiles.mT, dtiles)
             weight_bar = winograd.weight_gradient(products[:, None], constants.g)[0]
-        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        bias_bar = above.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None
 
 
@@ -415,11 +361,6 @@ def _convolution_backward(
         above, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
     )
     return pair[0], pair[1]
-
-
-def _as_given(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Gradients for each image, summed where all images share a parameter (1, channels)."""
-    return gradient if len(parameter) == len(gradient) else gradient.sum(0, keepdim=True)
 
 
 def _laid_out(gradient: Tensor, kernels: Kernels) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.fast.compiling import Kernels
 from iadd_lab.training.fast.cuda_graphs import Graphs
-from iadd_lab.training.fast.layers import Dual, Dualised, Plain, has_rules, run
+from iadd_lab.training.fast.layers import Dual, DualPass, PlainPass, has_rules
 from iadd_lab.training.student import StudentLoss, leaf
 
 # The largest feature map of a chunk of images, in bytes: larger ones cost memory and are not faster.
@@ -52,7 +52,7 @@ class FusedStudentLoss(StudentLoss):
             losses += values.detach()
         return losses, total
 
-    def together(self, images, *, batch):
+    def networks_at_once(self, images, *, batch):
         return max(self._fitting(images) // batch, 1)
 
     @torch.no_grad()
@@ -80,22 +80,19 @@ class FusedStudentLoss(StudentLoss):
 
     def _joint_logits(self, flats: Tensor, images: Tensor) -> Tensor:
         """What every network says of its images, (networks, batch, classes)."""
-        networks = len(flats)
-        pieces = zip(
-            self.layout.names, self.layout.shapes, flats.split(self.layout.sizes, dim=1), strict=True
-        )
+        layout, networks = self.layout, len(flats)
+        pieces = zip(layout.names, layout.shapes, flats.split(layout.sizes, dim=1), strict=True)
         parameters = {name: piece.view(networks, *shape) for name, shape, piece in pieces}
-        logits = run(
-            self.network, parameters, self._laid_out(images.flatten(0, 1)), Plain(self.kernels, networks)
+        logits = PlainPass(self.network, parameters, self.kernels).logits(
+            self._laid_out(images.flatten(0, 1))
         )
         return logits.unflatten(0, (networks, -1))
 
-    def _scalar(
-        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, shares: Tensor
-    ) -> Tensor:
+    def _scalar(self, flat, direction, images, labels, shares) -> Tensor:
+        """s for one chunk, as `along` has it, whose images have `shares` (batch,) of the mean."""
         values, tangents = self.layout.split(flat), self.layout.split(direction)
         parameters = {name: Dual(values[name], tangents[name]) for name in values}
-        pair = run(self.network, parameters, Dual(self._laid_out(images), None), Dualised(self.kernels))
+        pair = DualPass(self.network, parameters, self.kernels).logits(Dual(self._laid_out(images), None))
         # The derivative of cross-entropy: ⟨softmax(z) − one-hot, ż⟩.
         classes = torch.arange(pair.value.shape[1], device=labels.device)
         one_hot = (labels[:, None] == classes).to(pair.value.dtype)  # unlike F.one_hot, no GPU waits for it
@@ -103,7 +100,7 @@ class FusedStudentLoss(StudentLoss):
         return (errors * pair.tangent).sum(1) @ shares
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=self.kernels.memory_format) if tensor.ndim == 4 else tensor
+        return tensor.contiguous(memory_format=self.kernels.memory_format)
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of every network's images and labels, and the share of each image in the mean."""
@@ -144,41 +141,38 @@ class CapturedStudentLoss(StudentLoss):
         self.graphs = Graphs()
 
     def slope(self, flat, images, labels, augmentation=None):
-        def slope(*given: object) -> tuple[Tensor, ...]:
+        def slope(*given):
             return (self.loss.slope(*given),)
 
-        return self._replay("slope", slope, (flat, images, labels), augmentation)[0]
+        return self._replay("slope", slope, augmentation, flat, images, labels)[0]
 
     def slopes(self, flats, images, labels):
-        return self._replay("slopes", self.loss.slopes, (flats, images, labels))
+        return self._replay("slopes", self.loss.slopes, None, flats, images, labels)
 
     def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        def along(*given: object) -> tuple[Tensor, ...]:
-            found = self.loss.along(*given, curvature=curvature)
-            return found if curvature else found[:2]
+        def along(*given):
+            return self.loss.along(*given, curvature=curvature)[
+                : 3 if curvature else 2
+            ]  # no graph gives None
 
-        name, given = f"along, {curvature}", (flat, direction, images, labels)
-        found = self._replay(name, along, given, augmentation)
+        name = f"along, {curvature}"
+        found = self._replay(name, along, augmentation, flat, direction, images, labels)
         return found if curvature else (*found, None)
 
-    def together(self, images, *, batch):
-        return self.loss.together(images, batch=batch)
+    def networks_at_once(self, images, *, batch):
+        return self.loss.networks_at_once(images, batch=batch)
 
     def predict(self, flat, images, *, batch=1024):
         return self.loss.predict(flat, images, batch=batch)
 
     def _replay(
-        self,
-        name: str,
-        function: Callable[..., tuple[Tensor, ...]],
-        given: tuple[Tensor, ...],
-        augmentation: Augmentation | None = None,
+        self, name, function, augmentation: Augmentation | None, *given: Tensor
     ) -> tuple[Tensor, ...]:
         given = tuple(tensor.detach() for tensor in given)
         if augmentation is None:
             return self.graphs.replay(name, function, *given)
 
-        def augmented(*tensors: Tensor) -> tuple[Tensor, ...]:
+        def augmented(*tensors):
             drawn = augmentation.with_tensors(tensors[len(given) :])
             return function(*tensors[: len(given)], drawn)
 

@@ -13,7 +13,7 @@ from iadd_lab.errors import DivergenceError
 from iadd_lab.training.fast.compiling import PLAIN as PLAIN_KERNELS
 from iadd_lab.training.fast.compiling import Kernels
 from iadd_lab.training.networks import NetworkConfig, build_network
-from iadd_lab.training.sgd import predict, train, train_together
+from iadd_lab.training.sgd import Training, predict, train
 from tests.test_unroll import StandInGraphs
 
 CLASSES, SIZE = 3, 8
@@ -27,8 +27,9 @@ def toy_set(count=10):
     return images, torch.arange(count) % CLASSES
 
 
-def toy_network(*, width=4):
-    return build_network(NetworkConfig(width=width, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=0)
+def toy_network(*, width=4, seed=0):
+    config = NetworkConfig(width=width, depth=2)
+    return build_network(config, channels=1, size=SIZE, classes=CLASSES, seed=seed)
 
 
 def trained(*, seed=0, count=10, width=4, **options):
@@ -94,36 +95,16 @@ def test_the_rate_falls_to_a_tenth_from_decay_at_on(decay_at):
     assert min(distances.values()) > 1e-3
 
 
-def test_a_tiny_set_is_learned_by_heart():
-    network, losses = trained(count=12, width=8, epochs=60, batch=12, rate=0.1, momentum=0.9)
-    assert losses[0] > 0.8
-    assert losses[-1] < 0.05
-    images, labels = toy_set(12)
-    assert torch.equal(predict(network, images), labels)
-
-
 def test_a_seed_means_the_same_weights_bit_for_bit():
+    before, (images, _) = torch.get_rng_state(), toy_set()
     one, losses = trained(augment=SIAMESE, momentum=0.9)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, toy_set()[0])
     torch.rand(3)
     again, same = trained(augment=SIAMESE, momentum=0.9)
     assert distance(one, again) == 0
     assert losses == same
-    other, _ = trained(augment=SIAMESE, momentum=0.9, seed=1)
-    assert distance(one, other) > 1e-4
-
-
-def test_global_random_state_and_images_stay():
-    before = torch.get_rng_state()
-    images, labels = toy_set()
-    kept = images.clone()
-    generator = torch.Generator().manual_seed(0)
-    list(
-        train(
-            toy_network(), images, labels, epochs=2, batch=4, rate=0.1, augment=SIAMESE, generator=generator
-        )
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(images, kept)
+    assert distance(one, trained(augment=SIAMESE, momentum=0.9, seed=1)[0]) > 1e-4
 
 
 def test_each_epoch_is_yielded_when_it_ends():
@@ -139,22 +120,19 @@ def test_each_epoch_is_yielded_when_it_ends():
     assert distance(network, trained(epochs=2)[0]) == 0
 
 
-def test_divergence_is_refused_and_says_what_to_lower():
-    with pytest.raises(
-        DivergenceError, match=r"^the training loss is (nan|inf) in epoch \d: lower the rate 1e\+20\.$"
-    ):
-        trained(rate=1e20)
-
-
-def test_images_that_are_not_finite_are_a_divergence_in_the_first_epoch():
+@pytest.mark.parametrize(
+    ("rate", "pixel", "message"),
+    [
+        (1e20, 0.0, r"^the training loss is (nan|inf) in epoch \d: lower the rate 1e\+20\.$"),
+        (0.1, math.nan, r"is nan in epoch 1"),
+    ],
+)
+def test_divergence_is_refused_and_says_what_to_lower(rate, pixel, message):
     images, labels = toy_set()
-    images[3, 0, 0, 0] = math.nan
-    generator = torch.Generator().manual_seed(0)
-    epochs = train(
-        toy_network(), images, labels, epochs=2, batch=4, rate=0.1, augment=PLAIN, generator=generator
-    )
-    with pytest.raises(DivergenceError, match=r"is nan in epoch 1"):
-        next(epochs)
+    images[3, 0, 0, 0] = pixel
+    options = {"epochs": 3, "batch": 4, "augment": PLAIN, "generator": torch.Generator().manual_seed(0)}
+    with pytest.raises(DivergenceError, match=message):
+        list(train(toy_network(), images, labels, rate=rate, **options))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 10, 1024])
@@ -169,42 +147,28 @@ def test_predictions_are_the_largest_logits_in_any_batch(batch):
     assert not found.requires_grad
 
 
-def side_by_side(kernels, *, dtype=torch.float32, epochs=3):
+RATES = [0.05, 0.02, 0.1]
+OPTIONS = {"batch": 4, "augment": SIAMESE, "momentum": 0.9, "weight_decay": 1e-3, "decay_at": 2}
+
+
+def side_by_side(kernels, *, dtype=torch.float32):
     """Three networks of other initialisations, sets, rates and generators, and their losses."""
-    networks = [
-        build_network(NetworkConfig(width=4, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=seed)
-        for seed in range(3)
-    ]
-    networks = [network.to(dtype) for network in networks]
+    networks = [toy_network(seed=seed).to(dtype) for seed in range(3)]
     images, labels = toy_set()
-    epochs = train_together(
-        networks,
-        [(images + number).to(dtype) for number in range(3)],
-        [labels] * 3,
-        epochs=epochs,
-        batch=4,
-        rates=[0.05, 0.02, 0.1],
-        generators=[torch.Generator().manual_seed(seed) for seed in range(3)],
-        augment=SIAMESE,
-        momentum=0.9,
-        weight_decay=1e-3,
-        decay_at=2,
-        kernels=kernels,
+    sets = [(images + number).to(dtype) for number in range(3)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    training = Training(
+        networks, sets, [labels] * 3, rates=RATES, generators=generators, kernels=kernels, **OPTIONS
     )
-    return networks, list(epochs)
+    return networks, [training.advance() for _ in range(3)]
 
 
 def test_networks_side_by_side_end_as_each_alone():
     networks, losses = side_by_side(PLAIN_KERNELS)
     images, labels = toy_set()
-    for number, (network, rate) in enumerate(zip(networks, [0.05, 0.02, 0.1], strict=True)):
-        alone = build_network(
-            NetworkConfig(width=4, depth=2), channels=1, size=SIZE, classes=CLASSES, seed=number
-        )
-        own = train(
-            alone, images + number, labels, epochs=3, batch=4, rate=rate, augment=SIAMESE, momentum=0.9,
-            weight_decay=1e-3, decay_at=2, generator=torch.Generator().manual_seed(number),
-        )  # fmt: skip
+    for number, (network, rate) in enumerate(zip(networks, RATES, strict=True)):
+        alone, generator = toy_network(seed=number), torch.Generator().manual_seed(number)
+        own = train(alone, images + number, labels, epochs=3, rate=rate, generator=generator, **OPTIONS)
         assert list(own) == [epoch[number] for epoch in losses]
         assert distance(network, alone) == 0
 
@@ -230,3 +194,23 @@ def test_joint_training_uses_what_a_graph_returns_before_its_next_replay(monkeyp
     assert same == losses
     for one, other in zip(found, expected, strict=True):
         assert distance(one, other) == 0
+
+
+@pytest.mark.parametrize(
+    "kernels", [PLAIN_KERNELS, Kernels(compiled=True, transforms=True)], ids=["apart", "jointly"]
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_restored_state_goes_on_bit_for_bit(kernels, momentum):
+    def begin(seed):
+        networks = [toy_network(seed=seed + number) for number in range(2)]
+        generators = [torch.Generator().manual_seed(seed + number) for number in range(2)]
+        images, labels = toy_set()
+        options = OPTIONS | {"momentum": momentum, "rates": RATES[:2], "generators": generators}
+        return networks, Training(networks, [images] * 2, [labels] * 2, kernels=kernels, **options)
+
+    networks, training = begin(0)
+    others, other = begin(5)
+    training.advance()
+    other.restore(training.state())
+    assert [training.advance() for _ in range(2)] == [other.advance() for _ in range(2)]  # over `decay_at`
+    assert [distance(*pair) for pair in zip(networks, others, strict=True)] == [0, 0]

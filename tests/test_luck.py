@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from iadd_lab import plots
-from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import InputError
+from iadd_lab.seeds import generator
 from iadd_lab.study.luck import Repeat, luck_shares, repeat_segments, unmatched_shares
-from iadd_lab.study.replay import SegmentPath
+from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
 
 LAYOUT = ParameterLayout(("weight", "bias", "still"), ((3,), (1,), (1,)))
@@ -32,8 +32,8 @@ def test_shares_of_luck_by_hand():
 def test_shares_of_what_is_unmatched_by_hand():
     trajectory = torch.stack([vector(0, 0, 0, 0, 1), vector(2, 0, 0, 1, 1)])
     student = torch.stack([trajectory[0], vector(1, 1, 0, 1, 1)])
-    path = SegmentPath(0, 0, 1, student, trajectory)
-    found = unmatched_shares([path, path], LAYOUT)
+    one = ReplayedSegment(0, 0, 1, student, trajectory)
+    found = unmatched_shares([one, one], LAYOUT)
     assert found == pytest.approx({"all": 2 / 5, "weight": 2 / 4, "bias": 0.0})
 
 
@@ -49,57 +49,34 @@ def test_luck_of_independent_draws_is_their_variance():
 
 def test_a_teacher_in_its_own_order_ends_where_it_ended(toy_data, toy_teachers, monkeypatch):
     """With the order of the teacher itself, training again is no different: nothing else is drawn."""
-    from iadd_lab.seeds import generator
-    from iadd_lab.study import luck as repeats
-
-    config = toy_teachers.config
-    own = generator(config.seed, "teacher", 0, "order")
-    monkeypatch.setattr(repeats, "generator", lambda *stream: own)
+    own = generator(toy_teachers.config.seed, "teacher", 0, "order")
+    monkeypatch.setattr("iadd_lab.study.luck.generator", lambda *stream: own)
     (first,) = repeat_segments(toy_teachers, toy_data, **OPTIONS | {"start_epochs": 1}, count=1)
     assert torch.equal(first.again, first.target)
 
 
-def test_repeats_are_other_draws_and_the_same_every_time(toy_data, toy_teachers, tmp_path):
-    found = repeat_segments(toy_teachers, toy_data, **OPTIONS, folder=tmp_path)
+def test_repeats_are_other_draws_and_the_same_every_time(toy_data, toy_teachers, tmp_path, monkeypatch):
+    found = repeat_segments(toy_teachers, toy_data, **OPTIONS)
     assert len(found) == 2 * len(toy_teachers)
-    for each in found:
-        assert not torch.equal(each.again, each.target)
-    for again in (
-        repeat_segments(toy_teachers, toy_data, **OPTIONS),
-        repeat_segments(toy_teachers, toy_data, **OPTIONS, folder=tmp_path),
-    ):
-        assert all(torch.equal(a.again, b.again) for a, b in zip(found, again, strict=True))
+    assert not any(torch.equal(each.again, each.target) for each in found)
+    assert 0 < luck_shares(found, toy_teachers.layout)["all"] < 1
     other = repeat_segments(toy_teachers, toy_data, **OPTIONS, seed=1)
     assert not torch.equal(other[0].again, found[0].again)
-    assert 0 < luck_shares(found, toy_teachers.layout)["all"] < 1
-
-
-def test_what_is_stored_is_not_trained_again(toy_data, toy_teachers, tmp_path, monkeypatch):
     repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)
-    monkeypatch.delattr("iadd_lab.study.luck.Training")
-    assert len(repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)) == 2
+    monkeypatch.delattr("iadd_lab.study.luck.teacher_training")  # what is stored is not trained again
+    read = repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)
+    assert all(torch.equal(a.again, b.again) for a, b in zip(found[:2], read, strict=True))
     with pytest.raises(NameError):  # the second teacher is not there
         repeat_segments(toy_teachers, toy_data, **OPTIONS, count=2, folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"count": 0}, "count is 0"),
-        ({"count": 99}, "count is 99; it must be a whole number of at least 1 and at most "),
-        ({"epochs": 99}, "epochs is 99"),
-        ({"start_epochs": 99}, "start_epochs is 99"),
-    ],
-)
-def test_bad_values_are_named(toy_data, toy_teachers, options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        repeat_segments(toy_teachers, toy_data, **OPTIONS | options)
-
-
-def test_other_images_and_teachers_with_momentum_are_refused(toy_data, toy_teachers):
-    other: ImageData = replace(toy_data, fingerprint="of other images")
-    with pytest.raises(InputError, match="other images than the teachers were trained on"):
-        repeat_segments(toy_teachers, other, **OPTIONS)
+def test_bad_values_other_images_and_teachers_with_momentum_are_refused(toy_data, toy_teachers):
+    bad = {"count": (0, 99), "epochs": (0, 99), "start_epochs": (0, 99)}
+    for name, value in ((name, value) for name, values in bad.items() for value in values):
+        with pytest.raises(InputError, match=f"^{name} is {value}; it must be a whole number of at least 1"):
+            repeat_segments(toy_teachers, toy_data, **OPTIONS | {name: value})
+    with pytest.raises(InputError, match=r"were trained on .* but the data is"):
+        repeat_segments(toy_teachers, replace(toy_data, fingerprint="of other images"), **OPTIONS)
     pushed = replace(toy_teachers, config=replace(toy_teachers.config, momentum=0.9))
     with pytest.raises(InputError, match=r"the teachers' momentum is 0.9"):
         repeat_segments(pushed, toy_data, **OPTIONS)

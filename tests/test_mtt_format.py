@@ -15,14 +15,13 @@ from iadd_lab.data.mtt_format import CONSTANTS, FITS, import_mtt, likely_preproc
 from iadd_lab.data.preprocess import Standardise, Zca
 from iadd_lab.data.sets import load_data
 from iadd_lab.data.splits import Split
-from iadd_lab.errors import InputError
 from iadd_lab.evaluation.export import export_set
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
-from tests.samples import noise
-from tests.test_cli import refused, run
+from tests.processes import complete, ended
+from tests.samples import assert_refused, noise
 
 EVALUATE = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=10, augment=AUGMENT)
 
@@ -111,18 +110,14 @@ def test_a_learned_rate_beside_the_set_is_taken(digits, released):
 def test_what_does_not_fit_is_refused(digits, released, change, sentence):
     stored = [torch.load(released / f"{name}_best.pt").detach() for name in ("images", "labels")]
     release(released, *change(*stored))
-    with pytest.raises(InputError, match=sentence):
-        import_mtt(released, digits, preprocess="zca")
+    assert_refused(sentence, import_mtt, released, digits, preprocess="zca")
 
 
 def test_other_refusals_say_what_to_do(digits, released, tmp_path):
-    with pytest.raises(InputError, match="unknown preprocess 'ZCA'"):
-        import_mtt(released, digits, preprocess="ZCA")
-    with pytest.raises(InputError, match=r"images_best\.pt is not there"):
-        import_mtt(tmp_path, digits, preprocess="zca")
+    assert_refused("unknown preprocess 'ZCA'", import_mtt, released, digits, preprocess="ZCA")
+    assert_refused(r"images_best\.pt is not there", import_mtt, tmp_path, digits, preprocess="zca")
     limited = replace(digits, config=replace(digits.config, train_limit=100))
-    with pytest.raises(InputError, match="train_limit is set"):
-        import_mtt(released, limited, preprocess="zca")
+    assert_refused("train_limit is set", import_mtt, released, limited, preprocess="zca")
 
 
 @pytest.mark.parametrize("kind", [Standardise, Zca])
@@ -140,32 +135,28 @@ def test_a_set_of_our_own_comes_back_bit_for_bit_and_evaluates_alike(toy_data, t
 
 
 def test_the_command_line_imports_and_evaluates(digits, released, tmp_path):
-    done = run("import-set {} --data digits --preprocess zca --out {}", released, tmp_path / "set")
-    assert done.exit_code == 0, done.output
+    done = complete("import-set {} --data digits --preprocess zca --out {}", released, tmp_path / "set")
     assert "20 images of 10 classes, preprocessing zca, α 0.01" in done.stdout
-    scores = run(
+    scores = complete(
         "evaluate {} --epochs 2 --networks 1 --width 4 --fair --whole-epochs 1 --device cpu", tmp_path / "set"
     )
-    assert scores.exit_code == 0, scores.output
     assert "imported: " in scores.stdout
     assert "imported, fairly: accuracy 0." in scores.stdout
     assert "HLR" in scores.stdout
     again = "import-set {} --data digits --preprocess zca --out {}"
-    assert "is there already" in refused(again, released, tmp_path / "set")
-    assert "give both" in refused("import-set {} --data digits --out {}", released, tmp_path / "other")
+    assert "is there already" in ended(2, again, released, tmp_path / "set")
+    assert "give both" in ended(2, "import-set {} --data digits --out {}", released, tmp_path / "other")
 
 
 def test_a_set_of_our_own_is_exported_and_imported_by_commands(toy_data, tmp_path):
     made = random_real(toy_data, Zca.fit(toy_data.train.images), ipc=1, seed=0)
     made.save(tmp_path / "distilled.safetensors")
-    exported = run("export {} --to mtt --out {}", tmp_path, tmp_path / "out")
-    assert exported.exit_code == 0, exported.output
-    done = run("import-set {} --out {}", tmp_path / "out", tmp_path / "back")
-    assert done.exit_code == 0, done.output
+    complete("export {} --to mtt --out {}", tmp_path, tmp_path / "out")
+    complete("import-set {} --out {}", tmp_path / "out", tmp_path / "back")
     assert DistilledSet.load(tmp_path / "back" / "distilled.safetensors").fingerprint == made.fingerprint
-    sentence = refused("import-set {} --preprocess zca --out {}", tmp_path / "out", tmp_path / "other")
+    sentence = ended(2, "import-set {} --preprocess zca --out {}", tmp_path / "out", tmp_path / "other")
     assert "--preprocess was given" in sentence
-    assert "unknown format 'mmt'" in refused("export {} --to mmt --out {}", tmp_path, tmp_path / "x")
+    assert "unknown format 'mmt'" in ended(2, "export {} --to mmt --out {}", tmp_path, tmp_path / "x")
 
 
 def train_as_others_do(images, labels, *, seed):
@@ -197,12 +188,11 @@ def test_a_foreign_replay_buffer_distils_without_conversion_by_hand(digits, tmp_
     images = Standardise.fit(digits.train.images).apply(digits.train.images)
     buffer = [train_as_others_do(images, digits.train.labels, seed=seed) for seed in range(2)]
     torch.save(buffer, tmp_path / "replay_buffer_0.pt")
-    taught = run(
+    taught = complete(
         "teach --data digits --width 4 --import-buffers {} --out {}",
         tmp_path / "replay_buffer_0.pt",
         tmp_path / "teachers",
     )
-    assert taught.exit_code == 0, taught.output
     assert "2 teachers of 3 epochs" in taught.stdout
     assert "% mean validation accuracy" in taught.stdout
     teachers = open_teachers(tmp_path / "teachers")
@@ -210,12 +200,10 @@ def test_a_foreign_replay_buffer_distils_without_conversion_by_hand(digits, tmp_
     network.load_state_dict(teachers.layout.split(teachers.snapshot(1, 3)))
     right = (network(images).argmax(1) == digits.train.labels).double().mean()
     assert right > 0.3
-    made = run(
+    complete(
         "distill --teachers {} --out {} --iterations 3 --student-steps 2 --teacher-epochs 1 "
         "--max-start-epoch 2 --alpha 0.02 --alpha-rate 1e-6 --device cpu",
         tmp_path / "teachers",
         tmp_path / "run",
     )
-    assert made.exit_code == 0, made.output
-    scores = run("evaluate {} --epochs 1 --networks 1 --no-random --device cpu", tmp_path / "run")
-    assert scores.exit_code == 0, scores.output
+    complete("evaluate {} --epochs 1 --networks 1 --no-random --device cpu", tmp_path / "run")

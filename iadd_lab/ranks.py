@@ -1,13 +1,14 @@
 """One distillation shared by several processes (ranks), as torchrun starts them: each computes its segments.
 
-Every rank holds the same images, α and W and draws the same segments, but reads and computes only its share
-of them. What they find is gathered in the order of the segments, and averaged on every rank alike. So the run
-is that of one process, bit for bit where both have as many threads; the number of ranks is no part of its
-configuration, and may change at a restart. Rank 0 alone reads and writes the run's files, and shows progress.
+Every rank holds the same images, α and W and draws the same segments, but differentiates only its own. What
+they find is gathered in the order of the segments, and averaged on every rank alike. So the run is that of
+one process, bit for bit where both have as many threads; the number of ranks is no part of its configuration,
+and may change at a restart. Every rank reads the run's files, rank 0 alone writes them, and shows progress.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as process_group
 
+from iadd_lab.distillation.segments import ALONE, Ranks
 from iadd_lab.errors import DivergenceError, require
-
-_GRACE = 30.0  # seconds that torchrun leaves its processes between SIGTERM and SIGKILL
-
-# Equal shapes in every row.
-Row = Sequence[torch.Tensor]
 
 
 class LostRankError(ConnectionError):
@@ -31,16 +28,28 @@ class LostRankError(ConnectionError):
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Which of how many processes this is; without arguments it is alone, and nothing is exchanged."""
+class SharedRanks(Ranks):
+    """Rank `number` of `count`, whose process group is there."""
 
+    patience: float = 10.0  # torchrun leaves its processes 30 seconds between SIGTERM and SIGKILL
     number: int = 0
     count: int = 1
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the rank that reads, writes and reports."""
-        return self.number == 0
+    def agree(self, what: str) -> None:
+        """Wait for all ranks, and require that they come with the same `what`.
+
+        Raises:
+            InputError: one comes with something else.
+            LostRankError: another rank is gone. So does `gather`.
+        """
+        found: list[Any] = [None] * self.count
+        _exchange(lambda: process_group.all_gather_object(found, what))
+        other = next((number for number, one in enumerate(found) if one != found[0]), None)
+        require(
+            other is None,
+            f"rank {other} has another configuration, other teachers or another checkpoint than rank 0: "
+            "start all ranks with the same options and the same folders.",
+        )
 
     def own(self, segments: int) -> range:
         """The numbers of the segments that this rank computes, out of so many.
@@ -56,72 +65,16 @@ class Ranks:
         share = segments // self.count
         return range(self.number * share, (self.number + 1) * share)
 
-    def gather(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of all ranks, in the order of the ranks; each has equally many, of equal shapes.
-
-        Raises:
-            LostRankError: another rank is gone. So do all methods below.
-        """
-        if self.count == 1:
-            return list(rows)
+    def gather(self, rows: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        """The rows of all ranks, in the order of the ranks; each has equally many, of equal shapes."""
         packed = torch.stack([torch.cat([tensor.reshape(-1) for tensor in row]) for row in rows])
         found = [torch.empty_like(packed) for _ in range(self.count)]
         _exchange(lambda: process_group.all_gather(found, packed))
         sizes = [tensor.numel() for tensor in rows[0]]
         return [
-            [part.view(like.shape).to(like) for part, like in zip(row.split(sizes), rows[0], strict=True)]
-            for block in found
-            for row in block
+            [part.view_as(like) for part, like in zip(row.split(sizes), rows[0], strict=True)]
+            for row in torch.cat(found)
         ]
-
-    def from_last(self, row: Row) -> list[torch.Tensor]:
-        """The row of the last rank, which has the last segment."""
-        if self.count == 1:
-            return list(row)
-        tensors = [tensor.contiguous().clone() for tensor in row]
-        for tensor in tensors:
-            _exchange(lambda tensor=tensor: process_group.broadcast(tensor, self.count - 1))
-        return tensors
-
-    def from_first(self, value: Any) -> Any:
-        """The value that rank 0 has."""
-        if self.count == 1:
-            return value
-        values = [value if self.first else None]
-        _exchange(lambda: process_group.broadcast_object_list(values, 0))
-        return values[0]
-
-    def largest(self, value: int) -> int:
-        """The largest of the values that the ranks have, on all of them."""
-        if self.count == 1:
-            return value
-        shared = torch.tensor(value, device=_device())
-        _exchange(lambda: process_group.all_reduce(shared, process_group.ReduceOp.MAX))
-        return int(shared)
-
-    def require_same(self, run: str) -> None:
-        """Require that all ranks are to compute the same `run`, an identity.
-
-        Raises:
-            InputError: rank 0 was asked for something else than this one, or than another one.
-        """
-        if self.count == 1:
-            return
-        found: list[Any] = [None] * self.count
-        _exchange(lambda: process_group.all_gather_object(found, run))
-        other = next((number for number, run in enumerate(found) if run != found[0]), None)
-        require(
-            other is None,
-            f"rank {other} has another configuration or other teachers than rank 0: "
-            "start all ranks with the same options and the same folders.",
-        )
-
-    def checkpoint_seconds(self, seconds: float) -> float:
-        """How often to save: torchrun may end an iteration that is longer than its patience."""
-        return seconds if self.count == 1 else min(seconds, _GRACE / 3)
-
-
-ALONE = Ranks()
 
 
 def local_device(name: str) -> str:
@@ -150,9 +103,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _share_cores()
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    _exchange(lambda: process_group.init_process_group(backend))
-    ranks = Ranks(process_group.get_rank(), process_group.get_world_size())
+    _exchange(lambda: process_group.init_process_group("nccl" if device.type == "cuda" else "gloo"))
+    number = process_group.get_rank()
+    ranks = SharedRanks(first=number == 0, number=number, count=process_group.get_world_size())
+    if not ranks.first:
+        logging.getLogger("iadd_lab").setLevel(logging.ERROR)  # rank 0 warns for all
     try:
         yield ranks
     except LostRankError:
@@ -173,10 +128,6 @@ def _share_cores() -> None:
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1))
-
-
-def _device() -> str:
-    return "cuda" if process_group.get_backend() == "nccl" else "cpu"
 
 
 def _exchange(collective: Callable[[], object]) -> None:

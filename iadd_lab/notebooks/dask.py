@@ -1,0 +1,207 @@
+"""Independent tasks on the workers of a Dask cluster: teachers, cells of a table, whole notebooks.
+
+Nothing below this room knows of Dask. Whoever has a list of such tasks, as `Study` has, is given a runner and
+calls its `map`. What tasks make goes into the shared folder of runs; a task whose worker died is done again
+by another, which goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import itertools
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from iadd_lab.errors import InputError, require
+
+_PATIENCE = 5.0  # seconds in which a scheduler that is there answers
+_ASK_AGAIN = "then run the same again to go on."
+
+
+class DaskRunner:
+    """Tasks go to the workers of a Dask cluster; one whose worker dies is done again by another.
+
+    Args:
+        client: connected to the scheduler.
+    """
+
+    def __init__(self, client: Any):
+        self.client = client
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at once."""
+        return max(len(self.client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+    @property
+    def address(self) -> str:
+        """Of the scheduler."""
+        return self.client.scheduler.address
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple], *, at_once: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Call `function(*task)` for each of `tasks`, and yield (number, value or exception) when it ends.
+
+        Args:
+            function: of a module, so that a worker can find it.
+            tasks: the arguments of each; they are pickled.
+            at_once: give workers no more than so many at the same time; None gives them all.
+        """
+        from distributed import as_completed
+
+        call = functools.partial(_perform, function, folders_of_images())
+        name, waiting = f"{function.__name__.strip('_')}-{uuid.uuid4().hex}", enumerate(tasks)
+        # First come, first served: a later list of tasks must not wait for an earlier one.
+        options = {"pure": False, "fifo_timeout": "0 ms"}
+        running, ended = {}, as_completed(raise_errors=False)
+
+        def submit(several: int | None) -> None:
+            for number, task in itertools.islice(waiting, several):
+                future = self.client.submit(call, task, key=f"{name}-{number}", **options)
+                running[future] = number
+                ended.add(future)
+
+        try:
+            submit(at_once)
+            for future in ended:
+                number = running.pop(future)
+                yield number, _value(future)
+                submit(1)
+        finally:
+            self.client.cancel(list(running))
+
+
+def folders_of_images() -> dict[str, str]:
+    """$IADD_DATA and $IADD_CACHE as far as they are set, as a process in another folder must have them."""
+    given = {name: os.environ.get(name) for name in ("IADD_DATA", "IADD_CACHE")}
+    return {name: str(Path(folder).expanduser().absolute()) for name, folder in given.items() if folder}
+
+
+def _perform(function: Callable[..., Any], folders: Mapping[str, str], task: tuple) -> Any:
+    for name, folder in folders.items():
+        os.environ.setdefault(name, folder)  # a worker elsewhere may have been told of other folders
+    return function(*task)
+
+
+def _value(future: Any) -> Any:
+    """What the task gave, or the exception that ended it."""
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        died = f"each worker that was given {error.task} died, perhaps for want of memory"
+        return OSError(f"{died}: start workers with more of it, {_ASK_AGAIN}")
+    except CancelledError:
+        return OSError(f"the cluster's scheduler is gone: start it again, {_ASK_AGAIN}")
+    except Exception as error:
+        return error
+
+
+@contextmanager
+def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskRunner | None]:
+    """The runner called `cluster` while the block runs; None, for this process, where it is None or empty.
+
+    Args:
+        cluster: "local" (a worker for each core), "local:N" (N workers), or the address of a scheduler, as in
+            "tcp://host:8786".
+        announce: whether to print the dashboard's address.
+
+    Raises:
+        InputError: it is something else, `distributed` is not installed, or no scheduler answers.
+    """
+    if not cluster:
+        yield None
+        return
+    local = re.fullmatch(r"local(?::([1-9][0-9]{0,3}))?", cluster)
+    known = local or re.fullmatch(r"(tcp|tls|ws|wss)://\S+:[0-9]+", cluster)
+    require(bool(known), f"cluster is {cluster!r}: expected local, local:N or tcp://HOST:PORT.")
+    require(
+        importlib.util.find_spec("distributed") is not None,
+        f"--cluster {cluster} needs Dask, which is not installed: pip install distributed bokeh.",
+    )
+    for name in ("distributed", "distributed.nanny", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*(Sending large graph|Port .* is already in use).*")
+        with _local_client(local[1]) if local else _remote_client(cluster) as client:
+            there = client.scheduler_info(n_workers=-1)
+            if announce and "dashboard" in there.get("services", {}):
+                _say(f"dashboard of the cluster: {client.dashboard_link}")
+            if not there["workers"]:
+                join = f"dask worker {cluster} --nthreads 1"
+                _say(f"{cluster} has no workers yet: tasks wait until some join, as with `{join}`")
+            yield DaskRunner(client)
+
+
+def _local_client(count: str | None) -> Any:
+    """A client of workers on this machine: processes that end with it."""
+    from dask.system import CPU_COUNT
+    from distributed import Client
+
+    before, workers = dict(os.environ), int(count or CPU_COUNT)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(CPU_COUNT // workers, 1)))  # Dask's own choice is 1
+    try:
+        return Client(
+            n_workers=workers,
+            threads_per_worker=1,  # that take tasks
+            memory_limit=0,  # Dask pauses and kills by limits of its own
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            preload=[__name__],  # see `dask_setup`
+        )
+    finally:
+        os.environ.clear()  # Dask changes it for the workers
+        os.environ.update(before)
+
+
+def dask_setup(worker: object) -> None:
+    """What Dask calls in each local worker when it starts: Ctrl-C, which a terminal sends to all, is not its.
+
+    Workers end when the process that started them ends them.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _remote_client(address: str) -> Any:
+    """A client of a scheduler that runs somewhere."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=_PATIENCE)
+    except (OSError, TimeoutError, ValueError) as error:
+        said = f"no scheduler answers at {address}"
+        raise InputError(f"{said}: start one with `dask scheduler`, or check host and port.") from error
+
+
+def named_runner() -> DaskRunner | None:
+    """The runner that `$IADD_CLUSTER` names, connected once; None where it names none."""
+    name = os.environ.get("IADD_CLUSTER")
+    return _open_until_the_end(name) if name else None
+
+
+@functools.cache
+def _open_until_the_end(cluster: str) -> DaskRunner:
+    opened = ExitStack()
+    atexit.register(opened.close)
+    return opened.enter_context(open_runner(cluster, announce=False))  # no notebook may print an address
+
+
+def _say(sentence: str) -> None:
+    tqdm.write(sentence, file=sys.stderr)

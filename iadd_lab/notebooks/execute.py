@@ -1,0 +1,54 @@
+"""A process that executes one notebook with papermill, and lives no longer than the batch that started it.
+
+A script, not a module to import: so it spends no second on PyTorch. Its argument is the order, as JSON, and
+its standard input the batch's life line: when that closes, because the batch was interrupted or even killed,
+the kernel is stopped, and then this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+_STOPPING = 10.0  # seconds in which papermill stops a kernel; one that was left ends by itself
+
+
+def main(order: dict) -> None:
+    """Execute `order["source"]` into `order["copy"]`, and write into `order["said"]` why it failed, if so."""
+    # Ctrl-C reaches all processes of a terminal; the batch alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which unwinds papermill, which stops the kernel
+    threading.Thread(target=_end_with_batch, daemon=True).start()
+    from papermill import PapermillExecutionError, execute_notebook
+
+    logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
+    name, failure = Path(order["source"]).name, ""
+    kernel = {"kernel_name": "python3", "language": "python", "cwd": Path(order["source"]).parent}
+    kernel["extra_arguments"] = ["--log-level=CRITICAL"]
+    try:
+        given = {"parameters": order["parameters"], "progress_bar": order["bar"]}
+        execute_notebook(order["source"], order["copy"], **given, **kernel)
+    except PapermillExecutionError as error:
+        reason = (f"{error.ename}: {error.evalue}".splitlines() or [""])[0]
+        failure = f"{name} failed in cell [{error.exec_count}]: {reason}"
+    except Exception as error:  # a kernel that died, or whatever else: on to the next notebook
+        failure = f"{name} could not be executed: {' '.join(str(error).split()) or type(error).__name__}"
+    Path(order["said"]).write_text(failure, encoding="utf-8")
+
+
+def _end_with_batch() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_STOPPING)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,189 @@
+"""The rows of a table: every method that is compared, in one registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from iadd_lab.baselines.features import match_distributions
+from iadd_lab.baselines.gradients import match_gradients
+from iadd_lab.baselines.real_images import herding, random_draws, whole_set
+from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.data.sets import ImageData
+from iadd_lab.device import Execution
+from iadd_lab.distillation.matching import Learned, Matching, Pruned, Uniform
+from iadd_lab.errors import require
+from iadd_lab.study.settings import Setting
+from iadd_lab.training.teachers import Teachers
+
+
+class Ingredients(Protocol):
+    """What a method is made from: a `Study` has it."""
+
+    how: Execution
+
+    def data(self, setting: Setting) -> ImageData: ...
+    def preprocess(self, setting: Setting) -> Preprocess: ...
+    def teachers(self, setting: Setting) -> Teachers: ...
+    def folder(self, setting: Setting, method: str, *parts: object) -> Path: ...
+
+
+# Makes what the networks of one evaluation are trained on: one set for all, or one for each of them.
+MakeSets = Callable[[Ingredients, Setting, int], Sequence[DistilledSet]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table: give it `matching` if it matches parameters, else `sets`.
+
+    Args:
+        title: its name in tables and pictures, as published tables have it.
+        matching: what it matches parameters by, as that follows from a setting.
+        sets: makes the distilled set of a number, for a method that matches no parameters.
+        competes: whether it may be the best of its column; the whole training set does not.
+        counted: what stands behind a number, with {sets} and {networks} of each to fill in.
+        epochs: the field of a setting that says how long networks train on it.
+        iterations: the field of a setting that is None where the method is left out; "" for none.
+        teacher_each: whether every set takes a teacher of its own.
+        seeded: whether another seed makes another set; where it does not, one set stands for all.
+    """
+
+    title: str
+    matching: Callable[[Setting], Matching] | None = None
+    sets: MakeSets | None = None
+    competes: bool = True
+    counted: str = "{sets} × {networks}"
+    epochs: str = "evaluation_epochs"
+    iterations: str = ""
+    teacher_each: bool = False
+    seeded: bool = True
+
+    def __post_init__(self):
+        require(
+            (self.matching is None) != (self.sets is None),
+            f"method {self.title!r} needs either matching or sets: give it one of them.",
+        )
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether its sets are made with teachers."""
+        return self.matching is not None or self.teacher_each
+
+    def seeds(self, setting: Setting) -> int:
+        """How many sets a cell of the setting is measured on."""
+        return setting.seeds if self.seeded else 1
+
+    def left_out(self, setting: Setting) -> bool:
+        """Whether the setting does without this method."""
+        return bool(self.iterations) and getattr(setting, self.iterations) is None
+
+    def check(self, setting: Setting) -> None:
+        """Raise an `InputError` unless the setting has what the method needs."""
+        require(
+            not self.teacher_each or setting.seeds <= setting.teacher_count,
+            f"seeds is {setting.seeds}, but {self.title} takes another teacher for each set, and "
+            f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count.",
+        )
+        if self.matching is not None:
+            setting.distillation(self.matching(setting))
+
+
+def _random(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
+    # Another draw for each network: the spread covers the choice as well.
+    return random_draws(
+        study.data(setting),
+        study.preprocess(setting),
+        ipc=setting.ipc,
+        count=setting.evaluation_networks,
+        seed=setting.seed + number,
+    )
+
+
+def _herding(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
+    data, teachers = study.data(setting), study.teachers(setting)
+    # The features of another teacher for every seed: nothing else about it is random.
+    return [herding(data, teachers, ipc=setting.ipc, teacher=number, how=study.how)]
+
+
+def _whole(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
+    return [whole_set(study.data(setting), study.preprocess(setting))]
+
+
+def _gradients(
+    study: Ingredients, setting: Setting, number: int, *, name: str, augment: AugmentConfig | None
+) -> list[DistilledSet]:
+    config = setting.gradient_matching(augment, number=number)
+    return [_without_teachers(study, setting, name, match_gradients, config)]
+
+
+def _features(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
+    config = setting.distribution_matching(number=number)
+    return [_without_teachers(study, setting, "dm", match_distributions, config)]
+
+
+def _without_teachers(
+    study: Ingredients, setting: Setting, name: str, make: Callable[..., DistilledSet], config: object
+) -> DistilledSet:
+    """A set that `make` distils on networks of its own."""
+    data, preprocess, network = study.data(setting), study.preprocess(setting), setting.network()
+    folder = study.folder(setting, name, config, network, preprocess_fingerprint(preprocess))
+    return make(data, preprocess, network, config, folder=folder, how=study.how)
+
+
+_WITHOUT_AUGMENTATION = AugmentConfig(operations=())
+_BY_GRADIENTS = "gradient_matching_iterations"
+
+METHODS: dict[str, Method] = {
+    "random": Method("Random", sets=_random, counted="{all} draws, a network on each"),
+    "herding": Method("Herding", sets=_herding, teacher_each=True),
+    "dc": Method(
+        "DC", sets=partial(_gradients, name="dc", augment=_WITHOUT_AUGMENTATION), iterations=_BY_GRADIENTS
+    ),
+    "dsa": Method("DSA", sets=partial(_gradients, name="dsa", augment=None), iterations=_BY_GRADIENTS),
+    "dm": Method("DM", sets=_features, iterations="distribution_matching_iterations"),
+    "mtt": Method("MTT", lambda setting: Uniform()),
+    "ddpp": Method("DDPP", lambda setting: Pruned(fraction=setting.prune_fraction)),
+    "iadd": Method("IADD", lambda setting: Learned(rate=setting.weight_rate)),
+    "iadd_literal": Method(
+        "IADD, literal loss", lambda setting: Learned(rate=setting.weight_rate, normalised=False)
+    ),
+    "iadd_tensor": Method(
+        "IADD, per tensor", lambda setting: Learned(rate=setting.weight_rate, granularity="tensor")
+    ),
+    "iadd_frozen": Method(
+        "IADD, frozen half-way",
+        lambda setting: Learned(rate=setting.weight_rate, learn_until=setting.iterations // 2),
+    ),
+    "iadd_late": Method(
+        "IADD, learned from half-way",
+        lambda setting: Learned(rate=setting.weight_rate, learn_from=setting.iterations // 2),
+    ),
+    "iadd_slow": Method("IADD, a tenth of the rate", lambda setting: Learned(rate=setting.weight_rate / 10)),
+    "iadd_fast": Method("IADD, ten times the rate", lambda setting: Learned(rate=setting.weight_rate * 10)),
+    "iadd_band": Method(
+        "IADD, ten times the rate, within 1.5",
+        lambda setting: Learned(rate=setting.weight_rate * 10, limit=1.5),
+    ),
+    "iadd_ascent": Method("IADD, ascent", lambda setting: Learned(rate=setting.weight_rate, ascend=True)),
+    "iadd_within": Method(
+        "IADD, within tensors", lambda setting: Learned(rate=setting.weight_rate, mean_over="tensor")
+    ),
+    "whole": Method(
+        "Whole",
+        sets=_whole,
+        competes=False,
+        counted="{networks}, own number of epochs",
+        epochs="whole_epochs",
+        seeded=False,
+    ),
+}
+
+
+def matching_methods() -> list[str]:
+    """The keys of `METHODS` that match parameters: those that learn or weigh W, and MTT."""
+    return [name for name, method in METHODS.items() if method.matching is not None]
