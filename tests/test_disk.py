@@ -22,10 +22,10 @@ from iadd_lab.store.runs import is_temporary, stored
 from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
+from tests.notebook_files import write_notebook
 from tests.processes import complete, content, run
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
-from tests.test_reproduce import write_notebook
 from tests.test_study import TINY
 
 EVALUATE = "evaluate --epochs 3 --networks 2 --no-random --device cpu"

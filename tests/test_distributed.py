@@ -29,7 +29,7 @@ from iadd_lab.training.teachers import Teachers, train_teachers
 from tests.samples import load
 from tests.test_distill import CONFIG, STEEP, assert_same
 
-PATIENCE = 120  # seconds after which something hangs
+PATIENCE = 600  # seconds after which something hangs
 BASE = replace(CONFIG, segments=2)
 CONFIGS = {
     "learned": BASE,
