@@ -30,7 +30,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/themes": {"theme": "JupyterLab Light", "adaptive-theme": False},
 }
-SECONDS_TO_START = 90
+SECONDS_TO_START = 600
 
 
 def pytest_collection_modifyitems(items):
@@ -83,7 +83,7 @@ def lab(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}.ipynb?token={token}&reset"
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=600)
 
 
 def _surroundings(place: Path) -> dict[str, str]:
@@ -128,7 +128,7 @@ def page(browser):
     """An empty page, large enough for all of the explorer."""
     context = browser.new_context(viewport={"width": 1340, "height": 1200})
     found = context.new_page()
-    found.set_default_timeout(60_000)
+    found.set_default_timeout(600_000)
     yield found
     context.close()
 
