@@ -33,34 +33,13 @@ SETTINGS = {
 SECONDS_TO_START = 600
 
 
-def pytest_collection_modifyitems(items):
-    """Skip all of this folder where it was not asked for, or can't be done."""
-    reason = _why_not()
-    if reason:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _why_not() -> str:
-    if not os.environ.get("IADD_BROWSER"):
-        return "it takes minutes and a browser: run `make test-browser`"
-    if not _chromium():
-        return "there is no Chromium: apt-get install chromium, or name one in CHROMIUM"
-    try:
-        import playwright  # noqa: F401
-    except ImportError:
-        return "playwright is not installed: pip install -e '.[browser]'"
-    return ""
-
-
 def _chromium() -> str | None:
     named = os.environ.get("CHROMIUM")
     return named or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
+def lab(browser, tmp_path_factory):  # where there is no browser, no server is started
     """The address of a JupyterLab that opens one notebook alone: a format with {} for its name."""
     place = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", place / "notebooks")
@@ -114,9 +93,11 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium; as root, without the sandbox that it refuses to start in."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
+    missing = "playwright is not installed: pip install -e '.[browser]'"
+    playwright = pytest.importorskip("playwright.sync_api", reason=missing)
+    if not _chromium():
+        pytest.skip("there is no Chromium: apt-get install chromium, or name one in CHROMIUM")
+    with playwright.sync_playwright() as driver:
         options = [*OPTIONS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         found = driver.chromium.launch(executable_path=_chromium(), args=options)
         yield found
