@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,7 +86,7 @@ def command(group: App, **options: Any) -> Callable[[Callable], Callable]:
 
     def add(function: Callable) -> Callable:
         choices = {name: ", ".join(registry) for name, registry in _CHOICES.items()}
-        function.__doc__ = function.__doc__.format(**choices)
+        function.__doc__ = (function.__doc__ or "").format(**choices)
         return group.command(function, **options)
 
     return add
@@ -194,7 +194,8 @@ def teach(
     config = replace(config, network=network, augment=_augment(augment))
     images = lab.load_data(data, root=data_root)
     if import_buffers:
-        trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        with how.environment():
+            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())
@@ -213,13 +214,13 @@ def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, c
         return [part(images) for part in parts]
     from iadd_lab.notebooks.dask import open_runner
 
-    tasks = [(images.config, root and root.expanduser().absolute(), part) for part in parts]
+    tasks, made = [(images.config, root and root.expanduser().absolute(), part) for part in parts], {}
     with open_runner(cluster) as runner:
-        ended = dict(tqdm(runner.map(_computed_there, tasks), desc=f"on {cluster}", total=len(tasks)))
-    for outcome in ended.values():
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [ended[number] for number in range(len(tasks))]
+        for number, outcome in tqdm(runner.map(_computed_there, tasks), f"on {cluster}", len(tasks)):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            made[number] = outcome
+    return [made[number] for number in range(len(tasks))]
 
 
 def _computed_there(data: DataConfig, root: Path | None, part: Callable) -> Any:
