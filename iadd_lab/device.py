@@ -9,15 +9,7 @@ from typing import Any
 
 import torch
 
-from iadd_lab.errors import (
-    InputError,
-    check_flag,
-    check_kind,
-    check_number,
-    check_whole,
-    choose,
-    require,
-)
+from iadd_lab.errors import InputError, check_flag, check_kind, check_number, check_whole, choose, require
 
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
@@ -152,6 +144,11 @@ def set_precision(name: str = "float32") -> None:
     torch.set_float32_matmul_precision(choose("precision", name, PRECISIONS))
     # Convolutions have a switch of their own, which PyTorch leaves on.
     torch.backends.cudnn.allow_tf32 = name != "float32"
+
+
+def finite(*tensors: torch.Tensor) -> bool:
+    """Whether every value of every tensor is finite; one wait for the device."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
 def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""When a checkpoint is written, and what Ctrl-C does while one is open."""
+"""When a checkpoint is written, what Ctrl-C does while one is open, and how a computation is completed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import threading
 import pytest
 import torch
 
-from iadd_lab.errors import InputError
+from iadd_lab.device import Execution
+from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.store import resumable as checkpoints
-from iadd_lab.store.resumable import Checkpoint
+from iadd_lab.store.resumable import Checkpoint, complete
 
 
 def make(path, **change):
@@ -141,3 +142,94 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
 def test_bad_seconds_are_refused():
     with pytest.raises(InputError, match=r"checkpoint_seconds is -1"):
         make(None, seconds=-1)
+
+
+class Counting:
+    """Counts to four; `events` say what happens instead of the next count."""
+
+    unit, total = "count", 4
+
+    def __init__(self, *events):
+        self.done, self.events = 0, list(events)
+
+    def advance(self):
+        if self.events and self.done == 2:
+            raise self.events.pop(0)
+        self.done += 1
+        return {"loss": f"{self.done}"}
+
+    def state(self):
+        return {"done": torch.tensor(self.done)}, {}
+
+    def load(self, artefact):
+        self.done = int(artefact.tensors["done"])
+
+
+class Forgiving(Counting):
+    """Backs off once."""
+
+    offs = 0
+
+    def back_off(self, reason):
+        self.offs += 1
+        return self.offs == 1
+
+    def result(self):
+        return self.done
+
+
+def bring_to_its_end(run, path, **change):
+    """What was seen after each unit."""
+    seen, how = [], Execution(progress=False, checkpoint_seconds=change.pop("seconds", 0.0))
+    options = {"path": path, "identity": "mine", "title": "count", "how": how} | change
+    complete(run, on_advance=lambda: seen.append(run.done), **options)
+    return seen
+
+
+def test_a_computation_is_brought_to_its_end_and_its_checkpoint_goes_after_the_result(tmp_path):
+    path, found = tmp_path / "checkpoint.safetensors", []
+    assert bring_to_its_end(Counting(), path, save=lambda: found.append(path.exists())) == [1, 2, 3, 4]
+    assert found == [True]
+    assert not path.exists()
+    assert bring_to_its_end(Counting(), path) == [1, 2, 3, 4]
+    assert path.exists()  # the caller has to store the result first
+    assert bring_to_its_end(Counting(), None) == [1, 2, 3, 4]
+
+
+def test_an_interrupted_computation_goes_on_and_only_a_writer_writes(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(ZeroDivisionError):
+        bring_to_its_end(Counting(ZeroDivisionError()), path)
+    before = path.read_bytes()
+    assert bring_to_its_end(Counting(), path, writes=False, save=path.unlink) == [3, 4]
+    assert path.read_bytes() == before
+    with pytest.raises(InputError, match="another configuration"):
+        bring_to_its_end(Counting(), path, identity="other")
+    make(path).save(lambda: ({}, {}))
+    with pytest.raises(InputError, match=r"checkpoint.safetensors can't be used \(it has no 'done'\)"):
+        bring_to_its_end(Counting(), path)
+
+
+def test_one_back_off_goes_on_and_another_ends_with_the_last_good_state(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    assert bring_to_its_end(Forgiving(DivergenceError("up.")), path) == [1, 2, 2, 3, 4]
+    path.unlink()
+    twice = Forgiving(DivergenceError("up."), DivergenceError("off."))
+    with pytest.raises(
+        DivergenceError, match=r"off\. The state after 2 counts is kept in .*ors\."
+    ) as stopped:
+        bring_to_its_end(twice, path, seconds=1e6)
+    assert stopped.value.result == 2
+    assert make(path).load().tensors["done"] == 2
+    path.unlink()
+    with pytest.raises(DivergenceError, match=r"^up\.$"):  # where nothing can go back, no state is good
+        bring_to_its_end(Counting(DivergenceError("up.")), path, seconds=1e6)
+    assert not path.exists()
+
+
+def test_the_loss_of_another_process_leaves_the_state_before(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    sentence = r"gone\. The state after 2 counts is kept in .*ors\. Run the same again to go on\."
+    with pytest.raises(ConnectionResetError, match=sentence):
+        bring_to_its_end(Counting(ConnectionResetError("gone.")), path, seconds=1e6)
+    assert bring_to_its_end(Counting(), path) == [3, 4]

@@ -29,12 +29,19 @@ from iadd_lab.notebooks.record import Record, read_record, save_record
 from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import DataConfig, fetch_data, load_data
+from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.loop import distill
+from iadd_lab.distillation.loop import Distillation, distill
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
 from iadd_lab.store import artefacts as store
-from iadd_lab.store.artefacts import load_artefact, open_artefact, save_artefact, tensor_fingerprint
+from iadd_lab.store.artefacts import (
+    load_artefact,
+    open_artefact,
+    save_artefact,
+    tensor_fingerprint,
+    unpacking,
+)
 from iadd_lab.store.configs import fingerprint
 from iadd_lab.store.resumable import Checkpoint
 from iadd_lab.training.networks import NetworkConfig
@@ -151,7 +158,7 @@ def runs(tmp_path_factory) -> Path:
         seeded = replace(CONFIG, seed=seed)
         distill(data, teachers, seeded, folder=folder / name, progress=False)
         interrupted = resumable(folder, seed)
-        checkpoint_of(interrupted, folder / f"{name}.checkpoint").save(interrupted.stored)
+        checkpoint_of(interrupted, folder / f"{name}.checkpoint").save(interrupted.state)
         match(folder, folder / f"matched_{name}", seed=seed)()
     counts, protocol = torch.ones(2, 10, 10).long(), EvaluateConfig(networks=2)
     for name in ("evaluation", "other_evaluation"):
@@ -176,14 +183,12 @@ def resumable(runs: Path, seed: int):
     """The state of a distillation, before its first iteration."""
     data, teachers = small_data(), open_teachers(runs / "teachers")
     config = replace(CONFIG, seed=seed, augment=data.augmentation(None))
-    # The package's function of that name hides the module.
-    return sys.modules["iadd_lab.distillation.loop"]._Run(
-        data, teachers, config, torch.device("cpu"), "never"
-    )
+    return Distillation(data, teachers, config, Execution(device="cpu", compile="never"))
 
 
 def checkpoint_of(run, path: Path) -> Checkpoint:
-    return Checkpoint(path, run=run.identity(), unit="iteration", seconds=60.0)
+    identity = fingerprint(run.config, run.teachers.fingerprint)
+    return Checkpoint(path, run=identity, unit=run.unit, seconds=60.0)
 
 
 def teachers_file(runs: Path, name: str, other: Path) -> Subject:
@@ -230,8 +235,10 @@ def checkpoint(runs: Path) -> Subject:
     path, run = runs / "run.checkpoint", resumable(runs, 0)
 
     def read() -> str:
-        run.load(checkpoint_of(run, path).load())
-        return fingerprint(tensor_fingerprint(run.state() | run.history.tensors()), run.iteration)
+        with unpacking(path):
+            run.load(checkpoint_of(run, path).load())
+        tensors, metadata = run.state()
+        return fingerprint(tensor_fingerprint(tensors), metadata)
 
     return Subject(path, read, (runs / "other_run.checkpoint").read_bytes())
 

@@ -20,10 +20,12 @@ def test_what_is_no_series_is_named():
         History(loss=[1.0]).settled("los")
 
 
-def test_back_offs_say_which_rate_was_halved_and_where():
+def test_back_offs_say_which_rate_was_halved_and_where(caplog):
     history = History(loss=[1.0, 2.0])
-    history.back_off("alpha_rate")
-    history.back_off(ALL_RATES)
+    assert history.back_off("alpha_rate", reason="It fell.", limit=2)
+    assert history.back_off(ALL_RATES, reason="It rose.", limit=2)
+    assert not history.back_off(ALL_RATES, reason="It rose.", limit=2)
+    assert "It fell. Went back to iteration 2 and halved alpha_rate." in caplog.text
     assert history.back_off_iterations == [2, 2]
     assert [history.share_of(rate) for rate in RATES[:3]] == [0.5, 0.25, 0.5]
     assert History.from_tensors(history.tensors()) == history

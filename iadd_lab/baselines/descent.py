@@ -1,7 +1,7 @@
 """Distilled images by plain gradient descent on a loss of each class: the loop of the matching baselines.
 
-Gradient matching and distribution matching differ in that loss and in what else an iteration does. Real
-images, fresh networks, siamese augmentation, the step on the images, checkpoints and results are here.
+Gradient matching and distribution matching differ in that loss, and in what the network does between two
+steps. Real images, fresh networks, siamese augmentation, the steps, checkpoints and results are here.
 """
 
 from __future__ import annotations
@@ -21,22 +21,14 @@ from iadd_lab.data.distilled import KIND, DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import Execution, finite
 from iadd_lab.distillation.history import History
-from iadd_lab.errors import (
-    DivergenceError,
-    check_kind,
-    check_number,
-    check_rate,
-    check_whole,
-    choose,
-    require,
-)
+from iadd_lab.errors import DivergenceError, check_kind, check_number, check_rate, check_whole, choose
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, unpacking
 from iadd_lab.store.configs import added_field, describe, fingerprint
 from iadd_lab.store.locks import locked_folder
-from iadd_lab.store.resumable import State, complete
+from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, build_network
 
@@ -61,11 +53,11 @@ class DescentConfig:
         for name in ("ipc", "iterations", "real_batch"):
             check_whole(name, getattr(self, name), minimum=1)
         check_rate("image_rate", self.image_rate)
+        for name in ("back_offs", "seed"):
+            check_whole(name, getattr(self, name), minimum=0)
         check_number("momentum", self.momentum, maximum=0.999)
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
-        check_whole("back_offs", self.back_offs, minimum=0)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("seed", self.seed, minimum=0)
 
     @property
     def method(self) -> str:
@@ -91,6 +83,10 @@ class Descent:
     network: NetworkConfig
     config: DescentConfig  # with `augment` resolved
     how: Execution
+    distance: Callable[[nn.Module, Pair], Tensor]  # what is to fall, for each class: a scalar
+    steps: int = 1  # of the images in an iteration, all with one network
+    # Given the network, the images, their labels and a generator: what happens to it between two steps.
+    between: Callable[[nn.Module, Tensor, Tensor, torch.Generator], None] | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -100,9 +96,8 @@ class Descent:
     @cached_property
     def identity(self) -> str:
         """16 hex digits over all that the result depends on."""
-        return fingerprint(
-            self.config, self.network, self.data.fingerprint, preprocess_fingerprint(self.preprocess)
-        )
+        preprocess = preprocess_fingerprint(self.preprocess)
+        return fingerprint(self.config, self.network, self.data.fingerprint, preprocess)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -113,11 +108,9 @@ class Descent:
     @cached_property
     def real(self) -> tuple[Tensor, ...]:
         """The preprocessed training images of each class: (count, channels, height, width) each."""
-        train = self.data.train
-        return tuple(
-            self.preprocess.apply(train.images[train.labels == label].to(self.device))
-            for label in range(len(self.data.classes))
-        )
+        train, labels = self.data.train, range(len(self.data.classes))
+        classes = (train.images[train.labels == label] for label in labels)
+        return tuple(self.preprocess.apply(images.to(self.device)) for images in classes)
 
     def fresh_network(self, seed: int) -> nn.Module:
         """A network with an initialisation of its own.
@@ -144,37 +137,9 @@ class Descent:
         return Pair(label, augmentation(real[rows.to(self.device)]), augmentation(distilled))
 
 
-# An iteration: it is given the descent, the images, their optimizer and a generator of its own, steps with
-# `step_images` and returns the loss, a scalar. Whatever it keeps to itself would be lost in an interruption.
-Iterate = Callable[[Descent, Tensor, torch.optim.Optimizer, torch.Generator], Tensor]
-
-
-def step_images(
-    descent: Descent,
-    images: Tensor,
-    optimizer: torch.optim.Optimizer,
-    random: torch.Generator,
-    loss_of: Callable[[Pair], Tensor],
-) -> Tensor:
-    """One step of the images on the sum of `loss_of` over the classes; returns that sum, a scalar.
-
-    A class's loss depends on its own images alone, so the graph of one class is in memory at a time.
-    """
-    total, gradients = torch.zeros((), device=images.device), []
-    for label, own in enumerate(images.detach().split(descent.config.ipc)):
-        own = own.clone().requires_grad_()  # (ipc, channels, height, width)
-        loss = loss_of(descent.pair(label, own, random))
-        gradients += torch.autograd.grad(loss, own)
-        total += loss.detach()
-    images.grad = torch.cat(gradients)
-    optimizer.step()
-    return total
-
-
 @locked_folder("folder")
 def descend(
     descent: Descent,
-    iterate: Iterate,
     *,
     folder: Path | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
@@ -186,37 +151,26 @@ def descend(
         DivergenceError: the loss or the images are not finite. The error's `result` is the set with the last
             images whose loss was finite.
     """
-    config = descent.config
+    config, identity = descent.config, descent.identity
     check_class_sizes(descent.data, config.ipc if config.initial_images == "real" else 1)
     descent.fresh_network(0)  # before anything expensive: does it fit the images at all?
     target = Path(folder) / "distilled.safetensors" if folder is not None else None
     path = target and target.with_name("checkpoint.safetensors")
     if target and target.exists():
         path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-        return _finished(target, descent.identity)
+        artefact = load_artefact(target, kind=KIND)
+        check_result(target, artefact.metadata.get("run"), identity)
+        with unpacking(target):
+            return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
     reuse_freed_memory()
     with descent.how.environment():
-        run = _Progress(descent, iterate)
-        complete(
-            run,
-            path=path,
-            identity=descent.identity,
-            title=config.method,
-            how=descent.how,
-            on_advance=lambda: on_iteration and on_iteration(run.done, run.history),
-            save=lambda: target and run.save(target),
-        )
+        run = _Progress(descent)
+        hooks = {
+            "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
+            "save": lambda: target and run.save(target),
+        }
+        complete(run, path=path, identity=identity, title=config.method, how=descent.how, **hooks)
         return run.result()
-
-
-def _finished(path: Path, identity: str) -> DistilledSet:
-    artefact = load_artefact(path, kind=KIND)
-    require(
-        artefact.metadata.get("run") == identity,
-        f"{path} is the result of another configuration: choose another folder, or delete it.",
-    )
-    with unpacking(path):
-        return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
 
 
 class _Progress:
@@ -224,8 +178,8 @@ class _Progress:
 
     unit = "iteration"
 
-    def __init__(self, descent: Descent, iterate: Iterate):
-        self.descent, self.iterate = descent, iterate
+    def __init__(self, descent: Descent):
+        self.descent = descent
         self.images = descent.initial_images()  # (classes * ipc, channels, height, width)
         self.optimizer = torch.optim.SGD([self.images], momentum=descent.config.momentum)
         self.done, self.total = 0, descent.config.iterations
@@ -246,11 +200,11 @@ class _Progress:
         redone = len(self.history.back_off_rates)
         random = generator(config.seed, "image descent", number, *([redone] if redone else []))
         try:
-            loss = self.iterate(self.descent, self.images, self.optimizer, random).item()
+            loss = self.iterate(random).item()
             if not math.isfinite(loss):
                 raise DivergenceError(f"the matching loss is {loss}.")
             self.good = before  # as its loss shows
-            if not torch.isfinite(self.images).all():
+            if not finite(self.images):
                 raise DivergenceError("the images are not finite any more.")
         except DivergenceError as error:
             self.restore(self.good)
@@ -260,6 +214,30 @@ class _Progress:
         self.done += 1
         self.history.append(loss=loss, seconds=time.perf_counter() - started)
         return {"loss": f"{loss:.4g}"}
+
+    def iterate(self, random: torch.Generator) -> Tensor:
+        """The steps with one fresh network; their mean loss."""
+        network = self.descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
+        losses = [self.step(network, random)]
+        while len(losses) < self.descent.steps:
+            self.descent.between(network, self.images, self.descent.labels, random)
+            losses.append(self.step(network, random))
+        return torch.stack(losses).mean()
+
+    def step(self, network: nn.Module, random: torch.Generator) -> Tensor:
+        """One step of the images on the sum of the distances of all classes; returns that sum.
+
+        A class's distance depends on its own images alone, so the graph of one class is in memory at a time.
+        """
+        total, gradients = torch.zeros((), device=self.images.device), []
+        for label, own in enumerate(self.images.split(self.descent.config.ipc)):
+            own = own.clone().requires_grad_()  # (ipc, channels, height, width)
+            loss = self.descent.distance(network, self.descent.pair(label, own, random))
+            gradients += torch.autograd.grad(loss, own)
+            total += loss.detach()
+        self.images.grad = torch.cat(gradients)
+        self.optimizer.step()
+        return total
 
     def back_off(self, reason: str) -> bool:
         """Halve the rate, and say so; False where that was done as often as it may be."""
@@ -307,4 +285,4 @@ class _Progress:
         tensors = artefact.tensors
         self.history = History.from_tensors(tensors)
         self.restore(tensors)
-        self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}
+        self.good = under("good/", tensors)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
@@ -57,7 +55,7 @@ def match_distributions(
     folder: Path | None = None,
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> DistilledSet:
     """Images whose mean features, class by class, are those of real ones in freshly initialised networks.
 
@@ -77,15 +75,8 @@ def match_distributions(
         DivergenceError: the loss is not finite. The error's `result` is the set with the last good images.
     """
     config = replace(config, augment=data.augmentation(config.augment))
-    descent = Descent(data, preprocess, network, config, Execution.of(how, options))
-    return descend(descent, _iterate, folder=folder, on_iteration=on_iteration)
-
-
-def _iterate(
-    descent: Descent, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> torch.Tensor:
-    network = descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
-    return step_images(descent, images, optimizer, random, partial(pair_distance, network))
+    descent = Descent(data, preprocess, network, config, Execution.of(how, options), pair_distance)
+    return descend(descent, folder=folder, on_iteration=on_iteration)
 
 
 def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:

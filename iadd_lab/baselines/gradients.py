@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend, step_images
+from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
@@ -96,7 +95,7 @@ def match_gradients(
     folder: Path | None = None,
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> DistilledSet:
     """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
 
@@ -116,48 +115,29 @@ def match_gradients(
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
-    descent = Descent(data, preprocess, network, config.resolved(data), Execution.of(how, options))
-    return descend(descent, _iterate, folder=folder, on_iteration=on_iteration)
+    config, how = config.resolved(data), Execution.of(how, options)
+    loop = {"steps": config.matches_per_network, "between": partial(_train_on, config)}
+    descent = Descent(data, preprocess, network, config, how, pair_distance, **loop)
+    return descend(descent, folder=folder, on_iteration=on_iteration)
 
 
-def _iterate(
-    descent: Descent, images: torch.Tensor, optimizer: torch.optim.Optimizer, random: torch.Generator
-) -> torch.Tensor:
-    """The matches along the training of one fresh network; their mean loss."""
-    config = descent.config
-    network = descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
-    losses = []
-    for match in range(config.matches_per_network):
-        if match > 0:
-            _train_on(images, network, descent, random)
-        losses.append(step_images(descent, images, optimizer, random, partial(pair_distance, network)))
-    return torch.stack(losses).mean()
-
-
-def _train_on(images: torch.Tensor, network: nn.Module, descent: Descent, random: torch.Generator) -> None:
-    config = descent.config
-    for _ in train(
-        network,
-        images,
-        descent.labels,
-        epochs=config.network_steps,
-        batch=config.network_batch,
-        rate=config.network_rate,
-        augment=config.augment,
-        generator=random,
-    ):
+def _train_on(
+    config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
+) -> None:
+    options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
+    for _ in train(network, images, labels, epochs=config.network_steps, generator=random, **options):
         pass
 
 
-def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
+def pair_distance(network: nn.Module, pair: Pair) -> Tensor:
     """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
     real = weight_gradients(network, pair.real, pair.label)
     return gradient_distance(real, weight_gradients(network, pair.distilled, pair.label, create_graph=True))
 
 
 def weight_gradients(
-    network: nn.Module, images: torch.Tensor, label: int, *, create_graph: bool = False
-) -> tuple[torch.Tensor, ...]:
+    network: nn.Module, images: Tensor, label: int, *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """The gradients of the mean cross-entropy on images of class `label`, one per weight of ≥ 2 dimensions.
 
     Biases and the parameters of norms, which have one dimension, are left out as in the paper.
@@ -168,7 +148,7 @@ def weight_gradients(
     return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
 
-def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The sum over layers and output rows of 1 − cosine between the rows: a scalar, at most 2 per row.
 
     A row holds what leads to one output of the layer: gradients (outputs, inputs, ...) are flattened to
@@ -177,7 +157,7 @@ def gradient_distance(first: Sequence[torch.Tensor], second: Sequence[torch.Tens
     return sum(_row_distances(one, other).sum() for one, other in zip(first, second, strict=True))
 
 
-def _row_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _row_distances(one: Tensor, other: Tensor) -> Tensor:
     # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
     directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
     return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)

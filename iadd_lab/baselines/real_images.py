@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from iadd_lab.data.distilled import DistilledSet
@@ -59,7 +57,7 @@ def herding(
     teacher: int = 0,
     alpha: float = 0.01,
     how: Execution | None = None,
-    **options: Any,
+    **options: object,
 ) -> DistilledSet:
     """The `ipc` training images of each class whose mean stays closest to the class's, as they are.
 

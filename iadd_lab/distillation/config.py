@@ -74,17 +74,14 @@ class DistillConfig:
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
         check_rate("image_rate", self.image_rate)
-        choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
         check_rate("alpha_rate", self.alpha_rate, above=False)
         check_rate("alpha", self.alpha)
         check_number("momentum", self.momentum, maximum=0.999)
-        choose("gradient", self.gradient, ENGINES)
-        choose("initial_images", self.initial_images, INITIAL_IMAGES)
-        check_whole("back_offs", self.back_offs, minimum=0)
+        choices = {"image_optimizer": OPTIMIZERS, "gradient": ENGINES, "initial_images": INITIAL_IMAGES}
+        for name, registry in choices.items():
+            choose(name, getattr(self, name), registry)
+        for name, minimum in (("back_offs", 0), ("snapshots", 2), ("seed", 0)):
+            check_whole(name, getattr(self, name), minimum=minimum)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
-        check_whole("snapshots", self.snapshots, minimum=2)
-        check_whole("seed", self.seed, minimum=0)
-        require(
-            isinstance(self.matching, Matching) and type(self.matching) is not Matching,
-            f"matching is {self.matching!r}; it must be a Matching, as in Uniform(), Pruned() or Learned().",
-        )
+        fits = isinstance(self.matching, Matching) and type(self.matching) is not Matching
+        require(fits, f"matching is {self.matching!r}; it must be a Matching, as in Uniform() or Learned().")

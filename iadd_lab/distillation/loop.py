@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import Execution, finite
 from iadd_lab.distillation.config import OPTIMIZERS, DistillConfig
 from iadd_lab.distillation.history import ALL_RATES, History
 from iadd_lab.distillation.matching import Uniform, effective_share
@@ -29,7 +28,7 @@ from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact
 from iadd_lab.store.configs import describe, fingerprint
 from iadd_lab.store.locks import lock_of, locked
-from iadd_lab.store.resumable import State, complete
+from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.compiling import choose_kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
@@ -49,7 +48,7 @@ def distill(
     how: Execution | None = None,
     on_iteration: Callable[[int, History], None] | None = None,
     ranks: Ranks = ALONE,
-    **options: Any,
+    **options: object,
 ) -> DistillResult:
     """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
 
@@ -89,29 +88,17 @@ def distill(
         if target and target.exists():
             if ranks.first:
                 path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-            return _finished(target, identity)
+            result = DistillResult.load(target)
+            check_result(target, fingerprint(result.config, result.teachers.get("fingerprint")), identity)
+            return result
         reuse_freed_memory()
         run = Distillation(data, teachers, config, how, ranks)
-        complete(
-            run,
-            path=path,
-            identity=identity,
-            title="distill",
-            how=how,
-            on_advance=lambda: on_iteration and ranks.first and on_iteration(run.done, run.history),
-            save=lambda: target and run.result().save(target),
-            writes=ranks.first,
-        )
+        hooks = {
+            "on_advance": lambda: on_iteration and ranks.first and on_iteration(run.done, run.history),
+            "save": lambda: target and run.result().save(target),
+        }
+        complete(run, path=path, identity=identity, title="distill", how=how, writes=ranks.first, **hooks)
         return run.result()
-
-
-def _finished(path: Path, identity: str) -> DistillResult:
-    result = DistillResult.load(path)
-    require(
-        fingerprint(result.config, result.teachers.get("fingerprint")) == identity,
-        f"{path} is the result of another configuration: choose another folder, or delete it.",
-    )
-    return result
 
 
 def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> None:
@@ -127,8 +114,7 @@ def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> 
         f"max_start_epoch {config.max_start_epoch} and teacher_epochs {config.teacher_epochs} reach epoch "
         f"{needed}, but the teachers have {teachers.config.epochs} epochs: lower either, or train longer.",
     )
-    if config.initial_images == "real":
-        check_class_sizes(data, config.ipc)
+    check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
     total = config.ipc * len(data.classes)
     require(
         config.batch is None or config.batch <= total,
@@ -219,19 +205,14 @@ class Distillation:
         self.last_good = before
         # Where W depends on the segment, it is the last one's.
         place = {"end": gradients.end, "target": target, "layout": self.layout}
-        self.importance = config.matching.weights(self.raw, **place)
+        self.importance = weights = config.matching.weights(self.raw, **place)
         self.done += 1
-        self.history.append(
-            loss=gradients.loss.item(),
-            unweighted_loss=unweighted.item(),
-            alpha=alpha,
-            seconds=time.perf_counter() - started,
-            importance_min=self.importance.min().item(),
-            importance_max=self.importance.max().item(),
-            importance_share=effective_share(self.importance),
-        )
+        losses = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item()}
+        spread = {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
+        spread["importance_share"] = effective_share(weights)
+        self.history.append(**losses, alpha=alpha, seconds=time.perf_counter() - started, **spread)
         self.take_snapshot()
-        return {"loss": f"{self.history.loss[-1]:.4f}", "alpha": f"{alpha:.4f}"}
+        return {"loss": f"{losses['loss']:.4f}", "alpha": f"{alpha:.4f}"}
 
     def gradients(self) -> tuple[Gradients, Tensor, Tensor]:
         """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""
@@ -277,19 +258,15 @@ class Distillation:
     def result(self) -> DistillResult:
         """What there is now."""
         config, data, teachers = self.config, self.data, self.teachers
-        distilled = DistilledSet.of(
-            data,
-            teachers.preprocess,
-            images=self.images.cpu().clone(),
-            labels=self.labels.cpu(),
-            alpha=self.alpha.item(),
-            method=config.matching.name,
-            augment=None if config.augment == data.augmentation(None) else config.augment,
+        parts = {"images": self.images.cpu().clone(), "labels": self.labels.cpu(), "alpha": self.alpha.item()}
+        augment = None if config.augment == data.augmentation(None) else config.augment
+        made = DistilledSet.of(
+            data, teachers.preprocess, **parts, method=config.matching.name, augment=augment
         )
-        kept = {"fingerprint": teachers.fingerprint, "count": len(teachers)}
-        kept["config"] = describe(teachers.config)
-        learned = {"importance": self.importance.cpu(), "raw": self.raw.cpu(), "history": self.history}
-        return DistillResult(distilled, config=config, teachers=kept, **learned)
+        described = describe(teachers.config)
+        source = {"config": described, "fingerprint": teachers.fingerprint, "count": len(teachers)}
+        importance, raw = self.importance.cpu(), self.raw.cpu()
+        return DistillResult(made, importance, raw, self.history, config, source)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all that an iteration changes, but for the history."""
@@ -321,13 +298,3 @@ class Distillation:
         self.last_good = under(_LAST_GOOD, artefact.tensors)
         self.done = artefact.metadata["iteration"]
         self.history = History.from_tensors(artefact.tensors)
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def finite(*tensors: Tensor) -> bool:
-    """Whether every value of every tensor is finite; one wait for the device."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

@@ -33,7 +33,6 @@ class Matching:
 
     def __init_subclass__(cls) -> None:
         """A matching joins `MATCHINGS` where it is defined."""
-        super().__init_subclass__()
         MATCHINGS[cls.name] = cls
 
     def initial(self, layout: ParameterLayout) -> Tensor:
@@ -167,10 +166,8 @@ class Learned(Matching):
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
             check_whole("learn_until", self.learn_until, minimum=0)
-            require(
-                self.learn_until >= self.learn_from,
-                f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it.",
-            )
+            sentence = f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it."
+            require(self.learn_until >= self.learn_from, sentence)
 
     def initial(self, layout):
         """Zeros for log W² (normalised), ones for W itself (literal)."""

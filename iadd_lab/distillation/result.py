@@ -62,10 +62,8 @@ class DistillResult:
             InputError: the file is missing, damaged, or holds a set that was not distilled here.
         """
         artefact = load_artefact(path, kind=KIND)
-        require(
-            "config" in artefact.metadata,
-            f"{path} holds a set without a distillation: use DistilledSet.load.",
-        )
+        sentence = f"{path} holds a set without a distillation: use DistilledSet.load."
+        require("config" in artefact.metadata, sentence)
         tensors, metadata = artefact.tensors, artefact.metadata
         with unpacking(path):
             distilled, history = DistilledSet.from_parts(tensors, metadata), History.from_tensors(tensors)

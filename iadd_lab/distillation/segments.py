@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Ranks:
     """Which part of a distillation this process computes: all of it. `iadd_lab.ranks` has one for several."""
 
     first: bool = True  # whether this process writes the files, and shows progress
-    patience: float = math.inf  # seconds of work that may be lost at most
+    patience: float = float("inf")  # seconds of work that may be lost at most
 
     def agree(self, what: str) -> None:
         """Wait for all processes, and require that they come with the same `what`."""
@@ -66,17 +66,13 @@ def draw_segment(
         start_epoch: i, at most the teachers' epochs − K.
     """
     count, _, height, width = images.shape
-    size = {"height": height, "width": width, "generator": generator}
+    size = {"height": height, "width": width}
+    draw = partial(draw_augmentation, config.augment, **size, generator=generator)
     batches: list[Tensor] = []
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
-    steps = on_device(
-        (
-            Step(rows, draw_augmentation(config.augment, batch=len(rows), **size))
-            for rows in batches[: config.student_steps]
-        ),
-        images.device,
-    )
+    steps = (Step(rows, draw(batch=len(rows))) for rows in batches[: config.student_steps])
+    steps = on_device(steps, images.device)
     epochs = start_epoch, start_epoch + config.teacher_epochs
     start, target = (to_device(teachers.snapshot(teacher, epoch), images.device) for epoch in epochs)
     return Segment(start, target, steps)

@@ -94,8 +94,7 @@ def adjoint(
     # λ_J (P,), and the shape of raw
     costate, raw_gradient = torch.autograd.grad(value, (end, raw), allow_unused=True, materialize_grads=True)
 
-    images_gradient = torch.zeros_like(variables.images)
-    alpha_gradient = torch.zeros_like(variables.alpha)
+    images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
         batch = variables.images[step.rows]  # (batch, channels, height, width)
         scalar, batch_gradient, flat_gradient = loss.along(
@@ -119,8 +118,4 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tens
     return path
 
 
-ENGINES: dict[str, Engine] = {
-    "adjoint": adjoint,
-    "full": full,
-    "frozen": partial(adjoint, curvature=False),
-}
+ENGINES: dict[str, Engine] = {"adjoint": adjoint, "full": full, "frozen": partial(adjoint, curvature=False)}

@@ -32,6 +32,11 @@ _HEEDED = (signal.SIGINT, signal.SIGTERM)
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
 
 
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 class Resumable(Protocol):
     """A computation in equal units of work, whose state between two of them is all that it needs to go on.
 
@@ -63,6 +68,12 @@ class Resumable(Protocol):
 
     def load(self, artefact: Artefact) -> None:
         """Go on from what `state` returned."""
+
+
+def check_result(path: Path, found: str | None, identity: str) -> None:
+    """Require that the result stored at `path`, which says that it is of `found`, is that of `identity`."""
+    sentence = f"{path} is the result of another configuration: choose another folder, or delete it."
+    require(found == identity, sentence)
 
 
 def complete(
