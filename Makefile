@@ -6,10 +6,14 @@ PROFILE ?= quick
 # Two notebooks at once where each takes one core; the paper's profile takes all cores, or the one GPU.
 JOBS ?= $(if $(filter paper,$(PROFILE)),1,2)
 
-.PHONY: reproduce lab test test-browser lint docs notebooks clean
+.PHONY: reproduce figures lab test test-browser lint docs notebooks clean
 
 reproduce: .venv/.installed
 	$(BIN)/iadd-lab reproduce --profile $(PROFILE) --jobs $(JOBS)
+
+# Copies what `make reproduce` made into figures/, which is committed on purpose.
+figures: .venv/.installed
+	$(BIN)/iadd-lab reproduce --profile $(PROFILE) --jobs $(JOBS) --keep
 
 # JupyterLab on the notebooks, with the runs that `make reproduce` leaves.
 lab: .venv/.installed
@@ -18,13 +22,18 @@ lab: .venv/.installed
 # Two test processes, each on its own core: networks this small gain nothing from more threads.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
+# The longest notebooks first, so that none is left to run alone at the end.
+NOTEBOOKS = $(addprefix build/nbval/notebooks/,$(addsuffix .ipynb, \
+    $(LONGEST) $(filter-out $(LONGEST),$(sort $(basename $(notdir $(wildcard notebooks/*.ipynb)))))))
+LONGEST := table1_benchmarks table2_cross_architecture table3_importance_ablation speed_and_memory quickstart
+
 test: .venv/.installed-dev lint
 	$(TEST) --dist loadfile tests
 	# In a copy, so that the notebooks compute everything anew and leave the runs of `make reproduce` alone.
 	rm -rf build/nbval && mkdir -p build/nbval && cp -r notebooks build/nbval/
 	# Bars that move every 10 s: nbval reads a cell's messages when it ends, and ZeroMQ keeps 1,000 of them.
-	TQDM_MININTERVAL=10 IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile -p no:cacheprovider \
-	    --nbval --nbval-current-env --nbval-cell-timeout=900 build/nbval/notebooks
+	TQDM_MININTERVAL=10 IADD_RUNS=$(CURDIR)/build/nbval/runs $(TEST) --dist loadfile --no-loadscope-reorder \
+	    -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
 # JupyterLab in a headless Chromium, which must be installed (Debian: apt-get install chromium; elsewhere $$CHROMIUM
 # names it): the notebooks are run and a slider is moved there. What they compute stays in build/browser.
@@ -34,6 +43,7 @@ test-browser: .venv/.installed-browser
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 # The API reference, of the docstrings: build/docs/index.html.
 docs: .venv/.installed-dev

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,16 @@ from iadd_lab.data.sets import DataConfig, ImageData, load_data
 from iadd_lab.store.configs import fingerprint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, Teachers, train_teachers
+
+# The same examples in every run, and none that fails because the machine is busy.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 # Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.
 torch.set_num_threads(1)

@@ -136,7 +136,7 @@ def test_several_at_once_and_those_that_fail(folders, capsys):
     for name, (_, sentence) in failing.items():
         assert f"{name}.ipynb {sentence}" in said
         assert not (folders["runs"] / "reproduce" / "quick" / f"{name}.json").exists()
-    assert "first" in outputs(made / "bad.failed.ipynb")[1]
+    assert "first\n" in outputs(made / "bad.failed.ipynb")
     assert "on purpose" in (made / "bad.failed.ipynb").read_text()
     for name in ("dying", "killer"):
         kept = nbformat.read(made / f"{name}.failed.ipynb", 4)
@@ -257,9 +257,9 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
     assert tasks["figure2_concept"].parameters == {"ipc": 10, "change": change | {"seeds": 3}} | here
     assert tasks["good"].parameters == {"side": [1e-5, "a"], "figures_dir": "../figures/quick"}
     pages = chosen_pages(parameters=given | {"change": "{alpha: 0.5}"}, **folders)
-    assert pages["good"] is None
+    assert pages["good"] == (None, f'side = 2\nfigures_dir = ""\n{TOUCH}\nprint(side * 3)')
     for name in ("quickstart", "figure2_concept"):
-        (setting,) = pages[name].settings
+        (setting,) = pages[name][0].settings
         assert (setting.ipc, setting.seeds, setting.weight_rate, setting.alpha) == (10, 3, 1e-3, 0.5)
 
 

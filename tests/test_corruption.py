@@ -14,7 +14,6 @@ import pickle
 import random
 import socket
 import struct
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -28,26 +27,18 @@ from iadd_lab.notebooks.record import Record, read_record, save_record
 
 from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.sets import DataConfig, fetch_data, load_data
-from iadd_lab.device import Execution
+from iadd_lab.data.sets import DataConfig, fetch_data
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.distillation.loop import Distillation, distill
+from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import InputError
-from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate
 from iadd_lab.store import artefacts as store
-from iadd_lab.store.artefacts import (
-    load_artefact,
-    open_artefact,
-    save_artefact,
-    tensor_fingerprint,
-    unpacking,
-)
+from iadd_lab.store.artefacts import load_artefact, open_artefact, save_artefact, tensor_fingerprint
 from iadd_lab.store.configs import fingerprint
-from iadd_lab.store.resumable import Checkpoint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.replay_buffers import read_replay_buffer
 from iadd_lab.training.teachers import TeacherConfig, open_teachers, train_teachers
-from tests.processes import ended
+from tests.processes import run
 from tests.samples import load, make_idx, make_tree
 
 TIMES = 200
@@ -55,6 +46,7 @@ NETWORK = NetworkConfig(width=2, depth=1)
 CONFIG = DistillConfig(
     iterations=2, student_steps=1, teacher_epochs=1, max_start_epoch=1, alpha_rate=0.0, snapshots=2
 )
+EVALUATE = EvaluateConfig(network=NETWORK, networks=1, epochs=1)
 MATCHED = DistributionMatchingConfig(iterations=1, real_batch=8)
 
 
@@ -147,23 +139,17 @@ def forgeries(subject: Subject, folder: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Teachers, distilled sets and checkpoints of two seeds; an evaluation."""
+    """Teachers, distilled sets, checkpoints and evaluations of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    data = small_data()
     config = TeacherConfig(network=NETWORK, epochs=1, batch=32)
     for name, seed in (("teachers", 0), ("others", 1)):
-        train_teachers(data, replace(config, seed=seed), folder / name, count=2, progress=False)
-    teachers = open_teachers(folder / "teachers")
+        train_teachers(small_data(), replace(config, seed=seed), folder / name, count=2, progress=False)
     for name, seed in (("run", 0), ("other_run", 1)):
-        seeded = replace(CONFIG, seed=seed)
-        distill(data, teachers, seeded, folder=folder / name, progress=False)
-        interrupted = resumable(folder, seed)
-        checkpoint_of(interrupted, folder / f"{name}.checkpoint").save(interrupted.state)
-        match(folder, folder / f"matched_{name}", seed=seed)()
-    counts, protocol = torch.ones(2, 10, 10).long(), EvaluateConfig(networks=2)
-    for name in ("evaluation", "other_evaluation"):
-        found = Evaluation(counts, data.classes, "toy", protocol, identity=name)
-        found.save(folder / f"{name}.safetensors")
+        distil(folder, folder / name, seed=seed)
+        with pytest.raises(InterruptedError):
+            distil(folder, folder / f"half_{name}", seed=seed, stop=True)
+        match(folder, folder / f"matched_{name}", seed=seed)
+        evaluate_in(folder, folder / f"{name}.safetensors", seed=seed)
     return folder
 
 
@@ -172,23 +158,32 @@ def small_data():
     return load("digits", train_limit=40)
 
 
-def match(runs: Path, folder: Path, *, seed: int) -> Callable[[], DistilledSet]:
+@functools.cache
+def teachers_in(runs: Path):
+    return open_teachers(runs / "teachers")
+
+
+def distil(runs: Path, folder: Path, *, seed: int = 0, stop: bool = False):
+    """Distil into `folder`, or read what is there; with `stop` only a checkpoint is left there."""
+
+    def kill(iteration, history):
+        if stop and iteration == 2:
+            raise InterruptedError
+
+    options = {"on_iteration": kill, "checkpoint_seconds": 0, "progress": False}
+    return distill(small_data(), teachers_in(runs), replace(CONFIG, seed=seed), folder=folder, **options)
+
+
+def match(runs: Path, folder: Path, *, seed: int = 0) -> DistilledSet:
     """Distil by distribution matching into `folder`, or read what is there."""
-    data, preprocess = small_data(), open_teachers(runs / "teachers").preprocess
-    config = replace(MATCHED, seed=seed)
-    return lambda: match_distributions(data, preprocess, NETWORK, config, folder=folder, progress=False)
+    preprocess, config = teachers_in(runs).preprocess, replace(MATCHED, seed=seed)
+    return match_distributions(small_data(), preprocess, NETWORK, config, folder=folder, progress=False)
 
 
-def resumable(runs: Path, seed: int):
-    """The state of a distillation, before its first iteration."""
-    data, teachers = small_data(), open_teachers(runs / "teachers")
-    config = replace(CONFIG, seed=seed, augment=data.augmentation(None))
-    return Distillation(data, teachers, config, Execution(device="cpu", compile="never"))
-
-
-def checkpoint_of(run, path: Path) -> Checkpoint:
-    identity = fingerprint(run.config, run.teachers.fingerprint)
-    return Checkpoint(path, run=identity, unit=run.unit, seconds=60.0)
+def evaluate_in(runs: Path, path: Path, *, seed: int = 0) -> Evaluation:
+    """Evaluate what is in `runs`, or read what is at `path`."""
+    made = DistilledSet.load(runs / "run" / "distilled.safetensors")
+    return evaluate(made, small_data(), replace(EVALUATE, seed=seed), save_to=path, progress=False)
 
 
 def teachers_file(runs: Path, name: str, other: Path) -> Subject:
@@ -212,48 +207,43 @@ def manifest(runs: Path) -> Subject:
     return teachers_file(runs, "teachers.safetensors", Path("others/teachers.safetensors"))
 
 
+def told(result) -> str:
+    """All that a distillation gives, but for the seconds that it took."""
+    tensors = result.history.tensors() | {"W": result.importance}
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "history/seconds"}
+    return fingerprint(result.distilled.fingerprint, result.config, tensor_fingerprint(tensors))
+
+
 def distill_result(runs: Path) -> Subject:
-    data, teachers = small_data(), open_teachers(runs / "teachers")
-
-    def read() -> str:
-        result = distill(data, teachers, CONFIG, folder=runs / "run", progress=False)
-        tensors = result.history.tensors() | {"W": result.importance}
-        return fingerprint(result.distilled.fingerprint, result.config, tensor_fingerprint(tensors))
-
     other = (runs / "other_run" / "distilled.safetensors").read_bytes()
-    return Subject(runs / "run" / "distilled.safetensors", read, other)
+    return Subject(runs / "run" / "distilled.safetensors", lambda: told(distil(runs, runs / "run")), other)
 
 
 def distilled_set(runs: Path) -> Subject:
     other = (runs / "matched_other_run" / "distilled.safetensors").read_bytes()
     folder = runs / "matched_run"
-    read = match(runs, folder, seed=0)
-    return Subject(folder / "distilled.safetensors", lambda: read().fingerprint, other)
+    return Subject(folder / "distilled.safetensors", lambda: match(runs, folder).fingerprint, other)
 
 
 def checkpoint(runs: Path) -> Subject:
-    path, run = runs / "run.checkpoint", resumable(runs, 0)
+    folder, other = runs / "half_run", runs / "half_other_run" / "checkpoint.safetensors"
 
     def read() -> str:
-        with unpacking(path):
-            run.load(checkpoint_of(run, path).load())
-        tensors, metadata = run.state()
-        return fingerprint(tensor_fingerprint(tensors), metadata)
+        (folder / "distilled.safetensors").unlink(missing_ok=True)  # else the checkpoint is not looked at
+        return told(distil(runs, folder))
 
-    return Subject(path, read, (runs / "other_run.checkpoint").read_bytes())
+    return Subject(folder / "checkpoint.safetensors", read, other.read_bytes())
 
 
 def evaluation(runs: Path) -> Subject:
-    path = runs / "evaluation.safetensors"
+    path = runs / "run.safetensors"
 
     def read() -> str:
-        found = sys.modules["iadd_lab.evaluation.protocol"]._finished(
-            path, "evaluation", EvaluateConfig(networks=2)
-        )
+        found = evaluate_in(runs, path)
         confusion = tensor_fingerprint({"confusion": found.confusion})
         return fingerprint(confusion, found.classes, found.method, found.config)
 
-    return Subject(path, read, (runs / "other_evaluation.safetensors").read_bytes())
+    return Subject(path, read, (runs / "other_run.safetensors").read_bytes())
 
 
 def decoded_cache(runs: Path) -> Subject:
@@ -295,18 +285,8 @@ def replay_buffer(runs: Path) -> Subject:
     return Subject(path, read, ours=False)
 
 
-KINDS = (
-    trajectory,
-    trajectory_of_others,
-    manifest,
-    distilled_set,
-    distill_result,
-    checkpoint,
-    evaluation,
-    decoded_cache,
-    record,
-    replay_buffer,
-)
+KINDS = (trajectory, trajectory_of_others, manifest, distilled_set, distill_result, checkpoint, evaluation)
+KINDS += (decoded_cache, record, replay_buffer)
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
@@ -314,6 +294,7 @@ def test_two_hundred_corruptions_are_all_noticed(make, runs, tmp_path, monkeypat
     monkeypatch.setenv("IADD_CACHE", os.environ["IADD_CACHE"])  # whatever a subject does to it
     subject = make(runs)
     whole, before = subject.path.read_bytes(), subject.read()
+    subject.path.write_bytes(whole)  # a checkpoint goes with the end of its run
     prepared = forgeries(subject, tmp_path) + ([subject.other] if subject.other else [])
     chance = random.Random(make.__name__)
     for number in range(TIMES):
@@ -375,51 +356,16 @@ def test_the_command_line_names_a_harmed_file_in_one_sentence(command, victim, h
     replay_buffer(runs)
     path = runs / victim
     whole = path.read_bytes()
-    places = {
-        "run": runs / "run",
-        "teachers": runs / "teachers",
-        "buffer": runs / victim,
-        "out": tmp_path / "out",
-    }
+    places = {name: runs / name for name in ("run", "teachers")}
     path.write_bytes(harm(whole, random.Random(victim)))
     try:
-        sentence = ended(2, command, **places)
+        done = run(command, buffer=path, out=tmp_path / "out", **places)
     finally:
         path.write_bytes(whole)
-    assert str(path) in sentence
-
-
-def test_every_bit_of_a_small_artefact_counts(tmp_path):
-    path = save_artefact(tmp_path / "a", kind="toy", tensors={"t": torch.ones(2)}, metadata={"x": 1})
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        for bit in range(8):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            with pytest.raises(InputError):
-                load_artefact(path, kind="toy")
-
-
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "C64", "F99"])
-def test_tensors_of_types_that_we_never_write_are_refused(tmp_path, dtype):
-    bits = {"F4": 4, "F6_E2M3": 6, "C64": 64}.get(dtype, 8)
-    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}
-    path = save_artefact(tmp_path / "a", kind="toy", tensors={}, metadata={})
-    with open_artefact(path) as file:
-        header = json.dumps({"__metadata__": file.metadata(), "t": entry}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(bits))
-    with pytest.raises(InputError, match=str(path)):
-        load_artefact(path, kind="toy")
-
-
-@pytest.mark.parametrize("text", ['"\\ud800"', "[" * 100_000, '{"format": 2}', "NaN"])
-def test_strange_headers_are_refused(tmp_path, text):
-    path = tmp_path / "a"
-    header = {"content": text, "text_digest": "", "sha256": ""}
-    for value in (text, json.dumps(header)):
-        content = json.dumps({"__metadata__": {"iadd_lab": value}}).encode()
-        path.write_bytes(struct.pack("<Q", len(content)) + content)
-        with pytest.raises(InputError, match="was not written by iadd-lab"):
-            load_artefact(path, kind="toy")
+    assert done.code == 2, done
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert str(path) in line
+    assert "Traceback" not in done.stderr
 
 
 # Files from outside --------------------------------------------------------------------------------------
@@ -469,9 +415,8 @@ def offline(monkeypatch):
         opened.append(arguments)
         raise OSError("no network")
 
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
     return opened
 
 
@@ -515,26 +460,23 @@ def tiny_imagenet(root: Path) -> Path:
 BAD_NAMES = ["../n01", "..", "/etc", "a/../../n01", "..\\n01", "C:n01", "n\x0001", "n\x1b[2J"]
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_in_lists_cannot_lead_out_of_their_folder(tmp_path, name):
+def test_names_in_lists_cannot_lead_out_of_their_folder(tmp_path):
     folder = tiny_imagenet(tmp_path)
     assert len(load("tiny_imagenet", tmp_path).test) == 2
     notes = folder / "val" / "val_annotations.txt"
     kept = notes.read_text()
-    notes.write_text(f"{kept}{name}\tn01\t0\n")
-    with pytest.raises(InputError, match=r"val_annotations\.txt names .* must be a plain name"):
+    notes.write_text(f"{kept}000.png\tn02\n")
+    with pytest.raises(InputError, match=r"line 3 of .*annotations\.txt names 000\.png a second time"):
         load("tiny_imagenet", tmp_path)
-    notes.write_text(kept)
-    (folder / "wnids.txt").write_text(f"n01\n{name}\n")
-    with pytest.raises(InputError, match=r"wnids\.txt names .* must be a plain name"):
-        load("tiny_imagenet", tmp_path)
-
-
-def test_an_image_with_two_labels_is_refused(tmp_path):
-    notes = tiny_imagenet(tmp_path) / "val" / "val_annotations.txt"
-    notes.write_text(notes.read_text() + "000.png\tn02\n")
-    with pytest.raises(InputError, match=r"line 3 of .*val_annotations\.txt names 000\.png a second time"):
-        load("tiny_imagenet", tmp_path)
+    for name in BAD_NAMES:
+        notes.write_text(f"{kept}{name}\tn01\t0\n")
+        with pytest.raises(InputError, match=r"val_annotations\.txt names .* must be a plain name"):
+            load("tiny_imagenet", tmp_path)
+        notes.write_text(kept)
+        (folder / "wnids.txt").write_text(f"n01\n{name}\n")
+        with pytest.raises(InputError, match=r"wnids\.txt names .* must be a plain name"):
+            load("tiny_imagenet", tmp_path)
+        (folder / "wnids.txt").write_text("n01\nn02\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
@@ -547,10 +489,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     (root / "cat" / "loop.png").symlink_to("loop.png")
     with pytest.raises(InputError, match=r"loop\.png"):
         load("image_folder", root)
-
-
-def test_class_folders_without_a_readable_name_are_refused(tmp_path):
-    root = make_tree(tmp_path / "mine")
+    (root / "cat" / "loop.png").unlink()
     make_tree(root, ("fox\nerror",), count=2)
     with pytest.raises(InputError, match=r"class folder 'fox\\nerror', which is no plain text"):
         load("image_folder", root)
@@ -583,17 +522,12 @@ def bad_tree(folder: Path) -> Path:
 @pytest.mark.parametrize("kept", ["bomb.png", "cut.png", "text.jpg"])
 def test_bad_images_are_refused_by_name(tmp_path, kept):
     root = bad_tree(tmp_path / "mine")
-    for path in (*root.rglob("bomb.png"), *root.rglob("cut.png"), *root.rglob("text.jpg")):
-        if path.name != kept:
+    for path in root.rglob("*.*"):
+        if path.name in ("bomb.png", "cut.png", "text.jpg") and path.name != kept:
             path.unlink()
-    with pytest.raises(InputError, match=kept):
-        load("image_folder", root)
-
-
-def test_an_image_is_too_large_by_its_header_alone(tmp_path):
-    root = make_tree(tmp_path / "mine")
-    (root / "cat" / "bomb.png").write_bytes(bomb(8193))
-    with pytest.raises(InputError, match=r"bomb\.png has 8193×8193 pixels, but at most \d+ are decoded"):
+    # By its header alone.
+    told = r"bomb\.png has 30000×30000 pixels, but at most \d+ are decoded" if kept == "bomb.png" else kept
+    with pytest.raises(InputError, match=told):
         load("image_folder", root)
 
 
@@ -608,20 +542,15 @@ def test_bad_images_are_skipped_if_asked_for_and_said_once(tmp_path, caplog):
         assert data.remark.endswith(") and were skipped")
         for name in ("cat/bomb.png", "cat/cut.png", "dog/text.jpg"):
             assert name in data.remark
-        said = [record for record in caplog.records if record.levelno == logging.WARNING]
-        assert len(said) == 1
-        assert data.remark in said[0].getMessage()
+        (said,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+        assert data.remark in said.getMessage()
     with pytest.raises(InputError, match=r"can't be decoded"):  # the cache does not soften it
         load("image_folder", root, channels=3)
-
-
-def test_many_skipped_images_are_counted_and_some_named(tmp_path):
-    root = make_tree(tmp_path / "mine")
     for number in range(12):
         (root / "dog" / f"bad_{number:02}.png").write_bytes(b"x")
     remark = load("image_folder", root, channels=3, bad_images="skip").remark
-    assert remark.startswith("12 of 24 images")
-    assert "dog/bad_09.png and 2 more)" in remark
+    assert remark.startswith("15 of 27 images")
+    assert "dog/bad_07.png and 5 more)" in remark
 
 
 def test_a_class_that_would_become_empty_is_refused(tmp_path):
@@ -646,19 +575,8 @@ def test_a_machine_in_trouble_is_no_reason_to_skip(tmp_path, monkeypatch):
         load("image_folder", root, channels=3, bad_images="skip")
 
 
-def test_the_policy_is_stored_only_where_it_was_set():
-    plain = DataConfig("image_folder")
-    skipping = replace(plain, bad_images="skip")
-    assert "bad_images" not in store.describe(plain)
-    assert fingerprint(plain) == "39211b7f216519a3"  # as before there was such a field
-    assert fingerprint(skipping) != fingerprint(plain)
-    for config in (plain, skipping):
-        assert store.restore(DataConfig, store.describe(config)) == config
-    with pytest.raises(InputError, match="unknown bad_images 'ignore'"):
-        DataConfig("digits", bad_images="ignore")
-
-
-def test_arrays_are_not_touched_by_the_policy():
-    skipped = load_data(DataConfig("digits", bad_images="skip"), progress=False)
+def test_the_policy_is_stored_only_where_it_was_set_and_does_not_touch_arrays():
+    assert fingerprint(DataConfig("image_folder")) == "39211b7f216519a3"  # as before there was such a field
+    skipped = load("digits", bad_images="skip")
     assert skipped.remark == ""
     assert torch.equal(skipped.test.images, load("digits").test.images)

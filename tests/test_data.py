@@ -7,7 +7,6 @@ import os
 import numpy as np
 import platformdirs
 import pytest
-import torch
 import torchvision.datasets
 
 from iadd_lab.data.sets import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
@@ -33,7 +32,7 @@ def test_a_missing_set_says_where_and_how(tmp_path, name):
         load(name, tmp_path)
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert (f"`iadd-lab data fetch {name}`" in message) == (DATASETS[name].fetcher is not None)
+    assert (f"fetch it with `iadd-lab data fetch {name}`" in message) == (DATASETS[name].fetcher is not None)
     assert DATASETS[name].where in message
 
 
@@ -77,57 +76,42 @@ def test_bad_configurations(options, message):
 def test_bad_names():
     data = load("digits")
     assert data.split("test") is data.test
-    for wrong in (
-        lambda: data.split("tset"),
-        lambda: locate("x"),
-        lambda: fetch_data("x"),
-        lambda: load_data("x"),
-    ):
-        assert_refused("unknown", wrong)
+    for function, wrong in ((data.split, "tset"), (locate, "x"), (fetch_data, "x"), (load_data, "x")):
+        assert_refused("unknown", function, wrong)
 
 
 def test_the_registry():
-    assert {name for name, spec in DATASETS.items() if "flip" not in spec.augment} == {
-        "digits",
-        "mnist",
-        "covid19",
-    }
+    without_flip = {name for name, spec in DATASETS.items() if "flip" not in spec.augment}
+    assert without_flip == {"digits", "mnist", "covid19"}
     assert {len(spec.augment) for spec in DATASETS.values()} == {5, 6}
 
 
-def real(name, **options):
-    if "IADD_DATA" not in os.environ:
-        pytest.skip("IADD_DATA is not set")
-    if locate(name) is None:
-        pytest.skip(f"no {name} under IADD_DATA")
-    return load(name, **options)
+def real(name):
+    if "IADD_DATA" not in os.environ or locate(name) is None:
+        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
+    return load(name)
 
 
-def test_real_cifar10():
-    data = real("cifar10")
-    assert [counts(split) for split in three(data)] == [[4500] * 10, [500] * 10, [1000] * 10]
-    assert data.classes[:3] == ("airplane", "automobile", "bird")
-    assert data.train.images.shape[1:] == (3, 32, 32)
+@pytest.mark.parametrize(
+    ("name", "images", "sums"),  # of all classes: in training, for validation, to test
+    [
+        ("cifar10", (3, 32, 32), (45_000, 5_000, 10_000)),
+        ("fashion_mnist", (1, 28, 28), (54_000, 6_000, 10_000)),
+        ("covid19", (1, 112, 112), None),
+        ("tiny_imagenet", (3, 64, 64), None),
+    ],
+)
+def test_real_sets_are_whole(name, images, sums):
+    data = real(name)
+    assert data.train.images.shape[1:] == images
+    parts = np.array([counts(split) for split in three(data)])  # (3, classes)
+    assert parts.shape[1] == len(data.classes) == len(set(data.classes))
+    if name == "covid19":
+        assert parts.sum(0).tolist() == [124, 500, 500]
+        assert parts[2].tolist() == [31, 125, 125]
+        return
+    assert (parts == parts[:, :1]).all()  # as many of each class
+    assert parts.sum(1).tolist() == list(sums) if sums else parts[:, 0].tolist() == [450, 50, 50]
     mean = data.train.images.float().mean((0, 2, 3)) / 255
-    assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01)  # as everybody finds
-
-
-def test_real_fashion_mnist():
-    data = real("fashion_mnist")
-    assert [counts(split) for split in three(data)] == [[5400] * 10, [600] * 10, [1000] * 10]
-    assert abs(data.train.images.float().mean() / 255 - 0.286) < 0.002
-
-
-def test_real_tiny_imagenet():
-    data = real("tiny_imagenet")
-    assert len(data.classes) == len(set(data.classes))
-    per_class = [450, 50, 50]
-    assert [counts(split) for split in three(data)] == [[count] * len(data.classes) for count in per_class]
-    assert data.train.images.shape[1:] == (3, 64, 64)
-
-
-def test_real_covid19():
-    data = real("covid19")
-    assert np.sum([counts(split) for split in three(data)], axis=0).tolist() == [124, 500, 500]
-    assert counts(data.test) == [31, 125, 125]
-    assert data.train.images.shape[1:] == (1, 112, 112)
+    expected = {"cifar10": [0.4914, 0.4822, 0.4465], "fashion_mnist": [0.286]}.get(name, mean.tolist())
+    assert mean.tolist() == pytest.approx(expected, abs=0.01)  # as everybody finds

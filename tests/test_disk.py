@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import iadd_lab
-from iadd_lab import cli, distill, open_teachers, train_teachers
+from iadd_lab import distill, open_teachers, train_teachers
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.store.artefacts import load_artefact, read_metadata
@@ -23,9 +22,11 @@ from iadd_lab.store.runs import is_temporary, stored
 from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
-from tests.processes import complete, ended
+from tests.processes import complete, run
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
+from tests.test_reproduce import write_notebook
+from tests.test_study import TINY
 
 EVALUATE = "evaluate --epochs 3 --networks 2 --no-random --device cpu"
 _PAGE = 4096
@@ -97,9 +98,26 @@ class Disk:
         self.filler.unlink(missing_ok=True)
 
 
-def full(command: str, *paths: object) -> str:
+def stopped(code: int, command: str, **paths: object) -> str:
+    """The one sentence with which `command` ends; its exit code is `code`."""
+    done = run(command, **paths)
+    assert done.code == code, done
+    begin = {1: "stopped: ", 2: "error: "}[code]
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith(begin))
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def everywhere(name: str, function: object) -> None:
+    """Replace what the package calls `name`, for the rest of this process."""
+    for module in [each for key, each in sys.modules.items() if key.startswith("iadd_lab")]:
+        if hasattr(module, name):
+            setattr(module, name, function)
+
+
+def full(command: str, **paths: object) -> str:
     """The name of the file for which there was no room."""
-    sentence = ended(1, command, *paths)
+    sentence = stopped(1, command, **paths)
     told = " could not be written (No space left on device): make room on its disk, then run the same again."
     assert told in sentence
     return Path(sentence.removeprefix("stopped: ").removesuffix(told)).name
@@ -140,49 +158,44 @@ def same_files(first: Path, second: Path, pattern: str) -> bool:
 
 @scenario
 def test_commands_go_on_when_there_is_room_again(folder):
-    teach, distill = f"{TEACH} --out {{}}", f"{DISTILL} --teachers {{}} --out {{}}"
-    complete(teach, folder / "teachers")
-    complete(distill, folder / "teachers", folder / "run")
-    complete(f"{EVALUATE} {{}} --out {{}}", folder / "run", folder / "scores")
+    teach = f"{TEACH} --out {{at}}/teachers"
+    distill = f"{DISTILL} --teachers {{at}}/teachers --out {{at}}/run"
+    evaluate = f"{EVALUATE} {{at}}/run --out {{at}}/scores"
     disk = Disk(folder / "disk")
     place = disk.place
+    for command in (teach, distill, evaluate):
+        complete(command, at=folder)
 
-    for pages, name in {
-        0: "teachers.safetensors",
-        1: "teacher_000.safetensors",
-        3: "teacher_001.safetensors",
-    }.items():
+    rooms = {0: "teachers.safetensors", 1: "teacher_000.safetensors", 3: "teacher_001.safetensors"}
+    for pages, name in rooms.items():
         disk.leave(pages)
-        assert full(teach, place / "teachers") == name
+        assert full(teach, at=place) == name
         check_whole(place / "teachers")
         if pages == 1:
             assert not list((place / "teachers").glob("teacher_0*"))
     disk.free()
-    complete(teach, place / "teachers")
+    complete(teach, at=place)
     assert same_files(folder / "teachers", place / "teachers", "*")
 
-    for pages, name in {0: "distilled.safetensors", 3: "distilled.safetensors", 9: "distilled.png"}.items():
+    for pages, name in {3: "distilled.safetensors", 9: "distilled.png"}.items():
         disk.leave(pages)
-        assert full(distill, place / "teachers", place / "run") == name
+        assert full(distill, at=place) == name
         check_whole(place / "run")
     disk.free()
-    complete(distill, place / "teachers", place / "run")
+    complete(distill, at=place)
     assert same_run(folder / "run", place / "run")
 
-    evaluate = f"{EVALUATE} {{}} --out {{}}"
     for pages, end in {0: ".safetensors", 1: "_accuracy.png"}.items():
         disk.leave(pages)
-        assert full(evaluate, place / "run", place / "scores").endswith(end)
+        assert full(evaluate, at=place).endswith(end)
         check_whole(place / "scores")
     disk.free()
-    complete(evaluate, place / "run", place / "scores")
+    complete(evaluate, at=place)
     assert same_files(folder / "scores", place / "scores", "*")
 
 
 @scenario
 def test_a_study_goes_on_when_there_is_room_again(folder):
-    from tests.test_study import TINY
-
     disk = Disk(folder / "disk")
     study = Study(disk.place / "runs", device="cpu", threads=1, progress=False)
     for pages in (0, 4, 8, 7):  # for nothing; teachers in part; no set; no evaluation
@@ -231,24 +244,21 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
 
 @scenario
 def test_what_is_measured_or_executed_needs_room(folder):
-    import nbformat
-
     disk = Disk(folder / "disk")
-    cli.measure = lambda config: {"matmul_gflops": 1.0, "engines": [], "training": [], "more": "x" * 9000}
+    measured = {"matmul_gflops": 1.0, "engines": [], "training": [], "more": "x" * 9000}
+    everywhere("measure", lambda config: measured)
     disk.leave(0)
-    assert full("bench --json {}", disk.place / "bench.json") == "bench.json"
+    assert full("bench --json {at}/bench.json", at=disk.place) == "bench.json"
     (folder / "notebooks").mkdir()
-    parameters = nbformat.v4.new_code_cell('figures_dir = ""', metadata={"tags": ["parameters"]})
-    cells = [parameters, nbformat.v4.new_code_cell("1 + 1")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "good.ipynb")
-    reproduce = "reproduce --notebooks {} --figures {} --runs {}"
-    paths = folder / "notebooks", disk.place / "figures", folder / "runs"
-    assert full(reproduce, *paths) == "good.ipynb"
+    write_notebook(folder / "notebooks" / "good.ipynb", "1 + 1", parameters='figures_dir = ""')
+    reproduce = "reproduce --notebooks {at}/notebooks --figures {disk}/figures --runs {at}/runs"
+    paths = {"at": folder, "disk": disk.place}
+    assert full(reproduce, **paths) == "good.ipynb"
     assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
     disk.free()
-    complete(reproduce, *paths)
-    assert "1 of 1 notebooks up to date" in complete(reproduce, *paths).stdout
-    complete("bench --json {}", disk.place / "bench.json")
+    complete(reproduce, **paths)
+    assert "1 of 1 notebooks up to date" in complete(reproduce, **paths).stdout
+    complete("bench --json {at}/bench.json", at=disk.place)
 
 
 @scenario
@@ -289,44 +299,40 @@ def read_only(folder: Path) -> Path:
 def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
     make(folder / "kept", iterations=1)
     kept = read_only(folder / "kept")
-    (folder / "notebooks").mkdir()
 
     def fail(*_, **__):
         raise AssertionError("work began")
 
-    iadd_lab.load_data = cli.measure = fail
+    everywhere("load_data", fail)
+    everywhere("measure", fail)
     sentence = "can't be written to (Read-only file system): choose another folder."
-    assert sentence in ended(2, f"{TEACH} --out {{}}", kept / "teachers")
-    assert sentence in ended(2, f"{DISTILL} --teachers {{}} --out {{}}", kept / "teachers", kept / "new")
-    assert sentence in ended(2, f"{EVALUATE} {{}}", kept / "run")
-    assert sentence in ended(2, "bench --json {}", kept / "bench.json")
+    for command in (
+        f"{TEACH} --out {{at}}/teachers",
+        f"{DISTILL} --teachers {{at}}/teachers --out {{at}}/new",
+        f"{EVALUATE} {{at}}/run",
+        "bench --json {at}/bench.json",
+    ):
+        assert sentence in stopped(2, command, at=kept)
     with pytest.raises(ValueError, match="Read-only file system"):
         Study(kept, progress=False)
     # To read it, and to list it, is no harm.
-    assert "2 entries" in complete("runs list --verify --runs {}", kept).stdout
-    assert complete("runs prune --name * --yes --runs {}", kept).stdout.count("kept: ") == 2
+    assert "2 entries" in complete("runs list --verify --runs {at}", at=kept).stdout
+    assert complete("runs prune --name * --yes --runs {at}", at=kept).stdout.count("kept: ") == 2
 
 
 @pytest.mark.parametrize(
     "command",
-    ["bench --json {}/x.json", "reproduce --figures {}", "reproduce --runs {}"],
+    [
+        "bench --json {file}/x.json",
+        "reproduce --notebooks {at}/notebooks --figures {file} --runs {at}/runs",
+        "reproduce --notebooks {at}/notebooks --figures {at}/figures --runs {file}",
+    ],
 )
-def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "measure", None)
+def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "notebooks").mkdir()
-    words = command.replace("{}", str(tmp_path / "file"))
-    if words.startswith("reproduce"):
-        import nbformat
-
-        tags = {"tags": ["parameters"]}
-        cell = nbformat.v4.new_code_cell('figures_dir = ""', metadata=tags)
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "good.ipynb")
-        folders = {
-            name: tmp_path / name for name in ("notebooks", "figures", "runs") if f"--{name}" not in words
-        }
-        words += "".join(f" --{name} {path}" for name, path in folders.items())
-    assert "file" in ended(2, words)
+    write_notebook(tmp_path / "notebooks" / "good.ipynb", parameters='figures_dir = ""')
+    assert "file" in stopped(2, command, at=tmp_path, file=tmp_path / "file")
 
 
 def main(folder: Path) -> None:

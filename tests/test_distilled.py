@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from iadd_lab.baselines.real_images import random_real
-from iadd_lab.data.distilled import DistilledSet, displayable
+from iadd_lab.data.distilled import KIND, DistilledSet, displayable, made_by
 from iadd_lab.data.preprocess import fit_preprocess
 from iadd_lab.data.sets import DataConfig, load_data
+from iadd_lab.store.artefacts import read_metadata
 from tests.samples import assert_refused
 from tests.test_readers import make_tiny
 
@@ -55,7 +57,7 @@ def test_whitening_that_was_left_out_is_fitted_anew(whitened, tmp_path):
 def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path):
     other = replace(whitened, data_fingerprint="0" * 16).save(tmp_path / "other", refit=True)
     assert_refused(
-        r"fitted on digits .fingerprint 0000000000000000., but the copy here", DistilledSet.load, other
+        "fitted on digits .fingerprint 0000000000000000., but the copy here", DistilledSet.load, other
     )
 
 
@@ -67,3 +69,34 @@ def test_preprocessing_is_fitted_where_the_real_set_lies(tmp_path, monkeypatch):
     assert DistilledSet.load(path, root=tmp_path / "here").fingerprint == made.fingerprint
     monkeypatch.setenv("IADD_DATA", str(tmp_path / "elsewhere"))
     assert_refused(r"^Tiny ImageNet was looked for in .*elsewhere", DistilledSet.load, path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, "set"),
+        ({"baseline": {}}, "descent"),
+        ({"config": {}, "teachers": {}}, "distillation"),
+        ({"made_by": "descent", "config": {}}, "descent"),
+    ],
+)
+def test_what_made_a_set_is_stored_and_inferred_of_older_files(whitened, tmp_path, metadata, expected):
+    assert made_by(metadata) == expected
+    path = whitened.save(tmp_path / "set", more_metadata=metadata)
+    assert read_metadata(path, kind=KIND)["made_by"] == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("learned/distilled.safetensors", "distillation"),
+        ("dm/distilled.safetensors", "descent"),
+        ("random.safetensors", "set"),
+    ],
+)
+def test_sets_stored_by_earlier_versions_stay_readable(file, expected):
+    path = Path(__file__).parent / "golden" / "stored" / file
+    assert made_by(read_metadata(path, kind=KIND)) == expected
+    found = DistilledSet.load(path)
+    assert len(found.images) == len(found.labels) == found.ipc * len(found.classes)
+    assert found.pictures().isfinite().all()

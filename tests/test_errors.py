@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
-
-repeatable = settings(derandomize=True, deadline=None, database=None)
 
 
 def test_bad_input_is_a_value_error_and_divergence_is_not():
@@ -31,24 +29,21 @@ def test_choose_returns_the_value_even_a_false_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "told"),
     [
-        ("convnett", "unknown network 'convnett' (did you mean 'convnet'?): choose one of alexnet, convnet."),
-        ("AlexNet", "unknown network 'AlexNet' (did you mean 'alexnet'?): choose one of alexnet, convnet."),
-        ("zzz", "unknown network 'zzz': choose one of alexnet, convnet."),
-        ("", "unknown network '': choose one of alexnet, convnet."),
-        (None, "unknown network None: choose one of alexnet, convnet."),
-        (3, "unknown network 3: choose one of alexnet, convnet."),
+        ("convnett", "'convnett' (did you mean 'convnet'?)"),
+        ("AlexNet", "'AlexNet' (did you mean 'alexnet'?)"),
+        *((name, repr(name)) for name in ("zzz", "", None, 3)),
+        (["convnet"], "['convnet'] (did you mean 'convnet'?)"),
     ],
 )
-def test_choose_lists_the_choices_and_the_closest(name, sentence):
-    with pytest.raises(InputError) as caught:
+def test_choose_lists_the_choices_and_the_closest(name, told):
+    with pytest.raises(InputError, match=r"^unknown network") as caught:
         choose("network", name, {"convnet": 1, "alexnet": 2})
-    assert str(caught.value) == sentence
+    assert str(caught.value) == f"unknown network {told}: choose one of alexnet, convnet."
 
 
 @given(value=st.integers(), minimum=st.integers(-5, 5))
-@repeatable
 def test_a_whole_number_passes_exactly_from_its_minimum(value, minimum):
     if value >= minimum:
         check_whole("epochs", value, minimum=minimum)
@@ -69,7 +64,6 @@ def test_what_is_no_whole_number_of_at_least_one_is_refused(value):
     bounds=st.tuples(st.integers(-3, 3), st.integers(-3, 3)),
     above=st.booleans(),
 )
-@repeatable
 def test_a_number_passes_exactly_within_its_bounds(value, bounds, above):
     low, high = sorted(bounds)
     if low <= value <= high and not (above and value == low):
@@ -79,7 +73,7 @@ def test_a_number_passes_exactly_within_its_bounds(value, bounds, above):
             check_number("rate", value, minimum=low, maximum=high, above=above)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "0.1", None, [1.0], 1j, -1])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "0.1", None, [1.0], 1j, -1, 10**400])
 def test_what_is_no_finite_number_is_refused(value):
     with pytest.raises(InputError) as caught:
         check_number("rate", value)
@@ -87,24 +81,14 @@ def test_what_is_no_finite_number_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    ("bounds", "sentence"),
+    ("bounds", "told"),
     [
-        ({"above": True}, "rate is -2; it must be a finite number above 0."),
-        ({"maximum": 0.5}, "rate is -2; it must be a finite number of at least 0 and at most 0.5."),
-        (
-            {"minimum": 1, "maximum": 9, "above": True},
-            "rate is -2; it must be a finite number above 1 and at most 9.",
-        ),
+        ({"above": True}, "above 0"),
+        ({"maximum": 0.5}, "of at least 0 and at most 0.5"),
+        ({"minimum": 1, "maximum": 9, "above": True}, "above 1 and at most 9"),
     ],
 )
-def test_the_sentence_names_the_bounds(bounds, sentence):
+def test_the_sentence_names_the_bounds(bounds, told):
     with pytest.raises(InputError) as caught:
         check_number("rate", -2, **bounds)
-    assert str(caught.value) == sentence
-
-
-def test_numbers_beyond_floats_and_names_that_are_lists_are_refused_too():
-    with pytest.raises(InputError, match="rate is 1000"):
-        check_number("rate", 10**400)
-    with pytest.raises(InputError, match="unknown network"):
-        choose("network", ["convnet"], {"convnet": 1})
+    assert str(caught.value) == f"rate is -2; it must be a finite number {told}."

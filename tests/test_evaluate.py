@@ -190,21 +190,23 @@ def killed_once(monkeypatch, number):
 def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path, monkeypatch, kernels, stop):
     if kernels is not None:
         monkeypatch.setattr(sys.modules[MODULE], "choose_kernels", lambda *_, **__: kernels)
-        monkeypatch.setattr(FusedStudentLoss, "together", lambda *_, **__: 2)
+        monkeypatch.setattr(FusedStudentLoss, "networks_at_once", lambda *_, **__: 2)
     config = replace(CONFIG, epochs=4)
     whole = evaluate(random_set, toy_data, config, progress=False)
     seen = killed_once(monkeypatch, stop + 1)
     options = {"save_to": tmp_path / "e.safetensors", "checkpoint_seconds": 0.0, "progress": False}
     with pytest.raises(Killed):
         evaluate(random_set, toy_data, config, **options)
-    # What Dask workers of earlier revisions left of it goes as well.
-    for left in ("e.1.checkpoint", ".e.1.checkpoint.lock"):
-        (tmp_path / left).touch()
     resumed = evaluate(random_set, toy_data, config, **options)
     assert torch.equal(resumed.confusion, whole.confusion)
     assert torch.equal(resumed.losses, whole.losses)
     assert torch.equal(Evaluation.load(options["save_to"]).losses, whole.losses)
     assert len(seen) == 1 + (2 * 4 if kernels is not None else 3 * 4)  # nothing was done twice
+    assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
+    # What a kill left of it, and workers of earlier revisions, goes when it is read.
+    for left in ("e.checkpoint", "e.1.checkpoint", ".e.1.checkpoint.lock"):
+        (tmp_path / left).touch()
+    evaluate(random_set, toy_data, config, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
 
 

@@ -24,6 +24,7 @@ from iadd_lab.distillation.matching import Uniform
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import InputError
 from iadd_lab.plots.explore import Explorer, explore
+from iadd_lab.store.configs import describe
 from iadd_lab.study.views import View, open_run, stored_runs
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, train_teachers
@@ -73,32 +74,29 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_a_stored_run_is_named_by_what_sets_it_apart(runs):
+def test_a_stored_run_is_named_by_what_sets_it_apart(runs, view):
     names = {name: path.name for name, path in stored_runs(runs).items()}
     assert names == {
-        "digits-iadd, iterations 4, seed 0": "digits-iadd-1",
-        "digits-mtt, iterations 2, seed 0": "digits-mtt-2",
-        "digits-dm, iterations 2, seed 0": "digits-dm-3",
+        "digits-iadd, iterations 4, seed 0, 1": "digits-iadd-1",
+        "digits-mtt, iterations 2, seed 0, 2": "digits-mtt-2",
+        "digits-dm, iterations 2, seed 0, 3": "digits-dm-3",
     }
-
-
-def test_runs_that_only_a_checksum_tells_apart_keep_it(runs, tmp_path):
-    for mark in ("aaaa", "bbbb"):
-        shutil.copytree(runs / "digits-mtt-2", tmp_path / f"mtt-{mark}1234")
-    assert list(stored_runs(tmp_path)) == ["mtt, iterations 2, seed 0", "mtt, iterations 2, seed 0 (bbbb)"]
+    assert stored_runs(runs, without=[view]).keys() == names.keys() - {"digits-iadd, iterations 4, seed 0, 1"}
 
 
 def test_an_opened_run_has_all_that_belongs_to_it(view, runs, digits):
     result = DistillResult.load(runs / "digits-iadd-1" / "distilled.safetensors")
-    assert view.iterations == [0, 2, 4]
+    made = View.of(result, data=digits)
+    assert view.iterations == made.iterations == [0, 2, 4]
     assert view.remark == ""
-    assert view.data.fingerprint == digits.fingerprint
-    assert view.spaces == ("pixels", "features")
-    assert view.layout.count == len(result.importance)
+    assert view.neighbours.data.fingerprint == digits.fingerprint
+    assert view.neighbours.spaces == ("pixels", "features")
+    assert made.neighbours.spaces == ("pixels",)
+    assert view.layout.count == made.layout.count == len(result.importance)
     assert torch.equal(view.images(2), result.images)
-    assert torch.equal(view.importance(2), result.importance)
-    assert torch.count_nonzero(view.change(0)) == 0
-    assert view.change(2).abs().max() > 0
+    start, end = (view.neighbours.of(view.images(place)[5:6], count=3).distances[0, 0] for place in (0, 2))
+    assert start < 1e-5  # it began as a real image
+    assert end > 0.01
 
 
 def test_a_moment_is_the_latest_snapshot_until_then(view):
@@ -111,25 +109,18 @@ def test_images_are_found_by_class_and_number(view):
     assert view.row(3, 99) == 7  # the last one that the class has
 
 
-def test_neighbours_are_those_of_the_moment(view):
-    start = view.nearest(0, 5, by="pixels", count=3)
-    assert start.distances[0, 0] < 1e-5  # it began as a real image
-    assert view.nearest(2, 5, by="pixels", count=3).distances[0, 0] > 0.01
-
-
 def test_what_is_not_at_hand_is_remarked(runs, tmp_path):
     shutil.copytree(runs / "digits-iadd-1", tmp_path / "alone")
     alone = open_run(tmp_path / "alone", runs=tmp_path)
-    assert alone.spaces == ("pixels",)
+    assert alone.neighbours.spaces == ("pixels",)
     assert alone.remark == "no stored teacher gives features for them"
     other = replace(alone.distilled, data=DataConfig("image_folder"))
     other.save(tmp_path / "other" / "distilled.safetensors")
     folder = open_run(tmp_path / "other", runs=tmp_path)
-    assert folder.spaces == ()
+    assert folder.neighbours is None
     assert folder.remark == "the real images that it was made of are not at hand"
-    assert pixels(plots.exploration([folder])._repr_png_()).min() == 0
-    with pytest.raises(InputError, match="open it with data"):
-        folder.nearest(0, 0, by="pixels", count=1)
+    texts = [text.get_text() for ax in plots.exploration([folder]).axes for text in ax.texts]
+    assert "The real images that it was made of are not at hand." in texts
 
 
 @pytest.mark.parametrize(("name", "says"), [
@@ -144,10 +135,11 @@ def test_what_a_run_does_not_have_is_said_in_its_place(runs, name, says):
     figure = plots.exploration([open_run(runs / name, runs=runs)])
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert set(says) <= set(texts)
-    assert any(text.startswith("real images nearest to “0”") for text in texts)
+    headings = [ax.get_title(loc="left") for ax in figure.axes]
+    assert any(heading.startswith("real images nearest to “0”") for heading in headings)
 
 
-def test_moving_the_slider_in_python_changes_the_picture(view, monkeypatch):
+def test_moving_the_slider_in_python_changes_the_picture(view, monkeypatch, capsys):
     explorer = Explorer([view])
     shown = {4: pixels(explorer.draw())}
     for iteration in (2, 0):
@@ -156,10 +148,10 @@ def test_moving_the_slider_in_python_changes_the_picture(view, monkeypatch):
     assert shown[0].shape == shown[4].shape  # nothing jumps
     assert (shown[4] != shown[0]).any()
     assert (shown[2] != shown[0]).any()
-    monkeypatch.setattr(plots, "exploration", None)  # what was drawn once is not drawn again
+    monkeypatch.setattr("iadd_lab.plots.explore.exploration", None)  # what was drawn once is not drawn again
     explorer.iteration.value = 4
     assert (pixels(explorer.picture.value) == shown[4]).all()
-    assert explorer.message.value == ""
+    assert "can't be shown" not in capsys.readouterr().out
 
 
 def test_the_start_shows_no_change_and_no_point_on_the_curves(view):
@@ -179,42 +171,42 @@ def test_picking_another_image_changes_the_picture(view):
     assert len({before, other, explorer.picture.value}) == 3
 
 
-def test_choosing_another_run_offers_what_that_one_has(view, runs):
+def test_choosing_another_run_offers_what_that_one_has(view, runs, capsys):
     explorer = Explorer([view], runs=runs, image=11)
     explorer.draw()
     assert list(explorer.run.options) == [
         "digits-iadd-1",  # not once more among those stored
-        "digits-dm, iterations 2, seed 0",
-        "digits-mtt, iterations 2, seed 0",
+        "digits-dm, iterations 2, seed 0, 3",
+        "digits-mtt, iterations 2, seed 0, 2",
     ]
     narrow = pixels(explorer.picture.value).shape[1]
-    explorer.beside.value = "digits-mtt, iterations 2, seed 0"
+    explorer.beside.value = "digits-mtt, iterations 2, seed 0, 2"
     assert pixels(explorer.picture.value).shape[1] > narrow
-    explorer.run.value = "digits-mtt, iterations 2, seed 0"
+    explorer.run.value = "digits-mtt, iterations 2, seed 0, 2"
     assert list(explorer.iteration.options) == [0, 2]
     assert (explorer.iteration.value, explorer.label.value, explorer.number.value) == (2, 5, 0)
     assert len(explorer.views) == 1  # not the same run twice
-    explorer.run.value = "digits-dm, iterations 2, seed 0"
+    explorer.run.value = "digits-dm, iterations 2, seed 0, 3"
     assert list(explorer.iteration.options) == [2]
-    assert explorer.message.value == ""
+    assert "can't be shown" not in capsys.readouterr().out
 
 
-def test_a_damaged_run_is_told_and_the_picture_stays(view, runs, tmp_path):
+def test_a_damaged_run_is_told_and_the_picture_stays(view, runs, tmp_path, capsys):
     shutil.copytree(runs / "digits-mtt-2", tmp_path / "mtt-4")
     explorer = Explorer([view], runs=tmp_path)
     before = explorer.draw()
     path = tmp_path / "mtt-4" / "distilled.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    explorer.run.value = "mtt, iterations 2, seed 0"
-    assert explorer.message.value.startswith("This can&#x27;t be shown: ")
+    explorer.run.value = "mtt, iterations 2, seed 0, 4"
+    assert "This can't be shown: " in capsys.readouterr().out
     assert explorer.picture.value == before
     explorer.run.value = view.title
-    assert explorer.message.value == ""
+    assert "can't be shown" not in capsys.readouterr().out
 
 
 def test_pages_without_widgets_get_the_figure(view, monkeypatch):
     bundle = explore([view], interactive=True)._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "application/vnd.jupyter.widget-view+json", "image/png"}
+    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(bundle)
     for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
     assert isinstance(explore([view]), Figure)
@@ -253,7 +245,8 @@ def test_more_classes_than_columns_are_shown_ten_at_a_time():
         data_fingerprint="",
         method="learned",
     )
-    view = View("large", made, History(), network=NetworkConfig("vgg11"))
+    made_by = {"teachers": {"config": describe(TeacherConfig(network=NetworkConfig("vgg11")))}}
+    view = View("large", made, History(), made_by)
     weights = torch.rand(view.layout.count, generator=draw)
     history = History(snapshot_iterations=[0], snapshot_images=[images], snapshot_importance=[weights])
     figure = plots.exploration([replace(view, history=history)], image=11)

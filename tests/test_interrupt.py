@@ -132,7 +132,8 @@ def value(client, expression: str):
 
 def test_a_kernel_that_is_interrupted_lives_and_goes_on(kernel, tmp_path):
     manager, client = kernel
-    assert reply(client, client.execute(PREPARE))["status"] == "ok"
+    prepared = reply(client, client.execute(PREPARE))
+    assert prepared["status"] == "ok", prepared
     # Kernels drop what was sent right after an error, as if it had been waiting behind it.
     request = client.execute(RUN, stop_on_error=False)
     wait_until((tmp_path / "begun").exists)

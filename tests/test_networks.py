@@ -60,15 +60,10 @@ def test_counts_are_the_fields(options, expected):
     assert count(build(**options)) == expected
 
 
-def test_the_first_block_pads_grey_28_px_images_alone():
-    def paddings(**task):
-        return [
-            layer.padding[0] for layer in build(width=2, **task).modules() if isinstance(layer, nn.Conv2d)
-        ]
-
-    assert paddings(channels=1, size=28) == [3, 1, 1]
-    assert paddings(channels=3, size=28) == [1, 1, 1]
-    assert paddings(channels=1, size=32) == [1, 1, 1]
+@pytest.mark.parametrize(("channels", "size", "padding"), [(1, 28, 3), (3, 28, 1), (1, 32, 1)])
+def test_the_first_block_pads_grey_28_px_images_alone(channels, size, padding):
+    layers = build(width=2, channels=channels, size=size).modules()
+    assert [each.padding[0] for each in layers if isinstance(each, nn.Conv2d)] == [padding, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -218,23 +213,16 @@ def shake(network: nn.Module) -> None:
             parameter.add_(0.02 * noise(*parameter.shape, seed=index, dtype=parameter.dtype))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "convnet, padded"])
 def test_forward_agrees_with_plain_functions(name):
-    network = build(name).double()
+    padded = {"channels": 1, "size": 28, "width": 8} if name == "convnet, padded" else {}
+    network = build(name.split(",")[0], **padded).double()
     shake(network)
-    images = noise(2, 3, 32, 32, dtype=torch.float64)
+    images = noise(2, 1, 28, 28, dtype=torch.float64) if padded else noise(2, 3, 32, 32, dtype=torch.float64)
     weights = iter(network.parameters())
-    with torch.no_grad():
-        torch.testing.assert_close(network(images), REFERENCES[name](images, weights), rtol=1e-9, atol=1e-9)
-    assert next(weights, None) is None
-
-
-def test_forward_of_grey_28_px_images_agrees_with_plain_functions():
-    network = build(width=8, channels=1, size=28).double()
-    shake(network)
-    images = noise(2, 1, 28, 28, dtype=torch.float64)
-    expected = reference_convnet(images, iter(network.parameters()), padding=3)
+    expected = reference_convnet(images, weights, padding=3) if padded else REFERENCES[name](images, weights)
     torch.testing.assert_close(network(images), expected, rtol=1e-9, atol=1e-9)
+    assert next(weights, None) is None
 
 
 @pytest.mark.parametrize("name", OTHERS)

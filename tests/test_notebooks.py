@@ -84,7 +84,7 @@ def test_the_page_is_made_in_the_cell_below_the_parameters(notebook):
     assert first.metadata.tags == ["parameters"]
     (call,) = [node for node in ast.walk(ast.parse(second.source)) if isinstance(node, ast.Call)][:1]
     assert (call.func.id, call.args[0].value) == ("Page", notebook.stem)
-    assert read_profile("quick").pages[notebook.stem].get("own", {}).keys() <= {
+    assert read_profile("quick").pages.get(notebook.stem, {}).get("own", {}).keys() <= {
         each.arg for each in call.keywords
     }
 

@@ -22,9 +22,10 @@ def test_the_input_gradient_equals_autograds(inputs, outputs, height, width):
     assert_near(patches.add_patches(patches.send_patches(above, weight), height, width), expected)
 
 
-def test_suits_what_it_computes():
-    assert patches.suits(torch.empty(8, 3, 3, 3), 1, 1)
-    assert not patches.suits(torch.empty(8, 3, 3, 3), 2, 1)
-    assert not patches.suits(torch.empty(8, 3, 3, 3), 1, 0)
-    assert not patches.suits(torch.empty(8, 3, 5, 5), 1, 1)
-    assert not patches.suits(torch.empty(8, 64, 3, 3), 1, 1)
+@pytest.mark.parametrize(
+    ("expected", "weight", "stride", "padding"),
+    [(True, (8, 3, 3, 3), 1, 1), (False, (8, 3, 3, 3), 2, 1), (False, (8, 3, 3, 3), 1, 0),
+     (False, (8, 3, 5, 5), 1, 1), (False, (8, 64, 3, 3), 1, 1)],
+)  # fmt: skip
+def test_suits_what_it_computes(expected, weight, stride, padding):
+    assert patches.suits(torch.empty(weight), stride, padding) is expected

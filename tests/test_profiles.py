@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.figure
 import pandas as pd
@@ -161,6 +160,7 @@ def test_data_and_ipc_choose_rows(mine, page, chosen, expected):
         ({"data": "cifar1"}, "did you mean 'cifar10'?"),
         ({"ipc": "ten"}, "ipc is 'ten'"),
         ({"ipc": True}, "ipc is True"),
+        ({"ipc": []}, "ipc has 0 values"),
         ({"ipc": [1, 1]}, "two settings are both Digits, IPC 1"),
         ({"iterations": 0}, "iterations is 0"),
         ({"iterations": [1, 2, 3]}, "iterations has 3 values for 2 settings"),
@@ -236,9 +236,7 @@ def test_a_page_says_what_it_came_to(mine, tmp_path, capsys):
 
 
 def test_a_page_keeps_under_its_name_and_computes_on_the_named_cluster(tmp_path, monkeypatch):
-    monkeypatch.setenv("IADD_CLUSTER", "local:2")
-    runner = SimpleNamespace(named_runner=lambda: "the workers")
-    monkeypatch.setitem(__import__("sys").modules, "iadd_lab.notebooks.dask", runner)
+    monkeypatch.setattr("iadd_lab.notebooks.page.named_runner", lambda: "the workers")
     page = Page("your_data", runs_dir=tmp_path, figures_dir=tmp_path, width=None, threads=2)
     assert (page.own, page.study.how.threads, page.study.runner) == ({"width": 32}, 2, "the workers")
     figure, frame = matplotlib.figure.Figure(), pd.DataFrame({"a": [1]})

@@ -8,36 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.sets import DATASETS, DataConfig, load_data, locate
+from iadd_lab.data.sets import locate
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, train_teachers
+from tests.samples import load
 
-CONFIGS = [
-    DataConfig(name="cifar10", train_limit=200),
-    DataConfig(name="fashion_mnist", train_limit=200),
-    DataConfig(name="covid19", train_limit=60),
-    DataConfig(name="tiny_imagenet", train_limit=200),
-]
+LIMITS = {"cifar10": 200, "fashion_mnist": 200, "covid19": 60, "tiny_imagenet": 200}
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda config: config.name)
-def data(request):
-    """A small part of a real data set."""
-    if "IADD_DATA" not in os.environ:
-        pytest.skip("IADD_DATA is not set: it names the folder of the real data sets")
-    if locate(request.param.name) is None:
-        pytest.skip(f"{request.param.name} is not in {os.environ['IADD_DATA']}")
-    return load_data(request.param, progress=False)
-
-
-def test_teach_distill_evaluate(data, tmp_path):
-    augment = AugmentConfig(operations=DATASETS[data.name].augment)
-    network = NetworkConfig(width=8)
+@pytest.mark.parametrize("name", LIMITS)
+def test_teach_distill_evaluate(name, tmp_path):
+    if "IADD_DATA" not in os.environ or locate(name) is None:
+        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
+    data = load(name, train_limit=LIMITS[name])
+    augment, network = data.augmentation(None), NetworkConfig(width=8)
     teacher_config = TeacherConfig(network=network, epochs=2, batch=50, augment=augment)
     teachers = train_teachers(data, teacher_config, tmp_path / "teachers", count=1, progress=False)
     config = DistillConfig(iterations=3, student_steps=3, teacher_epochs=1, augment=augment, snapshots=2)
@@ -45,10 +33,6 @@ def test_teach_distill_evaluate(data, tmp_path):
     assert torch.isfinite(result.images).all()
     assert not torch.equal(result.history.snapshot_images[0], result.images)
     small = replace(data, test=data.test.take(torch.arange(0, len(data.test), 50).numpy()))
-    evaluation = evaluate(
-        DistillResult.load(tmp_path / "run" / "distilled.safetensors").distilled,
-        small,
-        EvaluateConfig(network=network, networks=1, epochs=3, augment=augment),
-        progress=False,
-    )
-    assert evaluation.confusion.sum() == len(small.test)
+    stored = DistillResult.load(tmp_path / "run" / "distilled.safetensors").distilled
+    protocol = EvaluateConfig(network=network, networks=1, epochs=3, augment=augment)
+    assert evaluate(stored, small, protocol, progress=False).confusion.sum() == len(small.test)

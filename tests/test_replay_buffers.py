@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from dataclasses import replace
 
@@ -16,51 +15,51 @@ from tests.processes import ended
 from tests.samples import assert_refused
 
 
-def make_buffer(teachers, path):
+@pytest.fixture
+def path(toy_teachers, tmp_path):
     """The file that MTT's code would have written: lists of lists of parameter tensors."""
-    buffer = [
-        [list(teachers.layout.split(teachers.snapshot(t, epoch)).values()) for epoch in range(4)]
-        for t in range(2)
-    ]
-    torch.save([[[p.clone() for p in snapshot] for snapshot in t] for t in buffer], path)
+    split, path = toy_teachers.layout.split, tmp_path / "replay_buffer_0.pt"
+    snapshots = [[split(toy_teachers.snapshot(t, epoch)).values() for epoch in range(4)] for t in range(2)]
+    torch.save([[[p.clone() for p in snapshot] for snapshot in each] for each in snapshots], path)
     return path
 
 
-def test_replay_buffers_of_others_become_teachers(toy_data, toy_config, toy_teachers, tmp_path, caplog):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
-    config = replace(toy_config, epochs=99)  # its length is not known before the file is read
-    imported = import_replay_buffers([path, path], toy_data, config, tmp_path / "imported", progress=False)
-    assert len(imported) == 4
-    assert imported.config.epochs == 3
-    assert torch.equal(imported.snapshot(3, 2), toy_teachers.snapshot(1, 2))
-    noted = [imported.history(n)["validation_accuracy"] for n in range(4)]
+@pytest.fixture
+def imported(path, toy_data, toy_config, tmp_path):
+    """Imports the file, or several, with other data or another configuration where it is given."""
+
+    def call(*paths, data=toy_data, config=toy_config):
+        return import_replay_buffers(paths or [path], data, config, tmp_path / "imported", progress=False)
+
+    return call
+
+
+def test_replay_buffers_of_others_become_teachers(path, imported, toy_config, toy_teachers, caplog):
+    teachers = imported(path, path, config=replace(toy_config, epochs=99))  # not known before a file is read
+    assert len(teachers) == 4
+    assert teachers.config.epochs == 3
+    assert torch.equal(teachers.snapshot(3, 2), toy_teachers.snapshot(1, 2))
+    noted = [teachers.history(n)["validation_accuracy"] for n in range(4)]
     assert noted == 2 * [toy_teachers.history(n)["validation_accuracy"] for n in range(2)]
     assert not caplog.records
 
 
-def test_classes_in_another_order_are_warned_of(toy_data, toy_config, toy_teachers, tmp_path, caplog):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
+def test_classes_in_another_order_are_warned_of(path, imported, toy_teachers, caplog):
     buffer = torch.load(path)
     for snapshot in (s for trajectory in buffer for s in trajectory):
         snapshot[-2:] = [tensor.flip(0) for tensor in snapshot[-2:]]  # the classifier's rows and biases
     torch.save(buffer, path)
-    with caplog.at_level(logging.WARNING):
-        imported = import_replay_buffers([path], toy_data, toy_config, tmp_path / "imported", progress=False)
+    teachers = imported()
     for teacher in range(2):
         right = toy_teachers.history(teacher)["validation_accuracy"]
-        assert imported.history(teacher)["validation_accuracy"] == pytest.approx(1 - right)
+        assert teachers.history(teacher)["validation_accuracy"] == pytest.approx(1 - right)
     (record,) = caplog.records
     sentence = "2 of 2 imported teachers have less than 60.0 % validation accuracy, and guessing 50.0 %"
-    assert sentence in record.getMessage()
-    assert "classes or preprocessing of the buffers may differ" in record.getMessage()
+    assert f"{sentence}: classes or preprocessing of the buffers may differ" in record.getMessage()
 
 
-def test_the_order_of_tiny_imagenets_classes_is_warned_of(
-    toy_data, toy_config, toy_teachers, tmp_path, caplog
-):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
-    tiny = replace(toy_data, config=replace(toy_data.config, name="tiny_imagenet"))
-    import_replay_buffers([path], tiny, toy_config, tmp_path / "imported", progress=False)
+def test_the_order_of_tiny_imagenets_classes_is_warned_of(imported, toy_data, caplog):
+    imported(data=replace(toy_data, config=replace(toy_data.config, name="tiny_imagenet")))
     assert "sorted folder names, this package as in wnids.txt" in caplog.text
 
 
@@ -88,18 +87,9 @@ def test_parameters_in_a_replay_buffer_are_fine_too(tmp_path):
     assert torch.equal(snapshot[0], torch.ones(2))
 
 
-def test_a_replay_buffer_of_another_network_is_refused(toy_data, toy_config, toy_teachers, tmp_path):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
+def test_a_replay_buffer_of_another_network_is_refused(imported, toy_config):
     wider = replace(toy_config, network=NetworkConfig(width=8, depth=2))
-    assert_refused(
-        "does not fit the network",
-        import_replay_buffers,
-        [path],
-        toy_data,
-        wider,
-        tmp_path / "imported",
-        progress=False,
-    )
+    assert_refused("does not fit the network", imported, config=wider)
 
 
 class Malicious:
@@ -127,7 +117,6 @@ def test_files_that_are_no_replay_buffers_are_refused(tmp_path, content):
     assert_refused(r"replay_buffer_0.pt", read_replay_buffer, tmp_path / "replay_buffer_0.pt")
 
 
-def test_a_truncated_replay_buffer_is_refused(toy_teachers, tmp_path):
-    path = make_buffer(toy_teachers, tmp_path / "replay_buffer_0.pt")
+def test_a_truncated_replay_buffer_is_refused(path):
     path.write_bytes(path.read_bytes()[:200])
     assert_refused("is refused", read_replay_buffer, path)

@@ -21,24 +21,16 @@ def train_of(labels: list[int], classes=("cat", "dog", "fox")) -> ImageData:
 
 
 @pytest.mark.parametrize("ipc", [1, 5, 50])
-def test_rows_are_distinct_and_come_class_after_class(toy_data, ipc):
+def test_rows_are_distinct_come_class_after_class_and_follow_the_generator_alone(toy_data, ipc):
+    before = torch.get_rng_state()
     drawn = draw_rows(toy_data, ipc, generator(0))
     assert drawn.dtype == torch.int64
     assert toy_data.train.labels[drawn].tolist() == [0] * ipc + [1] * ipc
     assert len(drawn.unique()) == 2 * ipc
-
-
-def test_rows_follow_the_generator_alone(toy_data):
-    before = torch.get_rng_state()
-    drawn = draw_rows(toy_data, 10, generator(0))
-    assert torch.equal(drawn, draw_rows(toy_data, 10, generator(0)))
-    assert not torch.equal(drawn, draw_rows(toy_data, 10, generator(1)))
+    assert torch.equal(drawn, draw_rows(toy_data, ipc, generator(0)))
+    assert not torch.equal(drawn, draw_rows(toy_data, ipc, generator(1)))
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_smaller_draw_begins_a_larger_one_of_the_first_class(toy_data):
-    few, many = draw_rows(toy_data, 3, generator(0)), draw_rows(toy_data, 10, generator(0))
-    assert torch.equal(few[:3], many[:3])
+    assert torch.equal(drawn[:ipc], draw_rows(toy_data, 60, generator(0))[:ipc])  # begins a larger draw
 
 
 def test_every_row_of_a_class_can_be_drawn():
@@ -49,16 +41,16 @@ def test_every_row_of_a_class_can_be_drawn():
     assert seen == set(range(6))
 
 
-def test_the_smallest_class_bounds_ipc():
-    data = train_of([0, 0, 0, 1, 2, 2])
-    check_class_sizes(data, 1)
-    assert_refused(
-        r"ipc is 2, but class 'dog' has only 1 training images: lower ipc", check_class_sizes, data, 2
-    )
-
-
-def test_a_class_without_training_images_counts_as_the_smallest():
-    assert_refused("'fox' has only 0 training images", check_class_sizes, train_of([0, 1, 1]), 1)
+@pytest.mark.parametrize(
+    ("labels", "ipc", "message"),
+    [
+        ([0, 0, 0, 1, 2, 2], 2, "ipc is 2, but class 'dog' has only 1 training images: lower ipc"),
+        ([0, 1, 1], 1, "'fox' has only 0 training images"),
+    ],
+)
+def test_the_smallest_class_bounds_ipc(labels, ipc, message):
+    assert_refused(message, check_class_sizes, train_of(labels), ipc)
+    check_class_sizes(train_of([*labels, 1, 2]), ipc)
 
 
 def test_real_initial_images_are_the_rows_drawn(toy_data, toy_teachers):

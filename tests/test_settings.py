@@ -1,17 +1,15 @@
-"""Settings: flat values become checked configurations, and lists become columns."""
+"""Settings: flat values become checked configurations."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.errors import InputError
 from iadd_lab.study.methods import METHODS, matching_methods
-from iadd_lab.study.settings import Setting, columns
+from iadd_lab.study.settings import Setting
 
 
 def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
@@ -23,27 +21,9 @@ def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
     assert (setting.evaluation().networks, setting.evaluation().epochs) == (5, 1000)
 
 
-def test_a_list_holds_a_value_for_each_column():
-    one, ten = columns(data_name="digits", ipc=[1, 10], batch=[None, 20], width=8)
-    assert (one.ipc, one.batch, one.width, one.data_name) == (1, None, 8, "digits")
-    assert (ten.ipc, ten.batch, ten.width, ten.data_name) == (10, 20, 8, "digits")
-    assert columns(ipc=[3]) == (Setting(ipc=3),)
-    assert columns() == (Setting(),)
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=5, unique=True), st.integers(1, 9))
-def test_columns_are_the_transposed_values(ipcs, networks):
-    made = columns(ipc=ipcs, evaluation_networks=networks)
-    assert [setting.ipc for setting in made] == ipcs
-    assert {setting.evaluation_networks for setting in made} == {networks}
-
-
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"ipcs": 1}, "unknown parameter of a setting 'ipcs'.*did you mean 'ipc'"),
-        ({"ipc": [1, 2], "batch": [1, 2, 3]}, "ipc has 2, batch has 3"),
-        ({"ipc": []}, "ipc has 0"),
         ({"ipc": 0}, "ipc is 0"),
         ({"data_name": "digit"}, "unknown data set 'digit'.*did you mean 'digits'"),
         ({"teacher_count": 0}, "teacher_count is 0"),
@@ -58,22 +38,7 @@ def test_columns_are_the_transposed_values(ipcs, networks):
 )
 def test_bad_values_are_named(values, sentence):
     with pytest.raises(InputError, match=sentence):
-        columns(**values)
-
-
-def test_columns_that_a_table_could_not_tell_apart_are_named():
-    both = {"data_name": ["digits", "mnist", "digits"], "ipc": 10}
-    with pytest.raises(InputError, match=r"columns 0 and 2 are both Digits, IPC 10: give ipc or data_name"):
-        columns(**both)
-    assert len(columns(**both, only=[0, 1])) == 2
-
-
-def test_some_columns_alone():
-    values = {"data_name": "digits", "ipc": [1, 5, 10]}
-    assert columns(**values, only=[2, 0]) == (columns(**values)[2], columns(**values)[0])
-    for wrong in ([3], [-1], [], 1, "0", [None]):
-        with pytest.raises(InputError, match=r"only is .*; it must be a list of positions from 0 to 2"):
-            columns(**values, only=wrong)
+        Setting(**values)
 
 
 def test_every_method_of_the_family_follows_from_a_setting():

@@ -317,7 +317,7 @@ def test_a_run_that_diverges_has_a_cell_that_says_so(lab, monkeypatch):
 class Shuffled:
     """A runner that ends tasks in another order, having sent them and their results through pickle."""
 
-    def map(self, function, tasks, *, bar=None):
+    def map(self, function, tasks):
         for number, task in reversed(list(enumerate(tasks))):
             function, task = pickle.loads(pickle.dumps((function, task)))
             try:

@@ -101,23 +101,6 @@ def test_weight_transform_and_its_transpose():
     assert_near((forward * tiles).sum(), (weight * back).sum())
 
 
-def test_several_networks_equal_one_at_a_time():
-    networks, batch = 3, 2
-    maps, weight, above = problem(networks, batch, 8, 4)
-    constants = transforms()
-    tiles = winograd.input_tiles(maps, constants.b)
-    above_tiles = winograd.output_tiles(above, constants.a)
-    joint = convolve(maps, weight)
-    gradient = winograd.weight_gradient(winograd.correlate(above_tiles, tiles, networks), constants.g)
-    for number in range(networks):
-        own = slice(number * batch, (number + 1) * batch)
-        assert_near(joint[own], convolve(maps[own], weight[number, None]))
-        own_tiles = winograd.input_tiles(maps[own], constants.b)
-        own_above = winograd.output_tiles(above[own], constants.a)
-        alone = winograd.weight_gradient(winograd.correlate(own_above, own_tiles, 1), constants.g)
-        assert_near(gradient[number], alone[0])
-
-
 def test_single_precision_is_exact_to_a_hundred_thousandth():
     maps, weight = draw(2, 64, 16, 16), draw(1, 64, 64, 3, 3, seed=1)
     exact = convolve_directly(maps, weight)
@@ -135,17 +118,10 @@ WIDE = winograd.FEWEST_CHANNELS
         (True, {}),
         (True, {"height": 4, "width": 32}),
         (True, {"outputs": 2 * WIDE, "inputs": 3 * WIDE}),
-        (False, {"stride": 2}),
-        (False, {"padding": 0}),
-        (False, {"padding": 2}),
-        (False, {"kernel": (1, 1)}),
-        (False, {"kernel": (5, 5)}),
-        (False, {"kernel": (3, 1)}),
-        (False, {"height": 14}),
-        (False, {"width": 6}),
-        (False, {"height": 10, "width": 10}),
-        (False, {"inputs": WIDE - 1}),
-        (False, {"outputs": WIDE - 1}),
+        *((False, {"stride": 2}), (False, {"padding": 0}), (False, {"padding": 2})),
+        *((False, {"kernel": kernel}) for kernel in ((1, 1), (5, 5), (3, 1))),
+        *((False, sides) for sides in ({"height": 14}, {"width": 6}, {"height": 10, "width": 10})),
+        *((False, {channels: WIDE - 1}) for channels in ("inputs", "outputs")),
     ],
 )
 @pytest.mark.parametrize("leading", [(), (2,)], ids=["one network's", "several networks'"])

@@ -117,10 +117,8 @@ def import_mtt(
     likely = likely_preprocess(images, data)
     if likely != preprocess:
         logger.warning(
-            "the images look as if their preprocessing was %r, but %r was given: if the accuracy is poor, "
-            "import them again with the other one.",
-            likely,
-            preprocess,
+            f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given: "
+            "if the accuracy is poor, import them again with the other one."
         )
     warn_of_class_order(data)
     rate = _rate(Path(folder)) if alpha is None else alpha
@@ -211,7 +209,6 @@ def warn_of_class_order(data: ImageData) -> None:
     """Log a warning where MTT's code, and with it whatever it made, numbers classes otherwise than ours."""
     if data.name == "tiny_imagenet":
         logger.warning(
-            "MTT numbers the classes of %s by sorted folder names, this package as in wnids.txt: where these "
-            "differ, labels name other classes.",
-            DATASETS[data.name].title,
+            f"MTT numbers the classes of {DATASETS[data.name].title} by sorted folder names, this package as "
+            "in wnids.txt: where these differ, labels name other classes."
         )

@@ -258,13 +258,11 @@ def evaluate_each(
             how=how,
             save=path and (lambda: networks.evaluation(identity).save(path)),
         )
-    if path is not None:
-        _tidy(path)
     return networks.evaluation(identity)
 
 
 def _tidy(path: Path) -> None:
-    """Remove what interrupted processes left beside the evaluation at `path`, of earlier revisions too."""
+    """Remove what killed processes, of earlier revisions too, left beside the evaluation at `path`."""
     folder, stem = path.parent, path.stem
     for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
         left.unlink(missing_ok=True)
@@ -293,15 +291,17 @@ class _FreshNetworks:
         work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
-        self.side_by_side = loss.networks_at_once(self.real, batch=min(config.batch, images))
-        self.confusions: list[torch.Tensor] = []  # of each network that is ready, (classes, classes)
-        self.losses: list[float] = []  # of each network that is ready, in its last epoch
+        self.at_once = loss.networks_at_once(self.real, batch=min(config.batch, images))
+        classes = len(data.classes)
+        # Of networks that are ready: [network, true, predicted] counts, and the losses of their last epoch.
+        self.confusion = torch.zeros(0, classes, classes, dtype=torch.int64)
+        self.losses = torch.zeros(0, dtype=torch.float64)
         self.training: Training | None = None  # of the networks that are on their way
 
     @property
     def done(self) -> int:
         underway = self.training.epoch * len(self.training.networks) if self.training else 0
-        return len(self.confusions) * self.config.epochs + underway
+        return len(self.confusion) * self.config.epochs + underway
 
     @property
     def total(self) -> int:
@@ -310,11 +310,12 @@ class _FreshNetworks:
     def advance(self) -> None:
         """One epoch of the networks on their way, and at the end their test."""
         if self.training is None:
-            self.training = self.begin(min(self.side_by_side, len(self.sets) - len(self.confusions)))
+            self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusion)))
         losses = self.training.advance()
         if self.training.epoch == self.config.epochs:
-            self.confusions += [self.test(network) for network in self.training.networks]
-            self.losses += losses
+            found = [self.test(network) for network in self.training.networks]
+            self.confusion = torch.cat([self.confusion, torch.stack(found)])
+            self.losses = torch.cat([self.losses, torch.tensor(losses, dtype=torch.float64)])
             self.training = None
 
     def fresh(self, number: int) -> nn.Module:
@@ -327,7 +328,7 @@ class _FreshNetworks:
 
     def begin(self, count: int) -> Training:
         """The training of the next `count` networks."""
-        config, first = self.config, len(self.confusions)
+        config, first = self.config, len(self.confusion)
         numbers, sets = range(first, first + count), self.sets[first : first + count]
         return Training(
             [self.fresh(number).to(self.device) for number in numbers],
@@ -352,27 +353,19 @@ class _FreshNetworks:
 
     def evaluation(self, identity: str) -> Evaluation:
         """What all of them got right."""
-        first, losses = self.sets[0], self.last_losses()
-        known = None if losses.isnan().any() else losses
-        confusion = torch.stack(self.confusions)
-        return Evaluation(confusion, first.classes, first.method, self.config, identity, known)
-
-    def last_losses(self) -> torch.Tensor:
-        """(networks that are ready,) float64."""
-        return torch.tensor(self.losses, dtype=torch.float64)
+        first, known = self.sets[0], None if self.losses.isnan().any() else self.losses
+        return Evaluation(self.confusion, first.classes, first.method, self.config, identity, known)
 
     def state(self) -> State:
         tensors = {} if self.training is None else self.training.state()
-        classes = len(self.data.classes)
-        ready = torch.stack(self.confusions) if self.confusions else torch.zeros(0, classes, classes)
-        return tensors | {"confusions": ready.long(), "losses": self.last_losses()}, {}
+        return tensors | {"confusions": self.confusion, "losses": self.losses}, {}
 
     def load(self, artefact: Artefact) -> None:
         tensors = artefact.tensors
-        self.confusions = list(tensors["confusions"])
+        self.confusion = tensors["confusions"]
         # Checkpoints of before there were losses have none.
-        unknown = torch.full((len(self.confusions),), math.nan)
-        self.losses = tensors.get("losses", unknown).tolist()
+        unknown = torch.full((len(self.confusion),), math.nan, dtype=torch.float64)
+        self.losses = tensors.get("losses", unknown)
         if "parameters" in tensors:
             self.training = self.begin(len(tensors["parameters"]))
             self.training.restore(tensors)

@@ -170,14 +170,21 @@ def batch_in(**where: Any) -> Batch:
 
 def chosen_pages(
     only: Sequence[str] = (), parameters: Mapping[str, str] | None = None, **where: Any
-) -> dict[str, PageSettings | None]:
-    """What `reproduce` with the same arguments would show in each notebook; None where it has no page.
+) -> dict[str, tuple[PageSettings | None, str]]:
+    """What `reproduce` with the same arguments would show in each notebook, and the source of its code cells.
+
+    A notebook of which the profile says nothing shows None. What only a notebook knows, `own`, has the values
+    of its parameters cell as well.
 
     Raises:
         InputError: a profile, notebook or parameter is unknown.
     """
-    batch = batch_in(**where)
-    return {notebook.name: page for notebook, _, page in _chosen(batch, only, parameters or {})}
+    pages = {}
+    for notebook, given, page in _chosen(batch_in(**where), only, parameters or {}):
+        literals = {k: v for k, v in (notebook.defaults | given).items() if v not in (None, {})}
+        source = "\n".join(source for kind, _, source in notebook.content if kind == "code")
+        pages[notebook.name] = (replace(page, own=page.own | literals) if page else None), source
+    return pages
 
 
 def _chosen(

@@ -8,6 +8,7 @@ the kernel is stopped, and then this process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -26,9 +27,10 @@ def main(order: dict) -> None:
     threading.Thread(target=_end_with_batch, daemon=True).start()
     from papermill import PapermillExecutionError, execute_notebook
 
+    logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
     name, failure = Path(order["source"]).name, ""
     kernel = {"kernel_name": "python3", "language": "python", "cwd": Path(order["source"]).parent}
-    kernel["extra_arguments"] = ["--log-level=CRITICAL"]  # a kernel's log would tear our own bars
+    kernel["extra_arguments"] = ["--log-level=CRITICAL"]
     try:
         given = {"parameters": order["parameters"], "progress_bar": order["bar"]}
         execute_notebook(order["source"], order["copy"], **given, **kernel)

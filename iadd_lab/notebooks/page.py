@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from matplotlib.figure import Figure
 
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
+from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value
-from iadd_lab.plots.comparisons import paired_intervals
+from iadd_lab.plots.accuracy import paired_intervals
 from iadd_lab.plots.style import save_figure
 from iadd_lab.study.comparisons import PairedDifference, difference_frame
 from iadd_lab.study.settings import Setting
@@ -84,21 +84,15 @@ class Page:
         usual = source.page(name)
         knobs = {"iterations": iterations, "seeds": seeds} | {key: own.pop(key, None) for key in HOW_FIELDS}
         change = read_value(change or {})
-        change = (
-            _given(knobs) | change if isinstance(change, dict) else change
-        )  # what it is not is said below
+        if isinstance(change, dict):  # anything else is refused below
+            change = _given(knobs) | change
         chosen = source.page(name, data=data, ipc=ipc, methods=methods, change=change)
         self.settings, self.methods = chosen.settings, chosen.methods
         self.own = {key: _own(key, read_value(value), usual.own) for key, value in own.items()}
         precision = [how.get("precision", "float32") for how in (usual.how, chosen.how)]
         changed = not {*self.settings} <= {*usual.settings} or precision[0] != precision[1]
         self.profile = f"changed {source.name}" if changed else source.name
-        runner = None
-        if os.environ.get("IADD_CLUSTER"):
-            from iadd_lab.notebooks.dask import named_runner  # late: Dask may not be installed
-
-            runner = named_runner()
-        self.study = Study(runs_dir, device=device, runner=runner, **chosen.how)
+        self.study = Study(runs_dir, device=device, runner=named_runner(), **chosen.how)
         self._print(_given({"data": data, "ipc": ipc, "methods": methods}) | dict(change) | _given(own))
 
     def _print(self, changed: Mapping[str, Any]) -> None:
@@ -112,10 +106,8 @@ class Page:
     @property
     def setting(self) -> Setting:
         """The only one of the settings."""
-        count = len(self.settings)
-        require(
-            count == 1, f"{self.name} works with one setting, not with {count}: give one data and ipc."
-        )
+        found = len(self.settings)
+        require(found == 1, f"{self.name} works with one setting, not with {found}: give one data and ipc.")
         return self.settings[0]
 
     @property

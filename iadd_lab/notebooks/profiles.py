@@ -122,22 +122,18 @@ class Profile:
         """
         page = choose(f"notebook of the {self.name} profile", name, self.pages)
         change = {**_known(read_value(change or {}), SETTING_FIELDS | HOW_FIELDS, "change")}
-        wanted = {
-            "data_name": change.pop("data_name", read_value(data)),
-            "ipc": change.pop("ipc", read_value(ipc)),
-        }
+        given = {"data_name": read_value(data), "ipc": read_value(ipc)}
+        wanted = {key: change.pop(key, value) for key, value in given.items()}
         rows = self._pick(page, {key: value for key, value in wanted.items() if value is not None})
         mine = _only(change, SETTING_FIELDS)
-        require(
-            bool(rows) or not mine, f"{name} goes by its data, not by settings: {[*mine]} can't be changed."
-        )
+        require(bool(rows) or not mine, f"{name} goes by its data, and has no {', '.join(mine)} to change.")
         settings = [Setting(**(row | more)) for row, more in zip(rows, _spread(mine, len(rows)), strict=True)]
-        _check_apart(settings)
+        places = [(setting.data_key, setting.ipc) for setting in settings]  # by which files name them
+        twice = [settings[n].title for n in range(len(places)) if places[n] in places[:n]]
+        require(not twice, f"two settings are both {', '.join(twice)}: give each data or an ipc of its own.")
         chosen = page.get("methods", ()) if methods is None else read_value(methods)
         chosen = (chosen,) if isinstance(chosen, str) else chosen
-        require(
-            isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list, as in ['iadd']."
-        )
+        require(isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list like ['iadd'].")
         for method in chosen:
             choose("method", method, METHODS)
         how = _only(self.every | page | change, HOW_FIELDS)
@@ -149,7 +145,7 @@ class Profile:
         pairs = list(zip(rows, _spread(_only(page, SETTING_FIELDS), len(rows)), strict=True))
         picked = []
         lengths = [len(value) for value in wanted.values() if isinstance(value, list | tuple)]
-        for want in _spread(wanted, max(lengths, default=1)):
+        for want in _spread(wanted, max([*lengths, 1])):
             found = [row | own for row, own in pairs if _fits(row, want)]
             others = {}  # one for each place, should the page have several rows that differ in `want` alone
             for row, own in pairs:
@@ -166,9 +162,9 @@ def read_profile(name: str) -> Profile:
     Raises:
         InputError: there is none, it can't be read, or it has a part or field that nobody knows.
     """
-    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
-    if path.suffix != ".yaml":
+    if not str(name).endswith(".yaml"):
         choose("profile", name, PROFILES)
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -208,13 +204,3 @@ def _spread(values: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         right = f"{name} has {len(value)} values for {count} settings: give one, or one for each setting."
         require(len(value) == count, right)
     return [{**values, **{name: value[index] for name, value in lists.items()}} for index in range(count)]
-
-
-def _check_apart(settings: Sequence[Setting]) -> None:
-    """Tables and files name a setting by its data and IPC alone."""
-    seen = set()
-    for setting in settings:
-        key = setting.data_key, setting.ipc
-        sentence = f"two settings are both {setting.title}: give each a data set or ipc of its own."
-        require(key not in seen, sentence)
-        seen.add(key)

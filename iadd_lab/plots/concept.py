@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
 from iadd_lab.plots.style import DOUBLE, MEDIUM, SMALL, house_style, new_figure, signed
-from iadd_lab.study.replay import SegmentPath
+from iadd_lab.study.replay import ReplayedSegment
 
 _MOST = 40_000  # pairs drawn: more would only hide each other
 
 
 @house_style()
-def concept(paths: Sequence[SegmentPath], importance: torch.Tensor, *, title: str = "") -> Figure:
+def concept(paths: Sequence[ReplayedSegment], importance: torch.Tensor, *, title: str = "") -> Figure:
     """Left: a teacher's trajectory and the students' paths in a plane. Right: what W weighs, pair by pair.
 
     The plane is spanned by the first two principal components of one teacher's snapshots and of all steps
@@ -65,7 +65,7 @@ def _plane(points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return coordinates.numpy(), (values[:2] / values.sum().clamp_min(1e-300)).numpy()
 
 
-def _draw_plane(ax: Axes, paths: Sequence[SegmentPath]) -> None:
+def _draw_plane(ax: Axes, paths: Sequence[ReplayedSegment]) -> None:
     """One teacher's epochs, the steps of its students, and lines from their ends to where they should be."""
     # An epoch more on either side: the rest of a long trajectory would leave no room for the students.
     first = max(min(path.start_epoch for path in paths) - 1, 0)
@@ -93,7 +93,7 @@ def _draw_plane(ax: Axes, paths: Sequence[SegmentPath]) -> None:
     ax.margins(0.1)
 
 
-def _draw_pairs(ax: Axes, paths: Sequence[SegmentPath], importance: torch.Tensor) -> None:
+def _draw_pairs(ax: Axes, paths: Sequence[ReplayedSegment], importance: torch.Tensor) -> None:
     """How far the student moved against how far the teacher did, in every dimension, coloured by W."""
     teacher = torch.cat([path.movement for path in paths]).double()  # (segments * P,)
     student = torch.cat([path.end - path.student[0] for path in paths]).double()

@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from iadd_lab.errors import require
 from iadd_lab.plots.layers import Layer, layers, tensors
 from iadd_lab.plots.style import DOUBLE, SMALL, grouped_bars, house_style, new_figure
-from iadd_lab.study.replay import SegmentPath
+from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
 
 
 @house_style()
 def parameter_difference(
-    paths_by_method: Mapping[str, Sequence[SegmentPath]], layout: ParameterLayout, *, title: str = ""
+    paths_by_method: Mapping[str, Sequence[ReplayedSegment]], layout: ParameterLayout, *, title: str = ""
 ) -> Figure:
     """θ̃_{i,J} − θ_{i+K}, dimension by dimension: a row of panels per method, a column per layer.
 
@@ -58,7 +58,7 @@ def parameter_difference(
     return figure
 
 
-def _check(paths_by_method: Mapping[str, Sequence[SegmentPath]], layout: ParameterLayout) -> None:
+def _check(paths_by_method: Mapping[str, Sequence[ReplayedSegment]], layout: ParameterLayout) -> None:
     require(bool(paths_by_method), "there is no method to show: give {method: its segments}.")
     for method, paths in paths_by_method.items():
         require(len(paths) > 0, f"{method} has no segment: replay at least one.")
@@ -70,7 +70,7 @@ def _check(paths_by_method: Mapping[str, Sequence[SegmentPath]], layout: Paramet
             )
 
 
-def _rms(paths: Sequence[SegmentPath], part: Layer, what: str) -> float:
+def _rms(paths: Sequence[ReplayedSegment], part: Layer, what: str) -> float:
     """The root mean square of "difference" or "movement" in a layer, over all segments."""
     values = torch.stack([getattr(path, what)[part.place] for path in paths])
     return values.double().square().mean().sqrt().item()
@@ -95,7 +95,7 @@ def _draw_points(axes: Sequence[Axes], shown: torch.Tensor) -> None:
 
 
 def _draw_shares(
-    ax: Axes, paths_by_method: Mapping[str, Sequence[SegmentPath]], parts: Sequence[Layer]
+    ax: Axes, paths_by_method: Mapping[str, Sequence[ReplayedSegment]], parts: Sequence[Layer]
 ) -> None:
     """Bars: the RMS difference over all segments in per cent of the teacher's own RMS movement."""
     shares = {}

@@ -39,32 +39,26 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
     unit, size = ("GB", 1000) if records.peak_mb.max() >= 1000 else ("MB", 1)
     records["memory"], records["time"] = records.peak_mb / size, 1000 * records.seconds / records.steps
     records["limit"] = records.time * records.conv_gflops / rate
-    reference = records[records.engine == _REFERENCE].set_index(["images", "steps"])
-    records = records.join(reference[["time", "title"]], on=["images", "steps"], rsuffix="_reference")
+    reference = records[records.engine == _REFERENCE].set_index(["images", "steps"]).time.rename("reference")
+    records = records.join(reference, on=["images", "steps"])
     counts = sorted(records.images.unique())
     figure = new_figure(DOUBLE, 0.6 + 1.75 * len(counts), title=title)
     rows = figure.subplots(len(counts), 2, squeeze=False)
     for count, (memory, time) in zip(counts, rows, strict=True):
         memory.sharey(rows[0][0])  # to be compared from row to row
-        for ax, what, ylabel in (
-            (memory, "memory", f"peak memory ({unit})"),
-            (time, "time", "time per step (ms)"),
-        ):
+        for ax, what in ((memory, "memory"), (time, "time")):
             _draw_bars(ax, records[records.images == count], what)
-            ax.set(
-                title=f"{count} image{'' if count == 1 else 's'} per step",
-                xlabel="student steps J",
-                ylabel=ylabel,
-            )
+            title = "1 image per step" if count == 1 else f"{count} images per step"
+            ax.set(title=title, xlabel="student steps J", ylabel="time per step (ms)")
+        memory.set_ylabel(f"peak memory ({unit})")
     first = rows[0][1]
-    first.plot(
-        [], [], **_LIMIT, label=f"a bar's convolutions at {rate:.0f} GFLOP/s, the rate of matrix products"
-    )
-    for name in reference.title.unique() if len(set(records.engine)) > 1 else ():
-        first.plot([], [], " ", label=f"×: time relative to {name}")
-    figure.legend(
-        handles=[*first.containers, *first.lines], loc="outside lower center", ncols=2, frameon=False
-    )
+    limit = f"a bar's convolutions at {rate:.0f} GFLOP/s, the rate of matrix products"
+    first.plot([], [], **_LIMIT, label=limit)
+    titles = dict(zip(records.engine, records.title, strict=True))
+    if _REFERENCE in titles and len(titles) > 1:
+        first.plot([], [], " ", label=f"×: time relative to {titles[_REFERENCE]}")
+    handles = [*first.containers, *first.lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -77,7 +71,7 @@ def _draw_bars(ax: Axes, records: pd.DataFrame, what: str) -> None:
     for bars, own in zip(grouped_bars(ax, rows, steps, colors=colors), engines, strict=True):
         labels = [_short(value) for value in own[what]]
         if what == "time":
-            ratios = (own.time / own.time_reference).mask(own.engine == _REFERENCE)
+            ratios = (own.time / own.reference).mask(own.engine == _REFERENCE)
             labels = ["" if pd.isna(ratio) else f"×{ratio:.2f}" for ratio in ratios]
             ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
             ax.hlines(own.limit, *zip(*ends, strict=True), **_LIMIT)
@@ -113,7 +107,10 @@ def training_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
             texts = [f"{text}, ×{ratio:.2f}" for text, ratio in zip(texts, ratios.loc[way], strict=True)]
         ax.bar_label(bars, texts, padding=2.5, fontsize=SMALL)
     ax.set_yticks(range(len(ratios.columns)), [textwrap.fill(task, 20) for task in ratios])
-    ax.set(xlabel=f"time of an epoch, relative to the {seconds.index[0]}", xlim=(0, 1.35 * ratios.max(None)))
+    ax.set(
+        xlabel=f"time of an epoch, relative to the {seconds.index[0]}",
+        xlim=(0, 1.35 * ratios.to_numpy().max()),
+    )
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=len(seconds), frameon=False)
     return figure

@@ -100,15 +100,20 @@ class TensorBoard(AbstractContextManager):
         return len(points)
 
     def _restart(self, first: int) -> None:
-        """Write from iteration `first` on, and have TensorBoard forget what older files have of it."""
+        """Write from iteration `first` on, and have TensorBoard forget what it knows from there on."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from torch.utils.tensorboard import SummaryWriter
 
-        self.__exit__()
+        self._next = first
+        if self._writer is not None:
+            self._writer.file_writer.add_event(
+                Event(session_log=SessionLog(status=SessionLog.START)), step=first
+            )
+            return
         # Files are read in the order of their names, which start with the second in which they were made.
         while list(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
         self._writer = SummaryWriter(str(self.folder), flush_secs=10, purge_step=first)
-        self._next = first
 
     def _add_snapshot(self, iteration: int, history: History) -> None:
         """The images and W of `iteration`: a row for each class, or ten classes where each has one image."""

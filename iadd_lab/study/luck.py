@@ -24,10 +24,8 @@ from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
 from iadd_lab.store.locks import locked_folder
 from iadd_lab.study.replay import ReplayedSegment
-from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.networks import ParameterLayout
-from iadd_lab.training.sgd import Training, training_flops
-from iadd_lab.training.teachers import Teachers
+from iadd_lab.training.teachers import Teachers, teacher_training
 
 _KIND = "repeat"
 
@@ -135,21 +133,9 @@ def _train_again(
     teachers: Teachers, data: ImageData, place: tuple[int, int], epochs: int, seed: int, how: Execution
 ) -> torch.Tensor:
     """Where `epochs` epochs in an order of their own end, (P,)."""
-    config, device = teachers.config, how.place
-    network = teachers.network(0).to(device)
-    work = training_flops(network, data, images=len(data.train), epochs=epochs)
-    vector_to_parameters(teachers.snapshot(*place).to(device), network.parameters())
-    training = Training(
-        [network],
-        [teachers.preprocess.apply(data.train.images.to(device))],
-        [data.train.labels.to(device)],
-        batch=config.batch,
-        rates=[config.rate],
-        weight_decay=config.weight_decay,
-        augment=config.augment,
-        generators=[generator(config.seed, "again", seed, *place)],
-        kernels=choose_kernels(how.compile, work=work, device=device),
-    )
+    network, order = teachers.network(0), generator(teachers.config.seed, "again", seed, *place)
+    vector_to_parameters(teachers.snapshot(*place), network.parameters())
+    training = teacher_training(teachers, data, network, order, epochs=epochs, how=how)
     for _ in range(epochs):
         training.advance()
     return parameters_to_vector(network.parameters()).detach().cpu()

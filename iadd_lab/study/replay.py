@@ -54,9 +54,6 @@ class ReplayedSegment:
         return self.target - self.trajectory[self.start_epoch]
 
 
-SegmentPath = ReplayedSegment  # until every caller has the new name
-
-
 def replay(
     result: DistillResult,
     teachers: Teachers,

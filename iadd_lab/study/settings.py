@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DATASETS, DataConfig
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned
-from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
@@ -185,52 +184,3 @@ class Setting:
             if name is not None:
                 values[name] = getattr(self, field.name)
         return values | {"seed": self.seed + number} if "seed" in values else values
-
-
-def columns(*, only: Sequence[int] | None = None, **values: Any) -> tuple[Setting, ...]:
-    """One setting for each column: a list holds one value for each, anything else is shared by all.
-
-    `columns(data_name="cifar10", ipc=[1, 10], student_steps=[50, 30])` is two settings.
-
-    Args:
-        only: positions, from 0, of the columns to give; None gives all.
-        values: fields of `Setting`.
-
-    Raises:
-        InputError: a name is not a field of `Setting`, lists differ in length, a value is out of range, two
-            columns have the same data and IPC, or `only` has something else than positions of columns.
-    """
-    fields = {field.name: field for field in dataclasses.fields(Setting)}
-    for name in values:
-        choose("parameter of a setting", name, fields)
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
-    require(
-        len(set(lengths.values())) <= 1 and 0 not in lengths.values(),
-        "parameters with one value per column must all have as many: "
-        + ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        + ".",
-    )
-    count = max(lengths.values(), default=1)
-    chosen = range(count) if only is None else only
-    require(
-        isinstance(chosen, (range, list, tuple)) and len(chosen) > 0 and set(chosen) <= set(range(count)),
-        f"only is {only!r}; it must be a list of positions from 0 to {count - 1}.",
-    )
-    made = {
-        index: Setting(**{name: value[index] if name in lengths else value for name, value in values.items()})
-        for index in chosen
-    }
-    _check_apart(made)
-    return tuple(made.values())
-
-
-def _check_apart(settings: dict[int, Setting]) -> None:
-    """Tables and files name a column by its data and IPC alone."""
-    seen: dict[tuple[str, int], int] = {}
-    for index, setting in settings.items():
-        first = seen.setdefault((setting.data_key, setting.ipc), index)
-        require(
-            first == index,
-            f"columns {first} and {index} are both {setting.title}: give ipc or data_name a value for each, "
-            "or pick one of them with only_columns.",
-        )

@@ -46,9 +46,7 @@ _SMALL = 2**20  # bytes of preprocessing that a set beside a table may bring
 class Runner(Protocol):
     """Where independent tasks run, when not one after the other in this process."""
 
-    def map(
-        self, function: Callable[..., Any], tasks: Sequence[tuple], *, bar: tqdm | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
         """`function(*task)` for each of `tasks`, in any order: its number, and its value or exception."""
 
 
@@ -145,8 +143,13 @@ class Study:
 
     def preprocess(self, setting: Setting) -> Preprocess:
         """The preprocessing that all methods of the setting share, fitted once; trains nothing."""
+        return self._prepared(setting).preprocess
+
+    def _prepared(self, setting: Setting) -> Teachers:
+        """The folder of the setting's teachers, ready for them."""
         data, folder = self.data(setting), self._teacher_folder(setting)
-        return prepare_teachers(data, setting.teachers(), folder).preprocess
+        with self.how.environment():
+            return prepare_teachers(data, setting.teachers(), folder)
 
     def teachers(self, setting: Setting) -> Teachers:
         """The setting's teachers, trained once for all settings that can share them."""
@@ -180,10 +183,11 @@ class Study:
     def sets(self, setting: Setting, method: str, *, number: int = 0) -> list[DistilledSet]:
         """What each of the setting's evaluation networks is trained on, for the distilled set `number`."""
         chosen = choose("method", method, METHODS)
-        if chosen.matching:
-            made = [self.result(setting, method, number=number).distilled]
-        else:
-            made = list(chosen.sets(self, setting, number))
+        with self.how.environment():
+            if chosen.matching:
+                made = [self.result(setting, method, number=number).distilled]
+            else:
+                made = list(chosen.sets(self, setting, number))
         return made if len(made) > 1 else made * setting.evaluation_networks
 
     def distilled(self, setting: Setting, method: str, *, number: int = 0) -> DistilledSet:
@@ -255,7 +259,7 @@ class Study:
         tasks = sorted(wanted, key=lambda task: networks.index(task[2]))
         found: dict[tuple, Cell] = {}
         with tqdm(total=len(tasks), unit="cell", disable=not self.how.progress) as bar:
-            for number, outcome in self._computed([(*task, split) for task in tasks], bar):
+            for number, outcome in self._computed([(*task, split) for task in tasks]):
                 setting, name, network = tasks[number]
                 if isinstance(outcome, DivergenceError):
                     network, notes = network or setting.network(), self._notes(setting)
@@ -279,19 +283,16 @@ class Study:
 
     def _spread_teachers(self, setting: Setting) -> None:
         """Train the setting's missing teachers, each as a task of its own."""
-        folder = self._teacher_folder(setting)
-        missing = prepare_teachers(self.data(setting), setting.teachers(), folder).missing(
-            setting.teacher_count
-        )
+        missing = self._prepared(setting).missing(setting.teacher_count)
         tasks = [(self._told(), setting, number) for number in missing]
         for _, outcome in self.runner.map(_train_teacher, tasks):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _computed(self, tasks: Sequence[tuple], bar: tqdm) -> Iterator[tuple[int, Cell | BaseException]]:
+    def _computed(self, tasks: Sequence[tuple]) -> Iterator[tuple[int, Cell | BaseException]]:
         """Each task's number, and its cell or the error that it ended with."""
         if self.runner is not None:
-            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks], bar=bar)
+            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks])
             return
         for number, (setting, method, network, split) in enumerate(tasks):
             try:
@@ -366,5 +367,4 @@ def _compute_cell(
 
 def _train_teacher(told: tuple, setting: Setting, number: int) -> None:
     study = _study_of(*told)
-    data, folder = study.data(setting), study._teacher_folder(setting)
-    train_teacher(data, prepare_teachers(data, setting.teachers(), folder), number, how=study.how)
+    train_teacher(study.data(setting), study._prepared(setting), number, how=study.how)

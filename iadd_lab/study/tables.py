@@ -157,12 +157,15 @@ def _training_rate(setting: Setting) -> str:
 
 def _unlearned(cells: Sequence[Cell]) -> list[str]:
     """At most one note: which networks had not learned their sets, by place. Few epochs on all are meant."""
-    places: dict[str, list[str]] = {}
+    places: dict[tuple, list[str]] = {}
     for cell in cells:
         if cell.competes and cell.evaluation is not None and cell.evaluation.unfitted:
             share = f"{cell.title} {cell.evaluation.unfitted} of {len(cell.evaluation.confusion)}"
-            places.setdefault(f"{cell.setting.title}, {cell.network.title}", []).append(share)
-    named = "; ".join(f"{place}: {', '.join(shares)}" for place, shares in places.items())
+            places.setdefault((cell.setting, cell.network), []).append(share)
+    named = "; ".join(
+        f"{setting.title}, {network.title}: {', '.join(shares)}"
+        for (setting, network), shares in places.items()
+    )
     note = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck: {named}."
     return [note] if places else []
 

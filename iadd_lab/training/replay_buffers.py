@@ -106,13 +106,10 @@ def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
     near = sum(accuracy < limit for accuracy in accuracies)
     if 2 * near > len(accuracies):
         logger.warning(
-            "%d of %d imported teachers have less than %.1f %% validation accuracy, and guessing %.1f %%: "
-            "classes or preprocessing of the buffers may differ from ours; compare the order of the classes, "
-            "and import again if they were trained with another preprocess.",
-            near,
-            len(accuracies),
-            100 * limit,
-            100 * chance,
+            f"{near} of {len(accuracies)} imported teachers have less than {100 * limit:.1f} % validation "
+            f"accuracy, and guessing {100 * chance:.1f} %: classes or preprocessing of the buffers may "
+            "differ from ours; compare the order of the classes, and import again if they were trained with "
+            "another preprocess."
         )
 
 

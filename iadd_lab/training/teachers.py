@@ -276,6 +276,42 @@ def train_teacher(
         )
 
 
+def teacher_training(
+    teachers: Teachers,
+    data: ImageData,
+    network: nn.Module,
+    order: torch.Generator,
+    *,
+    epochs: int,
+    how: Execution,
+) -> Training:
+    """The training of `network` as one of the teachers, from its parameters as they are.
+
+    Args:
+        teachers: as from `prepare_teachers`.
+        data: the real set.
+        network: of the teachers' architecture; it goes to the device, and is trained in place.
+        order: of the images, and what augmentations are drawn from.
+        epochs: how long it will be trained; they decide whether compiling pays.
+        how: where it is trained.
+    """
+    config, device = teachers.config, how.place
+    # By one teacher's work: how many there are must not matter.
+    work = training_flops(network, data, images=len(data.train), epochs=epochs)
+    return Training(
+        [network.to(device)],
+        [teachers.preprocess.apply(data.train.images.to(device))],
+        [data.train.labels.to(device)],
+        batch=config.batch,
+        rates=[config.rate],
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        augment=config.augment,
+        generators=[order],
+        kernels=choose_kernels(how.compile, work=work, device=device),
+    )
+
+
 class _Teacher:
     """A teacher on its way: a `Resumable`."""
 
@@ -283,24 +319,10 @@ class _Teacher:
 
     def __init__(self, teachers: Teachers, index: int, data: ImageData, how: Execution):
         self.teachers, self.index, self.data, self.device = teachers, index, data, how.place
-        config, self.total = teachers.config, teachers.config.epochs
-        seed = derive_seed(config.seed, "teacher", index)
-        self.network = teachers.network(seed).to(self.device)
-        # By one teacher's work: how many are missing must not matter.
-        work = training_flops(self.network, data, images=len(data.train), epochs=config.epochs)
-        self.kernels = choose_kernels(how.compile, work=work, device=self.device)
-        self.training = Training(
-            [self.network],
-            [teachers.preprocess.apply(data.train.images.to(self.device))],
-            [data.train.labels.to(self.device)],
-            batch=config.batch,
-            rates=[config.rate],
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            augment=config.augment,
-            generators=[generator(config.seed, "teacher", index, "order")],
-            kernels=self.kernels,
-        )
+        seed, self.total = teachers.config.seed, teachers.config.epochs
+        self.network = teachers.network(derive_seed(seed, "teacher", index))
+        order = generator(seed, "teacher", index, "order")
+        self.training = teacher_training(teachers, data, self.network, order, epochs=self.total, how=how)
         self.losses: list[float] = []  # of each epoch
         self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
         self.trajectory[0] = self.snapshot()
@@ -338,7 +360,7 @@ class _Teacher:
             raise DivergenceError(sentence)
         validation = self.data.validation
         images = self.teachers.preprocess.apply(validation.images.to(self.device))
-        right = predict(self.network, images, kernels=self.kernels) == validation.labels
+        right = predict(self.network, images, kernels=self.training.kernels) == validation.labels
         history = {"train_loss": self.losses, "validation_accuracy": right.double().mean().item()}
         self.teachers.save(self.index, self.trajectory, history=history)
 

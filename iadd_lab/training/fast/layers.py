@@ -221,8 +221,9 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, above):
         relu, pool, kernels = ctx.options
         y, *parameters = kernels.norm_backward(_laid_out(above, kernels), *ctx.saved_tensors, relu, pool)
-        gamma, beta = (_as_given(gradient, ctx.saved_tensors[-1]) for gradient in parameters)
-        return y, gamma, beta, None, None, None, None
+        if len(ctx.saved_tensors[-1]) == 1:  # parameters that all images share
+            parameters = [gradient.sum(0, keepdim=True) for gradient in parameters]
+        return y, *parameters, None, None, None, None
 
 
 class _DualNorm(torch.autograd.Function):
@@ -251,7 +252,7 @@ class _DualConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dx, weight, dweight, bias, dbias, stride, padding, kernels):
         ctx.save_for_backward(x, dx, weight, dweight)
-        ctx.options = (stride, padding, bias is not None, kernels)
+        ctx.options = (stride, padding, kernels)
         value = F.conv2d(x, weight, bias, stride, padding)
         tangent = F.conv2d(x, dweight, dbias, stride, padding)
         if dx is not None:
@@ -262,7 +263,7 @@ class _DualConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above, dabove):
         x, dx, weight, dweight = ctx.saved_tensors
-        stride, padding, has_bias, kernels = ctx.options
+        stride, padding, kernels = ctx.options
         back = partial(_convolution_backward, stride=stride, padding=padding)
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         by_patches = wants_x and kernels.transforms and patches.suits(weight, stride, padding)
@@ -277,7 +278,7 @@ class _DualConvolution(torch.autograd.Function):
             x_bar = kernels.add_patches(sent, *x.shape[2:])
         elif wants_x:
             x_bar += back(dabove, x, dweight, wanted=(True, False))[0]
-        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        bias_bar = above.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None, None
 
 
@@ -290,7 +291,7 @@ class _Winograd(torch.autograd.Function):
         tiles = kernels.input_tiles(_laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
         filters = winograd.weight_tiles(weight, constants.g)  # (36, networks, outputs, inputs)
         ctx.save_for_backward(tiles, filters)
-        ctx.options = (kernels, bias is not None)
+        ctx.kernels = kernels
         bias = None if bias is None else _for_images(bias, x)
         products = winograd.multiply(tiles, filters.mT)
         return kernels.output_maps(products, bias, *x.shape[2:], constants.a)
@@ -298,8 +299,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, above):
-        tiles, filters = ctx.saved_tensors
-        kernels, has_bias = ctx.options
+        (tiles, filters), kernels = ctx.saved_tensors, ctx.kernels
         constants, networks = winograd.constants(above.dtype, above.device), filters.shape[1]
         above_tiles = kernels.output_tiles(_laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
         x_bar = None
@@ -308,7 +308,7 @@ class _Winograd(torch.autograd.Function):
             x_bar = kernels.input_maps(products, *above.shape[2:], constants.b, constants.edges)
         products = winograd.correlate(above_tiles, tiles, networks)
         weight_bar = winograd.weight_gradient(products, constants.g)
-        bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if has_bias else None
+        bias_bar = above.unflatten(0, (networks, -1)).sum((1, 3, 4)) if ctx.needs_input_grad[2] else None
         return x_bar, weight_bar, bias_bar, None
 
 
@@ -323,7 +323,7 @@ class _DualWinograd(torch.autograd.Function):
             winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight)
         )  # (36, outputs, inputs)
         ctx.save_for_backward(tiles, dtiles, filters, dfilters)
-        ctx.options = (kernels, bias is not None)
+        ctx.kernels = kernels
         if bias is not None:
             bias, dbias = bias[None], dbias[None]
         products = torch.bmm(dtiles, filters.mT).baddbmm_(tiles, dfilters.mT)
@@ -335,8 +335,7 @@ class _DualWinograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, above, dabove):
-        tiles, dtiles, filters, dfilters = ctx.saved_tensors
-        kernels, has_bias = ctx.options
+        (tiles, dtiles, filters, dfilters), kernels = ctx.saved_tensors, ctx.kernels
         constants = winograd.constants(above.dtype, above.device)
         above_tiles, dabove_tiles = (
             kernels.output_tiles(_laid_out(maps, kernels), constants.a) for maps in (above, dabove)
@@ -350,7 +349,7 @@ class _DualWinograd(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             products = torch.bmm(above_tiles.mT, tiles).baddbmm_(dabove_tiles.mT, dtiles)
             weight_bar = winograd.weight_gradient(products[:, None], constants.g)[0]
-        bias_bar = above.sum((0, 2, 3)) if has_bias and ctx.needs_input_grad[4] else None
+        bias_bar = above.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None
 
 
@@ -362,11 +361,6 @@ def _convolution_backward(
         above, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
     )
     return pair[0], pair[1]
-
-
-def _as_given(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Gradients for each image, summed where all images share a parameter (1, channels)."""
-    return gradient if len(parameter) == len(gradient) else gradient.sum(0, keepdim=True)
 
 
 def _laid_out(gradient: Tensor, kernels: Kernels) -> Tensor:

@@ -1,0 +1,117 @@
+"""The plan: what settings, methods and seeds come to, without computing any of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from iadd_lab.notebooks.batch import chosen_pages
+from iadd_lab.notebooks.notebook import notebook_folder
+from iadd_lab.notebooks.profiles import PROFILES
+from iadd_lab.study import plan as planning
+from iadd_lab.study.methods import METHODS
+from iadd_lab.study.plan import describe, plan
+from iadd_lab.study.settings import Setting
+from iadd_lab.study.study import Study
+from iadd_lab.training.fast.compiling import flops
+from tests.test_readers import make_tiny
+from tests.test_study import TINY
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a notebook of these settings would show."""
+
+    settings: tuple[Setting, ...] = (TINY,)
+    methods: tuple[str, ...] = ("mtt", "iadd")
+    how: dict[str, Any] = field(default_factory=lambda: {"threads": 1})
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_moment(monkeypatch):
+    monkeypatch.setattr(planning, "_SECONDS", 0.0)
+    monkeypatch.setattr(planning, "_TIMED", 1e7)
+
+
+def kinds(*pages, source="lab.cells()", **options):
+    """How many of each kind these notebooks need."""
+    found = plan({str(n): (page, source) for n, page in enumerate(pages)}, device="cpu", **options)
+    return found.groupby("kind")["count"].sum().to_dict()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_notebook_of_every_profile_is_planned(profile):
+    pages = chosen_pages(profile=profile, notebooks=notebook_folder())
+    found = plan(pages, device="cpu")
+    assert {*found["kind"]} == {"teachers", "distillation", "evaluation"}
+    assert (found[["count", "flops", "seconds", "disk", "memory"]] > 0).all(axis=None)
+    with_settings = {name for name, (page, _) in pages.items() if page and page.settings}
+    assert len(with_settings) >= 14
+    assert {*found["notebook"]} <= with_settings
+
+
+def test_the_plan_of_a_study_is_what_the_study_leaves(tmp_path):
+    """Teachers, sets and evaluations one by one, and the bytes of all within 10 %."""
+    study = Study(tmp_path, device="cpu", threads=1, progress=False)
+    study.cells([TINY], METHODS)
+    found = plan({"all": (Shown(methods=tuple(METHODS)), "lab.cells()")}, device="cpu")
+    count = found.groupby("kind")["count"].sum()
+    assert count["teachers"] == len(list(tmp_path.glob("teachers-*/teacher_*")))
+    assert count["distillation"] == len(list(tmp_path.glob("digits-*")))
+    networks = TINY.evaluation_networks
+    assert count["evaluation"] == networks * len(list(tmp_path.glob("evaluations/*.safetensors")))
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert found["disk"].sum() == pytest.approx(stored, rel=0.1)
+    # By formulas: one pass forward and two back, of every image in every epoch.
+    network, images = study.teachers(TINY).network(0), len(study.data(TINY).train)
+    (teachers,) = found[found["kind"] == "teachers"].to_dict("records")
+    epochs, each = TINY.teacher_training_epochs, flops(network, channels=1, size=8)
+    assert teachers["flops"] == TINY.teacher_count * epochs * 3.0 * images * each
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert teachers["epochs"] == TINY.teacher_count * (epochs + 1) * parameters * 4
+    used = min(TINY.max_start_epoch + TINY.teacher_epochs, epochs + 1)
+    assert teachers["used"] == TINY.teacher_count * used * parameters * 4
+
+
+def test_what_is_needed_follows_settings_methods_seeds_and_source():
+    networks, taught = TINY.evaluation_networks, {"teachers": TINY.teacher_count}
+    both = taught | {"distillation": 2, "evaluation": 2 * networks}
+    assert kinds(Shown()) == kinds(Shown(), Shown()) == both
+    assert kinds(Shown(), source="page.study.result()") == taught | {"distillation": 2}
+    assert kinds(Shown(methods=("random",))) == {"evaluation": networks}
+    more = Shown((replace(TINY, seeds=2), replace(TINY, iterations=TINY.iterations + 1)), ("mtt",))
+    assert kinds(more) == taught | {"distillation": 3, "evaluation": 3 * networks}
+    without = replace(TINY, distribution_matching_iterations=None)
+    assert kinds(Shown((without,), ("dm", "whole"))) == {"evaluation": networks}
+    others = Shown(own={"other_networks": ["vgg11"], "network_epochs": {"vgg11": 7}})
+    assert kinds(others)["evaluation"] == 4 * networks
+    snapshots = min(TINY.iterations + 1, 11)
+    assert kinds(Shown(), source="lab.snapshots()")["evaluation"] == 2 * snapshots * networks
+
+
+def test_part_of_tiny_imagenet_is_planned_as_it_lies_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
+    page = Shown((replace(TINY, data_name="tiny_imagenet", size=8),), ("random",))
+
+    def images():
+        planning._shape.cache_clear()
+        return plan({"page": (page, "cells()")}, device="cpu")["title"][0].split(", ")[2]
+
+    assert images() == "200 images"
+    make_tiny(tmp_path)
+    assert images() == "2 images"
+
+
+def test_the_text_has_tasks_time_disk_and_memory(monkeypatch):
+    monkeypatch.setattr(planning, "_rate", lambda *_: 1e6)
+    found = plan({"a": (Shown(), "cells()"), "b": (Shown(), "cells()"), "c": (None, "")}, device="cpu")
+    assert {*found["notebook"]} == {"a"}  # the others find everything computed
+    text = describe(found, notebooks=3, jobs=2)
+    for part in ("teachers", "MTT, Digits 8 px, IPC 1", "disk ", "as float16, used epochs", "memory "):
+        assert part in text
+    whole, parts = (float(seconds) for seconds in (found["seconds"].sum() + 30, found["seconds"].sum() + 10))
+    wall, total = planning._duration(parts), planning._duration(whole)
+    assert f"time    {wall} with 2 at once; {total} one after another" in text
