@@ -22,7 +22,7 @@ from iadd_lab.store.runs import is_temporary, stored
 from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
-from tests.processes import complete, run
+from tests.processes import complete, content, run
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
 from tests.test_reproduce import write_notebook
@@ -141,21 +141,6 @@ def check_whole(folder: Path) -> None:
             assert path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"%%EOF")), path
 
 
-def same_run(first: Path, second: Path) -> bool:
-    one, two = (DistillResult.load(folder / "distilled.safetensors") for folder in (first, second))
-    return (
-        torch.equal(one.images, two.images)
-        and one.history.loss == two.history.loss
-        and one.alpha == two.alpha
-    )
-
-
-def same_files(first: Path, second: Path, pattern: str) -> bool:
-    names = sorted(path.name for path in first.glob(pattern))
-    assert names
-    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
 @scenario
 def test_commands_go_on_when_there_is_room_again(folder):
     teach = f"{TEACH} --out {{at}}/teachers"
@@ -175,7 +160,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
             assert not list((place / "teachers").glob("teacher_0*"))
     disk.free()
     complete(teach, at=place)
-    assert same_files(folder / "teachers", place / "teachers", "*")
+    assert content(place / "teachers") == content(folder / "teachers")
 
     for pages, name in {3: "distilled.safetensors", 9: "distilled.png"}.items():
         disk.leave(pages)
@@ -183,7 +168,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         check_whole(place / "run")
     disk.free()
     complete(distill, at=place)
-    assert same_run(folder / "run", place / "run")
+    assert content(place / "run") == content(folder / "run")
 
     for pages, end in {0: ".safetensors", 1: "_accuracy.png"}.items():
         disk.leave(pages)
@@ -191,7 +176,8 @@ def test_commands_go_on_when_there_is_room_again(folder):
         check_whole(place / "scores")
     disk.free()
     complete(evaluate, at=place)
-    assert same_files(folder / "scores", place / "scores", "*")
+    assert content(place / "scores") == content(folder / "scores")
+    check_whole(place / "scores")
 
 
 @scenario
@@ -239,7 +225,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     disk.free()
     distill(data, teachers, config, **options)
-    assert same_run(folder / "run", kept.parent)
+    assert content(kept.parent) == content(folder / "run")
 
 
 @scenario
