@@ -316,7 +316,7 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     Args:
-        distilled: A distilled.safetensors, or the folder that holds it.
+        distilled: a distilled.safetensors, or the folder that holds it.
         network: one of {networks} (the teachers').
         width: filters per block of the ConvNet (128).
         depth: blocks of the ConvNet (by image size).
@@ -376,7 +376,7 @@ def export(distilled: Path, /, *, to: str, out: Path) -> None:
     """Write a distilled set for other programs, with a data card, and say what the format loses.
 
     Args:
-        distilled: A distilled.safetensors, or the folder that holds it.
+        distilled: a distilled.safetensors, or the folder that holds it.
         to: one of {formats}.
         out: folder of the export; empty, or not there yet.
     """
@@ -672,9 +672,11 @@ def run(words: Sequence[str]) -> int:
     kept = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
         return app(join_pairs(words), **kept) or 0
-    except (CycloptsError, lab.InputError) as error:
-        known = isinstance(error.__cause__, lab.InputError)
-        return _end(2, f"error: {error.__cause__ if known else error}")
+    except lab.InputError as error:
+        return _end(2, f"error: {error}")
+    except CycloptsError as error:
+        ours = isinstance(error.__cause__, lab.InputError)  # of a check while it read the options
+        return _end(2, f"error: {error.__cause__ if ours else error}")
     except KeyboardInterrupt as error:
         return _end(130, f"stopped: {str(error) or 'run the same again to go on.'}")
     except (lab.DivergenceError, OSError) as error:
