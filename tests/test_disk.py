@@ -23,7 +23,7 @@ from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 from tests.notebook_files import write_notebook
-from tests.processes import complete, content, run
+from tests.processes import complete, content, ended
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
 from tests.test_study import TINY
@@ -98,16 +98,6 @@ class Disk:
         self.filler.unlink(missing_ok=True)
 
 
-def stopped(code: int, command: str, **paths: object) -> str:
-    """The one sentence with which `command` ends; its exit code is `code`."""
-    done = run(command, **paths)
-    assert done.code == code, done
-    begin = {1: "stopped: ", 2: "error: "}[code]
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith(begin))
-    assert "Traceback" not in done.stderr
-    return line
-
-
 def everywhere(name: str, function: object) -> None:
     """Replace what the package calls `name`, for the rest of this process."""
     for module in [each for key, each in sys.modules.items() if key.startswith("iadd_lab")]:
@@ -117,7 +107,7 @@ def everywhere(name: str, function: object) -> None:
 
 def full(command: str, **paths: object) -> str:
     """The name of the file for which there was no room."""
-    sentence = stopped(1, command, **paths)
+    sentence = ended(1, command, **paths)
     told = " could not be written (No space left on device): make room on its disk, then run the same again."
     assert told in sentence
     return Path(sentence.removeprefix("stopped: ").removesuffix(told)).name
@@ -298,7 +288,7 @@ def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
         f"{EVALUATE} {{at}}/run",
         "bench --json {at}/bench.json",
     ):
-        assert sentence in stopped(2, command, at=kept)
+        assert sentence in ended(2, command, at=kept)
     with pytest.raises(ValueError, match="Read-only file system"):
         Study(kept, progress=False)
     # To read it, and to list it, is no harm.
@@ -318,7 +308,7 @@ def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path / "notebooks" / "good.ipynb", parameters='figures_dir = ""')
-    assert "file" in stopped(2, command, at=tmp_path, file=tmp_path / "file")
+    assert "file" in ended(2, command, at=tmp_path, file=tmp_path / "file")
 
 
 def main(folder: Path) -> None:

@@ -199,6 +199,7 @@ def test_a_batch_that_is_interrupted_or_killed_ends_with_the_same_files(tmp_path
 
 def batch_in(root: Path) -> dict[str, Path]:
     """Folders of a batch of a quick notebook and of one that waits for a file."""
+
     folders = {name: root / name for name in ("notebooks", "figures", "runs")}
     for name in ("notebooks", "runs"):
         folders[name].mkdir(parents=True)
