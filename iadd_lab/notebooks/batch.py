@@ -214,7 +214,7 @@ def given_to(notebook: Notebook, given: Mapping[str, Any]) -> dict[str, Any]:
     if CHANGE not in notebook.defaults:
         return own
     change, fields = own.get(CHANGE) or {}, SETTING_FIELDS | HOW_FIELDS
-    sentence = f"change is {change!r}; it must be a mapping, as in '{{student_steps: 20}}'."
+    sentence = f"change is {change!r}; it must be a mapping, as in '{{teacher_epochs: 3}}'."
     require(isinstance(change, dict), sentence)
     change = change | {name: value for name, value in given.items() if name in fields and name not in own}
     return own | ({CHANGE: change} if change else {})

@@ -174,10 +174,11 @@ def _distillation(setting: Setting, name: str) -> Work:
     (forward, parameters), total = _counts(network, shape), setting.ipc * shape.classes
     if method.matching:
         config = setting.distillation(method.matching(setting))
-        passes = ADJOINT_PASSES * (config.batch or total) * config.student_steps * config.segments
+        images, steps = config.batch or total, config.student_steps
+        passes = ADJOINT_PASSES * images * steps * config.segments
         kept = min(config.snapshots, config.iterations + 1)
         floats = (1 + kept) * total * shape.pixels + (1 + config.matching.varies * (1 + kept)) * parameters
-        images, memory = config.batch or total, 4.0 * parameters * (config.student_steps + 8)
+        memory = 4.0 * parameters * (steps + 8)
     else:
         if name == "dm":
             config = setting.distribution_matching()
