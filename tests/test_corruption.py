@@ -23,7 +23,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.datasets
-from iadd_lab.notebooks.record import Record, read_record, save_record
 
 from iadd_lab.baselines.features import DistributionMatchingConfig, match_distributions
 from iadd_lab.data.distilled import DistilledSet
@@ -32,6 +31,7 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate
+from iadd_lab.notebooks.notebook import Record, read_record
 from iadd_lab.store import artefacts as store
 from iadd_lab.store.artefacts import load_artefact, open_artefact, save_artefact, tensor_fingerprint
 from iadd_lab.store.configs import fingerprint
@@ -260,7 +260,7 @@ def decoded_cache(runs: Path) -> Subject:
 
 def record(runs: Path) -> Subject:
     path = runs / "record.json"
-    save_record(path, Record("a" * 16, {"a.png": "b" * 64}, 1.5, {"ipc": [1, 2.5, "é", None]}))
+    Record("a" * 16, {"a.png": "b" * 64}, 1.5).save(path)
 
     def read() -> str:
         found = read_record(path)

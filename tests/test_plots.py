@@ -530,7 +530,7 @@ for iteration in range(1, 10):
 print(live.drawn)
 """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=600).execute()
     picture, printed = notebook.cells[0].outputs
     assert picture.data["image/png"]
     assert printed.text == "5\n"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -45,15 +45,6 @@ _NOTEBOOK = 10.0  # seconds of a notebook that only reads: kernel, imports, figu
 _TIMED = 1e10  # operations of a step that is timed as it is; of larger ones, fewer images are
 _SECONDS = 0.1  # that each network is timed for
 _HEADER = 2_500.0  # bytes of an artefact beside its tensors
-
-
-class Shown(Protocol):
-    """What a notebook works with: its settings, methods, how it runs, and what only it knows."""
-
-    settings: Sequence[Setting]
-    methods: Sequence[str]
-    how: Mapping[str, Any]
-    own: Mapping[str, Any]
 
 
 class Shape(NamedTuple):
@@ -100,14 +91,15 @@ class Work(NamedTuple):
     used: float = 0.0
 
 
-def plan(pages: Mapping[str, tuple[Shown | None, str]], *, device: str = "auto") -> pd.DataFrame:
+def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.DataFrame:
     """What notebooks would compute from an empty folder of runs, everything once, and how long.
 
     What a notebook computes by other means than a study, as a bench, is a matter of minutes: it is left out.
 
     Args:
-        pages: of each notebook, what it shows (None: nothing that is known), and the source of its cells,
-            which says whether sets and snapshots are evaluated.
+        pages: of each notebook, what it shows (its `settings`, `methods`, fields of `Execution` as `how`, and
+            what only it knows as `own`; None if nothing is known), and the source of its cells, which says
+            whether sets and snapshots are evaluated.
         device: where they compute.
 
     Returns:
@@ -131,7 +123,8 @@ def plan(pages: Mapping[str, tuple[Shown | None, str]], *, device: str = "auto")
 
 def _row(work: Work, setting: Setting, how: Execution) -> dict[str, Any]:
     shape = _shape(setting.data())
-    share = COMPILED_SHARE[work.kind] if work.flops >= WORTH_COMPILING[how.place.type] else 1.0
+    run = work.flops * (setting.evaluation_networks if work.kind == "evaluation" else 1)  # all at once
+    share = COMPILED_SHARE[work.kind] if run >= WORTH_COMPILING[how.place.type] else 1.0
     first = next(m for m in _network(work.network, shape).modules() if isinstance(m, torch.nn.Conv2d))
     # A batch's feature maps and their gradients are seven times the first map, four bytes each.
     maps = 28.0 * work.images * first.out_channels * shape.size**2
@@ -148,7 +141,7 @@ def _row(work: Work, setting: Setting, how: Execution) -> dict[str, Any]:
     }
 
 
-def _needed(setting: Setting, shown: Shown, source: str) -> Iterator[Work]:
+def _needed(setting: Setting, shown: Any, source: str) -> Iterator[Work]:
     evaluated, snapshots = re.search(r"\b(cells|evaluate)\(", source), "snapshots(" in source
     others = [NetworkConfig(network) for network in shown.own.get("other_networks", ())]
     longer = shown.own.get("network_epochs", {})
