@@ -449,9 +449,9 @@ class Selection:
     """
 
     profile: str = "quick"
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     jobs: int = 1
-    parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS)] = ()
+    parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS, show_default=False)] = ()
     notebooks: Path | None = None
 
     def parameters(self) -> dict[str, str]:
