@@ -463,10 +463,13 @@ class Selection:
         return {name: value for name, _, value in parted}
 
 
+Chosen = Annotated[Selection, options_of()]
+
+
 @command(app)
 def reproduce(
     *,
-    selection: Annotated[Selection, options_of()] = Selection(),
+    selection: Chosen = Selection(),
     figures: Path = Path("build/figures"),
     runs: Path = Path("runs"),
     again: bool = False,
@@ -494,9 +497,7 @@ def reproduce(
 
 
 @command(app)
-def plan(
-    *, selection: Annotated[Selection, options_of()] = Selection(), device: str = Execution.device
-) -> None:
+def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
     Nothing of it is computed; small pieces of the real work are timed on this machine.
@@ -563,9 +564,7 @@ def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
     """
     root = runs or runs_root()
     found = stored(root, verify=verify)
-    for each in found:
-        print(_line(each))
-    print(f"{_sum(found)}, in {root}")
+    print(*map(_line, found), f"{_sum(found)}, in {root}", sep="\n")
 
 
 @command(runs_app, name="prune")
