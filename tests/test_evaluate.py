@@ -269,7 +269,7 @@ def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path,
     module = sys.modules["iadd_lab.evaluation.protocol"]
     if kernels is not None:
         monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: kernels)
-        monkeypatch.setattr(FusedStudentLoss, "together", lambda *_, **__: 2)
+        monkeypatch.setattr(FusedStudentLoss, "networks_at_once", lambda *_, **__: 2)
     config = replace(CONFIG, epochs=4)
     whole = evaluate(random_set, toy_data, config, progress=False)
     seen = killed_once(monkeypatch, stop + 1)
