@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.preprocess import (
@@ -187,19 +187,15 @@ class Teachers:
 
     def _verify(self, path: Path) -> None:
         artefact = load_artefact(path, kind="trajectory")
-        require(
-            artefact.metadata.get("teachers") == self.identity,
-            f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.",
-        )
+        own = artefact.metadata.get("teachers") == self.identity
+        require(own, f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.")
         with unpacking(path):
             number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
             named = path == self.path(number)
         require(named, f"{path} holds teacher {number}, by another name than its own: rename it.")
         expected = (self.config.epochs + 1, self.layout.count)
-        require(
-            shape == expected,
-            f"{path} holds {shape}, expected {expected} (epochs + 1, parameters): remove it.",
-        )
+        sentence = f"{path} holds {shape}, expected {expected} (epochs + 1, parameters): remove it."
+        require(shape == expected, sentence)
 
 
 @locked_folder("folder")
@@ -277,13 +273,7 @@ def train_teacher(
 
 
 def teacher_training(
-    teachers: Teachers,
-    data: ImageData,
-    network: nn.Module,
-    order: torch.Generator,
-    *,
-    epochs: int,
-    how: Execution,
+    teachers: Teachers, data: ImageData, network: nn.Module, order: Generator, *, epochs: int, how: Execution
 ) -> Training:
     """The training of `network` as one of the teachers, from its parameters as they are.
 
