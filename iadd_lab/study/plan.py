@@ -144,10 +144,11 @@ def _distillation(setting: Setting, name: str) -> tuple[Any, dict]:
     floats, memory = total * shape.pixels, 0.0
     if method.matching:
         config = setting.distillation(method.matching(setting))
-        images, kept = config.batch or total, min(config.snapshots, config.iterations + 1)
-        passes = ADJOINT_PASSES * images * config.student_steps * config.segments
+        images, steps = config.batch or total, config.student_steps
+        kept = min(config.snapshots, config.iterations + 1)
+        passes = ADJOINT_PASSES * images * steps * config.segments
         floats = (1 + kept) * floats + (1 + config.matching.varies * (1 + kept)) * parameters
-        memory = 4.0 * parameters * (config.student_steps + 8)
+        memory = 4.0 * parameters * (steps + 8)
     else:
         unseen = ImageData(setting.data(), (), *[None] * 3, "")
         by_features = name == "dm"
