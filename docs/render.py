@@ -10,30 +10,26 @@ import pdoc
 import pdoc.render
 
 import iadd_lab
+import iadd_lab.notebooks
 
 # What notebooks and programs import; the other modules are the library's own business.
 MODULES = (
     "iadd_lab",
-    "iadd_lab.baselines.real_images",
-    "iadd_lab.study.comparisons",
-    "iadd_lab.data.sets",
+    "iadd_lab.device",
     "iadd_lab.errors",
-    "iadd_lab.plots.explore",
-    "iadd_lab.distillation.matching",
-    "iadd_lab.study.neighbours",
-    "iadd_lab.training.networks",
-    "iadd_lab.study.replay",
-    "iadd_lab.plots",
-    "iadd_lab.data.preprocess",
-    "iadd_lab.data.readers",
-    "iadd_lab.study.luck",
-    "iadd_lab.notebooks.batch",
-    "iadd_lab.study.settings",
-    "iadd_lab.data.splits",
-    "iadd_lab.store.artefacts",
-    "iadd_lab.study.study",
-    "iadd_lab.study.tables",
-    "iadd_lab.study.views",
+    *(f"iadd_lab.store{name}" for name in ("", ".artefacts", ".resumable")),
+    *(f"iadd_lab.data{name}" for name in ("", ".preprocess", ".readers", ".sets", ".splits")),
+    *(f"iadd_lab.training{name}" for name in ("", ".networks")),
+    *(f"iadd_lab.distillation{name}" for name in ("", ".matching", ".unroll")),
+    *(f"iadd_lab.baselines{name}" for name in ("", ".real_images")),
+    "iadd_lab.evaluation",
+    *(
+        f"iadd_lab.study{name}"
+        for name in ("", ".comparisons", ".luck", ".methods", ".neighbours", ".replay")
+    ),
+    *(f"iadd_lab.study{name}" for name in (".settings", ".study", ".tables", ".views")),
+    *(f"iadd_lab.plots{name}" for name in ("", ".explore")),
+    *(f"iadd_lab.notebooks{name}" for name in ("", ".batch", ".page", ".profiles")),
 )
 # Shown as it is written, without a link: a dataclass hands the annotations that it inherits to a module that
 # may not have their names.
@@ -47,12 +43,15 @@ def render(folder: Path) -> None:
         template_directory=Path(__file__).parent,
         footer_text=f"iadd-lab {iadd_lab.__version__}",
     )
-    for name in iadd_lab.__all__:  # they come when they are asked for, and pdoc only looks at what is there
-        getattr(iadd_lab, name)
+    for module in (iadd_lab, iadd_lab.notebooks):
+        for name in module.__all__:  # they come when they are asked for, and pdoc looks at what is there
+            setattr(module, name, getattr(module, name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_INHERITED)
-        # pdoc adds the modules whose names a package exports, though functions in them are what is meant.
-        pdoc.pdoc(*MODULES, f"!(?!({'|'.join(MODULES)})$)", output_directory=folder)
+        # A room without a list of its names brings its modules; those that are not meant are left out.
+        listing = ("iadd_lab.notebooks.", "iadd_lab.plots.")
+        named = [name for name in MODULES if name.count(".") < 2 or name.startswith(listing)]
+        pdoc.pdoc(*named, f"!(?!({'|'.join(MODULES)})$)", output_directory=folder)
 
 
 if __name__ == "__main__":

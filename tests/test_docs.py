@@ -69,7 +69,7 @@ def test_the_package_page_leads_everywhere(pages):
 
 def test_sections_of_docstrings_are_lists(pages):
     found, folder = pages
-    text = (folder / "iadd_lab" / "networks.html").read_text(encoding="utf-8")
+    text = (folder / "iadd_lab" / "training" / "networks.html").read_text(encoding="utf-8")
     config = text[text.index('<section id="NetworkConfig">') :]
     assert re.search(r"<h6[^>]*>Arguments:</h6>\s*<ul>\s*<li><strong>name:</strong>", config)
     for path in found:
