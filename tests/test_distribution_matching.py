@@ -56,14 +56,14 @@ def test_no_gradient_flows_to_the_real_images():
 
 
 def test_two_iterations_by_hand(toy_data, toy_teachers, monkeypatch):
-    networks, original = [], image_descent.build_network
+    networks, original = [], image_descent.network_for
 
     def spy(*given, **options):
         network = original(*given, **options)
         networks.append(copy.deepcopy(network))
         return network
 
-    monkeypatch.setattr(image_descent, "build_network", spy)
+    monkeypatch.setattr(image_descent, "network_for", spy)
     preprocess, losses, states = toy_teachers.preprocess, [], []
     for rate, iterations in ((1e-30, 1), (0.5, 1), (0.5, 2)):
         config = DistributionMatchingConfig(

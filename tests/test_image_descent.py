@@ -296,7 +296,7 @@ def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_te
 
 def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data, toy_teachers, monkeypatch):
     drawn, networks = [], []
-    draw, build = image_descent.draw_augmentation, image_descent.build_network
+    draw, build = image_descent.draw_augmentation, image_descent.network_for
 
     def spy_draw(*given, **options):
         drawn.append(draw(*given, **options))
@@ -307,7 +307,7 @@ def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data,
         return build(*given, **options)
 
     monkeypatch.setattr(image_descent, "draw_augmentation", spy_draw)
-    monkeypatch.setattr(image_descent, "build_network", spy_build)
+    monkeypatch.setattr(image_descent, "network_for", spy_build)
     method(toy_data, toy_teachers, iterations=4)
     assert {augmentation.batch for augmentation in drawn} == {1}
     assert len({augmentation.operation for augmentation in drawn}) > 1
