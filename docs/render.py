@@ -9,6 +9,8 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
+import iadd_lab
+
 # What notebooks and programs import; the other modules are the library's own business.
 MODULES = (
     "iadd_lab",
@@ -43,8 +45,10 @@ def render(folder: Path) -> None:
     pdoc.render.configure(
         docformat="google",  # its sections are called Args, Returns and Raises
         template_directory=Path(__file__).parent,
-        footer_text=f"iadd-lab {pdoc.doc.Module.from_name('iadd_lab').obj.__version__}",
+        footer_text=f"iadd-lab {iadd_lab.__version__}",
     )
+    for name in iadd_lab.__all__:  # they come when they are asked for, and pdoc only looks at what is there
+        getattr(iadd_lab, name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_INHERITED)
         # pdoc adds the modules whose names a package exports, though functions in them are what is meant.

@@ -86,7 +86,7 @@ def command(group: App, **options: Any) -> Callable[[Callable], Callable]:
 
     def add(function: Callable) -> Callable:
         choices = {name: ", ".join(registry) for name, registry in _CHOICES.items()}
-        function.__doc__ = function.__doc__.format(**choices)
+        function.__doc__ = (function.__doc__ or "").format(**choices)
         return group.command(function, **options)
 
     return add
@@ -194,7 +194,8 @@ def teach(
     config = replace(config, network=network, augment=_augment(augment))
     images = lab.load_data(data, root=data_root)
     if import_buffers:
-        trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        with how.environment():
+            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())
@@ -213,13 +214,13 @@ def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, c
         return [part(images) for part in parts]
     from iadd_lab.notebooks.dask import open_runner
 
-    tasks = [(images.config, root and root.expanduser().absolute(), part) for part in parts]
+    tasks, made = [(images.config, root and root.expanduser().absolute(), part) for part in parts], {}
     with open_runner(cluster) as runner:
-        ended = dict(tqdm(runner.map(_computed_there, tasks), desc=f"on {cluster}", total=len(tasks)))
-    for outcome in ended.values():
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [ended[number] for number in range(len(tasks))]
+        for number, outcome in tqdm(runner.map(_computed_there, tasks), f"on {cluster}", len(tasks)):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            made[number] = outcome
+    return [made[number] for number in range(len(tasks))]
 
 
 def _computed_there(data: DataConfig, root: Path | None, part: Callable) -> Any:
@@ -315,7 +316,7 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     Args:
-        distilled: A distilled.safetensors, or the folder that holds it.
+        distilled: a distilled.safetensors, or the folder that holds it.
         network: one of {networks} (the teachers').
         width: filters per block of the ConvNet (128).
         depth: blocks of the ConvNet (by image size).
@@ -375,7 +376,7 @@ def export(distilled: Path, /, *, to: str, out: Path) -> None:
     """Write a distilled set for other programs, with a data card, and say what the format loses.
 
     Args:
-        distilled: A distilled.safetensors, or the folder that holds it.
+        distilled: a distilled.safetensors, or the folder that holds it.
         to: one of {formats}.
         out: folder of the export; empty, or not there yet.
     """
@@ -448,9 +449,9 @@ class Selection:
     """
 
     profile: str = "quick"
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     jobs: int = 1
-    parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS)] = ()
+    parameter: Annotated[tuple[str, ...], Parameter(name=_PAIRS, show_default=False)] = ()
     notebooks: Path | None = None
 
     def parameters(self) -> dict[str, str]:
@@ -462,10 +463,13 @@ class Selection:
         return {name: value for name, _, value in parted}
 
 
+Chosen = Annotated[Selection, options_of()]
+
+
 @command(app)
 def reproduce(
     *,
-    selection: Annotated[Selection, options_of()] = Selection(),
+    selection: Chosen = Selection(),
     figures: Path = Path("build/figures"),
     runs: Path = Path("runs"),
     again: bool = False,
@@ -493,9 +497,7 @@ def reproduce(
 
 
 @command(app)
-def plan(
-    *, selection: Annotated[Selection, options_of()] = Selection(), device: str = Execution.device
-) -> None:
+def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
     Nothing of it is computed; small pieces of the real work are timed on this machine.
@@ -562,9 +564,7 @@ def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
     """
     root = runs or runs_root()
     found = stored(root, verify=verify)
-    for each in found:
-        print(_line(each))
-    print(f"{_sum(found)}, in {root}")
+    print(*map(_line, found), f"{_sum(found)}, in {root}", sep="\n")
 
 
 @command(runs_app, name="prune")
@@ -671,9 +671,11 @@ def run(words: Sequence[str]) -> int:
     kept = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
         return app(join_pairs(words), **kept) or 0
-    except (CycloptsError, lab.InputError) as error:
-        known = isinstance(error.__cause__, lab.InputError)
-        return _end(2, f"error: {error.__cause__ if known else error}")
+    except lab.InputError as error:
+        return _end(2, f"error: {error}")
+    except CycloptsError as error:
+        ours = isinstance(error.__cause__, lab.InputError)  # of a check while it read the options
+        return _end(2, f"error: {error.__cause__ if ours else error}")
     except KeyboardInterrupt as error:
         return _end(130, f"stopped: {str(error) or 'run the same again to go on.'}")
     except (lab.DivergenceError, OSError) as error:

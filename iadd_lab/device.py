@@ -170,6 +170,11 @@ def set_precision(name: str = "float32") -> None:
     torch.backends.cudnn.allow_tf32 = name != "float32"
 
 
+def finite(*tensors: torch.Tensor) -> bool:
+    """Whether every value of every tensor is finite; one wait for the device."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+
+
 def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """The tensors on `device`. To a GPU they go as one of each dtype: every transfer costs a launch."""
     if device.type == "cpu":

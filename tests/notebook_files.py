@@ -22,4 +22,6 @@ def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS, head
 
 def outputs(path: Path) -> list[str]:
     """What each cell of an executed notebook printed."""
-    return [output.get("text", "") for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    return [
+        output.get("text", "") for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
+    ]

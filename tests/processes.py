@@ -76,7 +76,7 @@ def ended(code: int, words: str | list[str], *given: object, **paths: object) ->
 
 def fork(function: Callable, *arguments: object, output: Path) -> multiprocessing.Process:
     """A process that calls the function, in a group of its own as in a terminal; it prints into `output`."""
-    process = FORKS.Process(target=_forked, args=(function, arguments, output))
+    process = FORKS.Process(target=_forked, args=(function, arguments, output), daemon=True)
     process.start()
     return process
 

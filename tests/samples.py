@@ -69,3 +69,14 @@ def make_idx(root: Path, folder="MNIST", size=28):
         write_idx(raw / f"{part}-images-idx3-ubyte", noise((len(labels), size, size), seed=each))
         write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
     return raw
+
+
+def make_small_imagenet(root: Path) -> Path:
+    """Tiny ImageNet's layout with two classes of two images."""
+    folder = root / "tiny-imagenet-200"
+    make_tree(folder / "train", ("n01", "n02"), count=2)
+    make_tree(folder / "val", ("images",), count=2)
+    (folder / "wnids.txt").write_text("n01\nn02\n")
+    (folder / "words.txt").write_text("n01\tgoldfish\n")
+    (folder / "val" / "val_annotations.txt").write_text("000.png\tn01\t0\n001.png\tn02\t0\n")
+    return folder

@@ -79,7 +79,7 @@ def test_configs_name_the_bad_value(field, value, sentence):
 
 def test_the_rate_of_products_is_a_rate():
     torch.set_num_threads(1)
-    assert 0.1 < bench.matmul_gflops(size=128, repeats=3) < 1e5
+    assert 0 < bench.matmul_gflops(size=128, repeats=3) < 1e5
 
 
 def test_a_full_unroll_too_large_for_the_machine_is_left_out():

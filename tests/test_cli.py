@@ -308,6 +308,12 @@ def test_both_ways_to_write_a_parameter_are_one(pairs):
     assert found.jobs == 2
 
 
+def test_plan_takes_what_reproduce_takes(batch):
+    said = complete("plan --notebooks notebooks -p side 3 --jobs 2 --device cpu").stdout
+    assert said.startswith("1 notebooks, 2 at once")
+    assert "no_such" in ended(2, "plan --notebooks notebooks -p no_such 1")
+
+
 def test_notebooks_are_laid_out_and_none_is_overwritten(tmp_path):
     assert f"{tmp_path / 'quickstart.ipynb'}\n" in complete("notebooks {}", tmp_path).stdout
     (tmp_path / "quickstart.ipynb").write_text("mine")

@@ -8,24 +8,14 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import iadd_lab
-from iadd_lab import (
-    DistillConfig,
-    DistributionMatchingConfig,
-    EvaluateConfig,
-    GradientMatchingConfig,
-    Learned,
-    NetworkConfig,
-    Pruned,
-    TeacherConfig,
-    Uniform,
-)
+import iadd_lab as lab
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.store.artefacts import tensor_fingerprint
 from iadd_lab.study.study import METHODS, Study
@@ -33,9 +23,9 @@ from tests.conftest import AUGMENT
 from tests.samples import load
 from tests.test_study import TINY
 
-NETWORK = NetworkConfig(width=4, depth=2)
-TEACHER = TeacherConfig(network=NETWORK, epochs=3, preprocess="zca", momentum=0.9, augment=AUGMENT)
-DISTILL = DistillConfig(
+NETWORK = lab.NetworkConfig(width=4, depth=2)
+TEACHER = lab.TeacherConfig(network=NETWORK, epochs=3, preprocess="zca", momentum=0.9, augment=AUGMENT)
+DISTILL = lab.DistillConfig(
     iterations=3,
     student_steps=3,
     teacher_epochs=1,
@@ -47,17 +37,18 @@ DISTILL = DistillConfig(
     augment=AUGMENT,
 )
 DISTILLED = {
-    "mtt": replace(DISTILL, matching=Uniform()),
-    "ddpp": replace(DISTILL, matching=Pruned(), gradient="full"),
-    "iadd": replace(DISTILL, matching=Learned()),
+    "mtt": replace(DISTILL, matching=lab.Uniform()),
+    "ddpp": replace(DISTILL, matching=lab.Pruned(), gradient="full"),
+    "iadd": replace(DISTILL, matching=lab.Learned()),
     "adam": replace(DISTILL, image_optimizer="adam", image_rate=0.1, initial_images="noise"),
 }
+DSA = lab.GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AUGMENT)
 MATCHED = {
-    "dc": GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AugmentConfig(operations=())),
-    "dsa": GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AUGMENT),
+    "dc": replace(DSA, augment=AugmentConfig(operations=())),
+    "dsa": DSA,
 }
-MEANS = DistributionMatchingConfig(ipc=2, iterations=2, augment=AUGMENT)
-EVALUATE = EvaluateConfig(network=NETWORK, networks=2, epochs=3, batch=4, augment=AUGMENT)
+MEANS = lab.DistributionMatchingConfig(ipc=2, iterations=2, augment=AUGMENT)
+EVALUATE = lab.EvaluateConfig(network=NETWORK, networks=2, epochs=3, batch=4, augment=AUGMENT)
 
 
 class Laboratory:
@@ -67,28 +58,25 @@ class Laboratory:
         self.folder, self.seed = folder, seed
         self.data = load("digits", seed=seed)
         config = replace(TEACHER, seed=seed)
-        self.teachers = iadd_lab.train_teachers(
+        self.teachers = lab.train_teachers(
             self.data, config, folder / f"teachers{seed}", count=2, progress=False
         )
         self.study = Study(folder / f"runs{seed}", device="cpu", threads=1, progress=False)
-        self.random = iadd_lab.random_real(self.data, self.teachers.preprocess, ipc=2, seed=seed)
+        self.random = lab.random_real(self.data, self.teachers.preprocess, ipc=2, seed=seed)
 
     def jobs(self) -> dict:
         """What to compute, by name; each gives named tensors."""
-        return {
-            **{
-                f"split {name}": lambda name=name: self.split(name)
-                for name in ("train", "validation", "test")
-            },
-            **{f"teacher {number}": lambda number=number: self.teacher(number) for number in range(2)},
-            **{f"distill {name}": lambda name=name: self.distill(name) for name in DISTILLED},
-            **{f"match {name}": lambda name=name: self.match(name) for name in (*MATCHED, "dm")},
-            "random": lambda: {"images": self.random.images},
-            "herding": self.herding,
-            "evaluate": self.evaluate,
-            "evaluate random": self.evaluate_random,
-            **{f"cell {method}": lambda method=method: self.cell(method) for method in METHODS},
-        }
+        jobs = {"random": lambda: {"images": self.random.images}, "herding": self.herding}
+        jobs |= {"evaluate": self.evaluate, "evaluate random": self.evaluate_random}
+        for kind, names in {
+            "split": ("train", "validation", "test"),
+            "teacher": range(2),
+            "distill": DISTILLED,
+            "match": (*MATCHED, "dm"),
+            "cell": METHODS,
+        }.items():
+            jobs |= {f"{kind} {name}": partial(getattr(self, kind), name) for name in names}
+        return jobs
 
     def split(self, name):
         split = self.data.split(name)
@@ -99,26 +87,26 @@ class Laboratory:
 
     def distill(self, name):
         config = replace(DISTILLED[name], seed=self.seed)
-        made = iadd_lab.distill(self.data, self.teachers, config, progress=False)
+        made = lab.distill(self.data, self.teachers, config, progress=False)
         history = torch.tensor([made.history.loss, made.history.alpha], dtype=torch.float64)
         return {"images": made.images, "raw": made.raw, "importance": made.importance, "history": history}
 
     def match(self, name):
-        make = iadd_lab.match_distributions if name == "dm" else iadd_lab.match_gradients
+        make = lab.match_distributions if name == "dm" else lab.match_gradients
         config = replace({**MATCHED, "dm": MEANS}[name], seed=self.seed)
         made = make(self.data, self.teachers.preprocess, NETWORK, config, progress=False)
         return {"images": made.images}
 
     def herding(self):
-        return {"images": iadd_lab.herding(self.data, self.teachers, ipc=2).images}
+        return {"images": lab.herding(self.data, self.teachers, ipc=2).images}
 
     def evaluate(self):
         config = replace(EVALUATE, seed=self.seed)
-        return {"confusion": iadd_lab.evaluate(self.random, self.data, config, progress=False).confusion}
+        return {"confusion": lab.evaluate(self.random, self.data, config, progress=False).confusion}
 
     def evaluate_random(self):
         config, preprocess = replace(EVALUATE, seed=self.seed), self.teachers.preprocess
-        found = iadd_lab.evaluate_random(self.data, preprocess, config, ipc=2, progress=False)
+        found = lab.evaluate_random(self.data, preprocess, config, ipc=2, progress=False)
         return {"confusion": found.confusion}
 
     def cell(self, method):
@@ -132,7 +120,10 @@ def fingerprints(folder: Path, *, backwards: bool = False) -> dict[str, str]:
     """Of everything that is computed, by name."""
     jobs = Laboratory(folder).jobs()
     names = reversed(jobs) if backwards else jobs
-    return {name: tensor_fingerprint(jobs[name]()) for name in names}
+    before = torch.get_rng_state()
+    found = {name: tensor_fingerprint(jobs[name]()) for name in names}
+    assert torch.equal(torch.get_rng_state(), before)  # nothing draws from the global generator
+    return found
 
 
 def disturb(folder: Path) -> None:
@@ -154,14 +145,9 @@ def in_a_process(folder: Path, call: str, *, hash_seed: int) -> dict[str, str]:
         "import json, pathlib, sys\nfrom tests.test_determinism import *\n"
         f"folder = pathlib.Path(sys.argv[1])\nprint(json.dumps({call}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", source, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
-    )
+    command = [sys.executable, "-c", source, str(folder)]
+    where = {"cwd": Path(__file__).parent.parent, "env": os.environ | {"PYTHONHASHSEED": str(hash_seed)}}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -22,10 +22,10 @@ from iadd_lab.store.runs import is_temporary, stored
 from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
-from tests.processes import complete, run
+from tests.notebook_files import write_notebook
+from tests.processes import complete, content, ended
 from tests.samples import load, make_tree, three
 from tests.test_cli import DISTILL, TEACH
-from tests.test_reproduce import write_notebook
 from tests.test_study import TINY
 
 EVALUATE = "evaluate --epochs 3 --networks 2 --no-random --device cpu"
@@ -98,16 +98,6 @@ class Disk:
         self.filler.unlink(missing_ok=True)
 
 
-def stopped(code: int, command: str, **paths: object) -> str:
-    """The one sentence with which `command` ends; its exit code is `code`."""
-    done = run(command, **paths)
-    assert done.code == code, done
-    begin = {1: "stopped: ", 2: "error: "}[code]
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith(begin))
-    assert "Traceback" not in done.stderr
-    return line
-
-
 def everywhere(name: str, function: object) -> None:
     """Replace what the package calls `name`, for the rest of this process."""
     for module in [each for key, each in sys.modules.items() if key.startswith("iadd_lab")]:
@@ -117,7 +107,7 @@ def everywhere(name: str, function: object) -> None:
 
 def full(command: str, **paths: object) -> str:
     """The name of the file for which there was no room."""
-    sentence = stopped(1, command, **paths)
+    sentence = ended(1, command, **paths)
     told = " could not be written (No space left on device): make room on its disk, then run the same again."
     assert told in sentence
     return Path(sentence.removeprefix("stopped: ").removesuffix(told)).name
@@ -141,21 +131,6 @@ def check_whole(folder: Path) -> None:
             assert path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"%%EOF")), path
 
 
-def same_run(first: Path, second: Path) -> bool:
-    one, two = (DistillResult.load(folder / "distilled.safetensors") for folder in (first, second))
-    return (
-        torch.equal(one.images, two.images)
-        and one.history.loss == two.history.loss
-        and one.alpha == two.alpha
-    )
-
-
-def same_files(first: Path, second: Path, pattern: str) -> bool:
-    names = sorted(path.name for path in first.glob(pattern))
-    assert names
-    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
 @scenario
 def test_commands_go_on_when_there_is_room_again(folder):
     teach = f"{TEACH} --out {{at}}/teachers"
@@ -175,7 +150,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
             assert not list((place / "teachers").glob("teacher_0*"))
     disk.free()
     complete(teach, at=place)
-    assert same_files(folder / "teachers", place / "teachers", "*")
+    assert content(place / "teachers") == content(folder / "teachers")
 
     for pages, name in {3: "distilled.safetensors", 9: "distilled.png"}.items():
         disk.leave(pages)
@@ -183,7 +158,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         check_whole(place / "run")
     disk.free()
     complete(distill, at=place)
-    assert same_run(folder / "run", place / "run")
+    assert content(place / "run") == content(folder / "run")
 
     for pages, end in {0: ".safetensors", 1: "_accuracy.png"}.items():
         disk.leave(pages)
@@ -191,7 +166,8 @@ def test_commands_go_on_when_there_is_room_again(folder):
         check_whole(place / "scores")
     disk.free()
     complete(evaluate, at=place)
-    assert same_files(folder / "scores", place / "scores", "*")
+    assert content(place / "scores") == content(folder / "scores")
+    check_whole(place / "scores")
 
 
 @scenario
@@ -239,7 +215,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     disk.free()
     distill(data, teachers, config, **options)
-    assert same_run(folder / "run", kept.parent)
+    assert content(kept.parent) == content(folder / "run")
 
 
 @scenario
@@ -312,7 +288,7 @@ def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
         f"{EVALUATE} {{at}}/run",
         "bench --json {at}/bench.json",
     ):
-        assert sentence in stopped(2, command, at=kept)
+        assert sentence in ended(2, command, at=kept)
     with pytest.raises(ValueError, match="Read-only file system"):
         Study(kept, progress=False)
     # To read it, and to list it, is no harm.
@@ -332,7 +308,7 @@ def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path / "notebooks" / "good.ipynb", parameters='figures_dir = ""')
-    assert "file" in stopped(2, command, at=tmp_path, file=tmp_path / "file")
+    assert "file" in ended(2, command, at=tmp_path, file=tmp_path / "file")
 
 
 def main(folder: Path) -> None:

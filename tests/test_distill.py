@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -66,10 +67,6 @@ def test_images_alpha_and_importance_are_all_learned(result):
     assert len(set(history.alpha)) == CONFIG.iterations
     assert result.importance.min() < 1 < result.importance.max()
     assert torch.isclose(result.importance.square().mean(), torch.tensor(1.0))
-
-
-def test_history_is_complete(result):
-    history = result.history
     for series in (history.loss, history.alpha, history.seconds, history.importance_share):
         assert len(series) == CONFIG.iterations
     assert history.snapshot_iterations == [0, 3, 6]
@@ -89,24 +86,6 @@ def test_images_start_as_real_training_images(result, toy_data, toy_teachers):
 def test_noise_start_needs_no_real_images(toy_data, toy_teachers):
     noisy = replace(CONFIG, initial_images="noise", iterations=1, ipc=1000, batch=4)
     assert distill(toy_data, toy_teachers, noisy, progress=False).images.shape == (2000, 1, 8, 8)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_same_seed_same_bits_whatever_the_global_generator(toy_data, toy_teachers, optimizer):
-    config = replace(CONFIG, image_optimizer=optimizer, iterations=3, image_rate=0.1)
-    first = distill(toy_data, toy_teachers, config, progress=False)
-    torch.manual_seed(123)
-    before = torch.get_rng_state()
-    assert_same(distill(toy_data, toy_teachers, config, progress=False), first)
-    assert torch.equal(torch.get_rng_state(), before)
-    other = distill(toy_data, toy_teachers, replace(config, seed=1), progress=False)
-    assert not torch.equal(other.images, first.images)
-
-
-@pytest.mark.parametrize("gradient", ["full", "frozen"])
-def test_engines_tell_the_same_story(toy_data, toy_teachers, result, gradient):
-    other = distill(toy_data, toy_teachers, replace(CONFIG, gradient=gradient, iterations=1), progress=False)
-    assert other.history.loss[0] == pytest.approx(result.history.loss[0], rel=1e-5)
 
 
 def test_learning_nothing_about_importance_is_uniform(toy_data, toy_teachers):
@@ -129,7 +108,9 @@ RESUMED = {
     "literal": {"matching": Learned(rate=0.05, normalised=False, granularity="tensor", learn_until=3)},
     "segments": {"segments": 2},
     "frozen": {"gradient": "frozen", "momentum": 0.0, "initial_images": "noise"},
+    "backed off": {"alpha_rate": 1.5e-3, "alpha": 0.002, "iterations": 12},
 }
+STEEP = replace(CONFIG, **RESUMED["backed off"])  # α falls below zero without a back-off
 
 
 @pytest.mark.parametrize("change", RESUMED)
@@ -145,9 +126,11 @@ def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, change, 
     options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
         distill(toy_data, toy_teachers, config, on_iteration=kill, **options)
+    with pytest.raises(InputError, match="is of a run with another configuration"):
+        distill(toy_data, toy_teachers, replace(config, seed=1), **options)
     seen = []
     resumed = distill(toy_data, toy_teachers, config, on_iteration=lambda i, h: seen.append(i), **options)
-    assert seen == list(range(stop_at + 1, CONFIG.iterations + 1))
+    assert sorted(set(seen)) == list(range(stop_at + 1, config.iterations + 1))
     assert_same(resumed, whole)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
@@ -163,14 +146,9 @@ def test_segments_are_averaged(toy_data, toy_teachers):
     for _ in range(2):
         teacher, epoch = draw_place(toy_teachers, config, random)
         segment = draw_segment(toy_teachers, config, start, random, teacher=teacher, start_epoch=epoch)
-        gradients = ENGINES["full"](
-            loss,
-            segment,
-            variables,
-            lambda end, raw, segment=segment: config.matching.loss(
-                end, raw, start=segment.start, target=segment.target, layout=loss.layout
-            ),
-        )
+        place = {"start": segment.start, "target": segment.target, "layout": loss.layout}
+        objective = partial(config.matching.loss, **place)
+        gradients = ENGINES["full"](loss, segment, variables, objective)
         moves.append(-config.image_rate * gradients.images)
         losses.append(gradients.loss.item())
     assert losses[0] != losses[1]
@@ -205,15 +183,9 @@ def test_what_pays_for_compiling_is_the_work_of_the_whole_run(toy_data, toy_teac
 def test_a_finished_run_is_read_back(toy_data, toy_teachers, tmp_path, result):
     made = distill(toy_data, toy_teachers, CONFIG, folder=tmp_path, progress=False)
     assert_same(made, result)
-    called = []
-    again = distill(
-        toy_data,
-        toy_teachers,
-        CONFIG,
-        folder=tmp_path,
-        progress=False,
-        on_iteration=lambda *a: called.append(a),
-    )
+    called, options = [], {"folder": tmp_path, "progress": False}
+    options["on_iteration"] = lambda *given: called.append(given)
+    again = distill(toy_data, toy_teachers, CONFIG, **options)
     assert not called
     assert_same(again, made, clock=True)
     assert again.config == CONFIG
@@ -240,9 +212,7 @@ def test_the_matching_loss_falls(toy_data, toy_teachers):
 
 def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tmp_path):
     steep = replace(CONFIG, alpha_rate=0.05, iterations=50, back_offs=0)
-    with pytest.raises(
-        DivergenceError, match=r"alpha would fall .* lower alpha_rate .* is kept in"
-    ) as stopped:
+    with pytest.raises(DivergenceError, match=r"alpha would fall .* lower alpha_rate .* kept in") as stopped:
         distill(toy_data, toy_teachers, steep, folder=tmp_path, progress=False)
     assert stopped.value.result.alpha > 0
     assert torch.isfinite(stopped.value.result.images).all()
@@ -271,11 +241,6 @@ def test_the_state_kept_is_one_whose_loss_was_finite(toy_data, toy_teachers, tmp
     assert len(kept.history.alpha) == len(kept.history.loss) == kept.history.snapshot_iterations[-1] == 0
 
 
-STEEP = replace(
-    CONFIG, alpha_rate=1.5e-3, alpha=0.002, iterations=12
-)  # α falls below zero without a back-off
-
-
 def test_a_back_off_halves_the_rate_at_fault_and_goes_on(toy_data, toy_teachers, caplog):
     with pytest.raises(DivergenceError, match="lower alpha_rate"):
         distill(toy_data, toy_teachers, replace(STEEP, back_offs=0), progress=False)
@@ -298,35 +263,16 @@ def test_a_loss_that_is_not_finite_takes_the_step_before_back(toy_data, toy_teac
     assert 0 < history.share_of("image_rate") < 1
 
 
-def test_a_run_that_backed_off_resumes_bit_for_bit(toy_data, toy_teachers, tmp_path):
-    whole = distill(toy_data, toy_teachers, STEEP, progress=False)
-    last = whole.history.back_off_iterations[-1]
-
-    def kill(iteration, history):
-        if iteration == last + 1:
-            raise Killed
-
-    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
-    with pytest.raises(Killed):
-        distill(toy_data, toy_teachers, STEEP, on_iteration=kill, **options)
-    resumed = distill(toy_data, toy_teachers, STEEP, **options)
-    assert torch.equal(resumed.images, whole.images)
-    assert resumed.history.alpha == whole.history.alpha
-    assert resumed.history.back_off_iterations == whole.history.back_off_iterations
+EPOCHS = r"max_start_epoch 4 and teacher_epochs 1 reach epoch 4, but .* 3 epochs: lower"
+UNFIT = [
+    ({"max_start_epoch": 4}, EPOCHS),
+    ({"teacher_epochs": 9}, "teacher_epochs 9 reach epoch 10"),
+    ({"ipc": 5000}, r"ipc is 5000, but class '\d' has only \d+ training images: lower ipc"),
+    ({"batch": 5}, "batch is 5, but there are only 4 distilled images"),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            {"max_start_epoch": 4},
-            r"max_start_epoch 4 and teacher_epochs 1 reach epoch 4, but .* 3 epochs: lower",
-        ),
-        ({"teacher_epochs": 9}, "teacher_epochs 9 reach epoch 10"),
-        ({"ipc": 5000}, r"ipc is 5000, but class '\d' has only \d+ training images: lower ipc"),
-        ({"batch": 5}, "batch is 5, but there are only 4 distilled images"),
-    ],
-)
+@pytest.mark.parametrize(("change", "sentence"), UNFIT)
 def test_what_does_not_fit_together_is_refused(toy_data, toy_teachers, change, sentence):
     with pytest.raises(InputError, match=sentence):
         distill(toy_data, toy_teachers, replace(CONFIG, **change), progress=False)
@@ -335,18 +281,6 @@ def test_what_does_not_fit_together_is_refused(toy_data, toy_teachers, change, s
 def test_teachers_of_another_data_set_are_refused(toy_teachers):
     with pytest.raises(InputError, match=r"were trained on .* but the data is .*: load that data, or train"):
         distill(load_data("digits", progress=False), toy_teachers, CONFIG, progress=False)
-
-
-def test_a_checkpoint_of_another_run_is_refused(toy_data, toy_teachers, tmp_path):
-    def kill(iteration, history):
-        if iteration == 2:
-            raise Killed
-
-    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0.0}
-    with pytest.raises(Killed):
-        distill(toy_data, toy_teachers, CONFIG, on_iteration=kill, **options)
-    with pytest.raises(InputError, match="another configuration"):
-        distill(toy_data, toy_teachers, replace(CONFIG, seed=1), **options)
 
 
 @pytest.mark.parametrize(
@@ -374,12 +308,6 @@ def test_configs_name_the_bad_value(field, value, sentence):
         replace(CONFIG, **{field: value})
 
 
-def test_teachers_opened_again_are_the_same(toy_teachers):
-    again = open_teachers(toy_teachers.folder)
-    assert again.identity == toy_teachers.identity
-    assert torch.equal(again.snapshot(1, 3), toy_teachers.snapshot(1, 3))
-
-
 def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
     """On every GPU unless refused; a refusal holds for compiled kernels as well."""
     how = Execution(device="cpu", compile="never")
@@ -388,11 +316,6 @@ def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
     network = toy_teachers.network(0)
     assert isinstance(student_loss(network, kernels), CapturedStudentLoss)
     assert not isinstance(student_loss(network, replace(kernels, graphs=False)), CapturedStudentLoss)
-
-
-def test_cuda_graphs_need_a_gpu(toy_data, toy_teachers):
-    with pytest.raises(InputError, match=r"cuda_graphs needs a CUDA device, and this is cpu: leave it out\."):
-        distill(toy_data, toy_teachers, CONFIG, cuda_graphs=True, progress=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -99,11 +99,8 @@ def test_an_opened_run_has_all_that_belongs_to_it(view, runs, digits):
     assert end > 0.01
 
 
-def test_a_moment_is_the_latest_snapshot_until_then(view):
+def test_a_moment_is_the_latest_snapshot_until_then_and_an_image_one_of_its_class(view):
     assert [view.place(iteration) for iteration in (0, 1, 2, 3, 4, 99)] == [0, 0, 1, 1, 2, 2]
-
-
-def test_images_are_found_by_class_and_number(view):
     assert [view.number(image) for image in (0, 1, 2, 19)] == [(0, 0), (0, 1), (1, 0), (9, 1)]
     assert [view.row(*view.number(image)) for image in range(20)] == list(range(20))
     assert view.row(3, 99) == 7  # the last one that the class has

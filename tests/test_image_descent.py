@@ -28,6 +28,7 @@ from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
 
 NETWORK = NetworkConfig(width=4, depth=2)
+OFF = AugmentConfig(operations=())
 QUIET = Execution(device="cpu", progress=False)
 
 
@@ -88,21 +89,11 @@ def test_noise_start_needs_no_real_images_of_that_number(method, toy_data, toy_t
     assert abs(made.images.std().item() - 1) < 0.02
 
 
-def test_same_seed_same_bits_whatever_the_global_generator(method, toy_data, toy_teachers):
-    first = method(toy_data, toy_teachers)
-    torch.manual_seed(123)
-    before = torch.get_rng_state()
-    assert torch.equal(method(toy_data, toy_teachers).images, first.images)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(method(toy_data, toy_teachers, seed=1).images, first.images)
-
-
 class Killed(Exception):
     """Stands for a kill: nothing in the loop handles it."""
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize(("stop_at", "momentum"), [(1, 0.5), (3, 0.0)])
 def test_resumed_equals_uninterrupted(method, toy_data, toy_teachers, tmp_path, stop_at, momentum):
     whole = method(toy_data, toy_teachers, folder=tmp_path / "whole", momentum=momentum)
 
@@ -113,6 +104,8 @@ def test_resumed_equals_uninterrupted(method, toy_data, toy_teachers, tmp_path, 
     options = {"folder": tmp_path / "cut", "checkpoint_seconds": 0.0, "momentum": momentum}
     with pytest.raises(Killed):
         method(toy_data, toy_teachers, on_iteration=kill, **options)
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is of a run with another configuration"):
+        method(toy_data, toy_teachers, seed=1, **options)
     seen = []
     resumed = method(toy_data, toy_teachers, on_iteration=lambda i, h: seen.append(i), **options)
     assert seen == list(range(stop_at + 1, 5))
@@ -121,38 +114,21 @@ def test_resumed_equals_uninterrupted(method, toy_data, toy_teachers, tmp_path, 
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["distilled.safetensors"]
 
 
-def test_a_checkpoint_of_another_run_is_refused(method, toy_data, toy_teachers, tmp_path):
-    def kill(iteration, history):
-        if iteration == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        method(toy_data, toy_teachers, folder=tmp_path, checkpoint_seconds=0.0, on_iteration=kill)
-    with pytest.raises(InputError, match=r"checkpoint.safetensors is of a run with another configuration"):
-        method(toy_data, toy_teachers, folder=tmp_path, seed=1)
-
-
-def test_a_finished_run_is_read_back(method, toy_data, toy_teachers, tmp_path):
+def test_a_finished_run_is_read_back_and_says_how_it_was_made(method, toy_data, toy_teachers, tmp_path):
     made = method(toy_data, toy_teachers, folder=tmp_path)
-    called = []
+    called, path = [], tmp_path / "distilled.safetensors"
     again = method(toy_data, toy_teachers, folder=tmp_path, on_iteration=lambda *given: called.append(given))
     assert not called
-    for back in (again, DistilledSet.load(tmp_path / "distilled.safetensors")):
+    for back in (again, DistilledSet.load(path)):
         assert torch.equal(back.images, made.images)
         assert torch.equal(back.labels, made.labels)
         assert (back.method, back.alpha, back.data) == (made.method, made.alpha, made.data)
-    history = stored_history(tmp_path)
+    history, metadata = stored_history(tmp_path), load_artefact(path, kind="distilled").metadata
     assert len(history.loss) == len(history.seconds) == 4
     assert min(history.seconds) > 0
-
-
-def test_the_artefact_says_how_it_was_made_and_is_no_distillation(method, toy_data, toy_teachers, tmp_path):
-    method(toy_data, toy_teachers, folder=tmp_path)
-    path = tmp_path / "distilled.safetensors"
-    metadata = load_artefact(path, kind="distilled").metadata
     assert metadata["baseline"] == describe(method.config)
     assert metadata["network"] == describe(NETWORK)
-    assert "config" not in metadata
+    assert metadata["made_by"] == "descent"
     with pytest.raises(InputError, match="holds a set without a distillation"):
         DistillResult.load(path)
 
@@ -162,13 +138,14 @@ def test_a_result_of_anything_else_is_refused(method, toy_data, toy_teachers, tm
     other_data = replace(toy_data, fingerprint="other")
     preprocess = toy_teachers.preprocess
     shifted = replace(toy_teachers, preprocess=type(preprocess)(preprocess.mean + 1, preprocess.deviation))
-    for data, teachers, change in (
+    attempts = [
         (toy_data, toy_teachers, {"seed": 5}),
-        (toy_data, toy_teachers, {"augment": AugmentConfig(operations=())}),
+        (toy_data, toy_teachers, {"augment": OFF}),
         (toy_data, toy_teachers, {"network": NetworkConfig(width=5, depth=2)}),
         (other_data, toy_teachers, {}),
         (toy_data, shifted, {}),
-    ):
+    ]
+    for data, teachers, change in attempts:
         with pytest.raises(InputError, match=r"is the result of another configuration: choose another fol"):
             method(data, teachers, folder=tmp_path, **change)
 
@@ -203,62 +180,49 @@ def test_a_network_too_deep_is_refused_before_anything_is_written(method, toy_da
 
 def test_a_run_that_diverges_ends_with_the_last_good_images(method, toy_data, toy_teachers):
     start = method(toy_data, toy_teachers, image_rate=1e-30, iterations=1).images
-    with pytest.raises(
-        DivergenceError, match=r"loss is nan.* in iteration \d: lower image_rate \(now 1e\+36\)"
-    ) as stopped:
+    sentence = r"loss is nan.* in iteration \d: lower image_rate \(now 1e\+36\)"
+    with pytest.raises(DivergenceError, match=sentence) as stopped:
         method(toy_data, toy_teachers, image_rate=1e36, iterations=9)
     assert torch.equal(stopped.value.result.images, start)
 
 
-def test_a_back_off_halves_the_rate_and_goes_on(toy_data, toy_teachers, tmp_path, caplog):
-    def overshoot(task, images, optimizer, random):
-        rate = optimizer.param_groups[0]["lr"]
-        images.add_(1.0 if rate < 1 or images.max() < 3 else torch.inf)
-        return torch.tensor(2.0)
+def test_images_that_are_unusable_are_taken_back_and_half_the_rate_goes_on(
+    toy_data, toy_teachers, tmp_path, caplog
+):
+    config = replace(METHODS["distributions"].config, iterations=6, image_rate=2.0, momentum=0.0, augment=OFF)
 
-    config = replace(METHODS["distributions"].config, iterations=6, image_rate=1.0)
-    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
-    made = descend(task, overshoot, folder=tmp_path)
-    torch.testing.assert_close(made.images, task.initial_images() + 6)
-    assert "halved image_rate" in caplog.text
+    def descent(back_offs):
+        slopes = iter([1.0, 1.0, 3e38])  # of the two classes; then of the first, once
 
+        def overshoot(network, pair):
+            return 1 - next(slopes, 1.0) * (pair.distilled - pair.distilled.detach()).sum()
 
-def test_images_that_a_finite_loss_makes_unusable_are_not_kept(toy_data, toy_teachers):
-    def overshoot(task, images, optimizer, random):
-        images.add_(1.0 if images.max() < 3 else torch.inf)
-        return torch.tensor(2.0)
+        own = replace(config, back_offs=back_offs)
+        return Descent(toy_data, toy_teachers.preprocess, NETWORK, own, QUIET, overshoot)
 
-    config = METHODS["distributions"].config
-    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
+    start = descent(0).initial_images()
     with pytest.raises(
-        DivergenceError, match=r"images are not finite any more\..* in iteration 3"
+        DivergenceError, match=r"not finite any more\..* in iteration 2.* is kept in"
     ) as stopped:
-        descend(replace(task, config=replace(config, iterations=9, back_offs=0)), overshoot)
-    assert torch.equal(stopped.value.result.images, task.initial_images() + 1 + 1)
+        descend(descent(0), folder=tmp_path / "stopped")
+    torch.testing.assert_close(stopped.value.result.images, start + 2)
+    torch.testing.assert_close(descend(descent(1), folder=tmp_path / "run").images, start + 2 + 5 * 1)
+    assert "Went back to iteration 1 and halved image_rate" in caplog.text
 
 
-# One augmentation for both batches
+FALLS = {
+    "gradients": {"ipc": 1, "iterations": 80, "matches_per_network": 1, "image_rate": 0.5, "real_batch": 256},
+    "distributions": {"iterations": 80, "image_rate": 2.0, "real_batch": 32},
+}
 
 
-def test_the_real_and_the_distilled_batch_share_one_augmentation(method, toy_data, toy_teachers, monkeypatch):
-    calls: dict[int, list[int]] = {}
-
-    def spy(*given, **options):
-        drawn = image_descent_draw(*given, **options)
-
-        def augmentation(images):
-            calls.setdefault(id(augmentation), []).append(len(images))
-            kept.append(augmentation)
-            return drawn(images)
-
-        return augmentation
-
-    kept: list[object] = []  # alive, so that no id comes back
-    image_descent_draw = image_descent.draw_augmentation
-    monkeypatch.setattr(image_descent, "draw_augmentation", spy)
-    method(toy_data, toy_teachers, iterations=2)
-    matches = getattr(method.config, "matches_per_network", 1)
-    assert list(calls.values()) == [[8, 2]] * (2 * matches * 2)  # iterations × matches × classes
+@pytest.mark.parametrize("augment", [OFF, AUGMENT])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls(toy_data, toy_teachers, name, augment):
+    losses, change = [], {"initial_images": "noise", "augment": augment, **FALLS[name]}
+    note = {"on_iteration": lambda iteration, history: losses.append(history.loss[-1])}
+    METHODS[name](toy_data, toy_teachers, **change, **note)
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
 def test_matching_all_real_images_with_themselves_leaves_nothing_to_do(method, toy_data, toy_teachers):
@@ -267,26 +231,20 @@ def test_matching_all_real_images_with_themselves_leaves_nothing_to_do(method, t
     kept = torch.cat([torch.nonzero(toy_data.train.labels == label).flatten()[:count] for label in range(2)])
     data = replace(toy_data, train=toy_data.train.take(kept.numpy()))
     losses = []
+    options = {"real_batch": count, "image_rate": 1e-9, "iterations": 3}
+    options["on_iteration"] = lambda iteration, history: losses.append(history.loss[-1])
     for ipc in (count, 1):
-        method(
-            data,
-            toy_teachers,
-            ipc=ipc,
-            real_batch=count,
-            image_rate=1e-9,
-            iterations=3,
-            on_iteration=lambda iteration, history: losses.append(history.loss[-1]),
-        )
+        method(data, toy_teachers, ipc=ipc, **options)
     same, single = losses[:3], losses[3:]
     assert max(same) < 1e-5 * min(single)
 
 
 def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_teachers):
-    config = replace(METHODS["distributions"].config, augment=AugmentConfig(operations=()))
-    task = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET)
+    config = replace(METHODS["distributions"].config, augment=OFF)
+    descent = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET, distance=None)
     random = generator(0)
     distilled = torch.zeros(2, 1, 8, 8)
-    first, second = (task.pair(1, distilled, random).real for _ in range(2))
+    first, second = (descent.pair(1, distilled, random).real for _ in range(2))
     assert not torch.equal(first, second)
     ones = toy_teachers.preprocess.apply(toy_data.train.images[toy_data.train.labels == 1])
     for batch in (first, second):
@@ -294,13 +252,15 @@ def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_te
         assert len(set(rows)) == 8
 
 
-def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data, toy_teachers, monkeypatch):
-    drawn, networks = [], []
+def test_what_an_iteration_draws(method, toy_data, toy_teachers, monkeypatch):
+    """One augmentation for both batches of a class, another for each pair; a network for each iteration."""
+    drawn, seen, networks = [], [], []
     draw, build = image_descent.draw_augmentation, image_descent.network_for
 
     def spy_draw(*given, **options):
         drawn.append(draw(*given, **options))
-        return drawn[-1]
+        number = len(drawn)
+        return lambda images: seen.append((number, len(images))) or drawn[number - 1](images)
 
     def spy_build(*given, **options):
         networks.append(build(*given, **options).features[0].weight.detach().clone())
@@ -309,6 +269,8 @@ def test_networks_and_augmentations_are_new_in_every_iteration(method, toy_data,
     monkeypatch.setattr(image_descent, "draw_augmentation", spy_draw)
     monkeypatch.setattr(image_descent, "network_for", spy_build)
     method(toy_data, toy_teachers, iterations=4)
+    pairs = 4 * getattr(method.config, "matches_per_network", 1) * 2  # iterations × matches × classes
+    assert seen == [(number, count) for number in range(1, pairs + 1) for count in (8, 2)]
     assert {augmentation.batch for augmentation in drawn} == {1}
     assert len({augmentation.operation for augmentation in drawn}) > 1
     assert len({tuple(weight.flatten().tolist()) for weight in networks[1:]}) == 4  # the first was a check

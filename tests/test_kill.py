@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import iadd_lab
 from iadd_lab import DistillConfig, EvaluateConfig, GradientMatchingConfig, NetworkConfig, TeacherConfig
 from tests.conftest import AUGMENT
+from tests.notebook_files import write_notebook
 from tests.processes import (
     check_stopped,
     complete,
@@ -198,7 +199,6 @@ def test_a_batch_that_is_interrupted_or_killed_ends_with_the_same_files(tmp_path
 
 def batch_in(root: Path) -> dict[str, Path]:
     """Folders of a batch of a quick notebook and of one that waits for a file."""
-    from tests.test_reproduce import write_notebook
 
     folders = {name: root / name for name in ("notebooks", "figures", "runs")}
     for name in ("notebooks", "runs"):

@@ -84,6 +84,7 @@ def test_what_is_needed_follows_settings_methods_seeds_and_source():
     assert kinds(Shown(methods=("random",))) == {"evaluation": networks}
     more = Shown((replace(TINY, seeds=2), replace(TINY, iterations=TINY.iterations + 1)), ("mtt",))
     assert kinds(more) == taught | {"distillation": 3, "evaluation": 3 * networks}
+    assert kinds(Shown(methods=("mtt",)), more) == kinds(more)  # the first of two seeds is the same
     without = replace(TINY, distribution_matching_iterations=None)
     assert kinds(Shown((without,), ("dm", "whole"))) == {"evaluation": networks}
     others = Shown(own={"other_networks": ["vgg11"], "network_epochs": {"vgg11": 7}})
@@ -112,6 +113,6 @@ def test_the_text_has_tasks_time_disk_and_memory(monkeypatch):
     text = describe(found, notebooks=3, jobs=2)
     for part in ("teachers", "MTT, Digits 8 px, IPC 1", "disk ", "as float16, used epochs", "memory "):
         assert part in text
-    whole, parts = (float(seconds) for seconds in (found["seconds"].sum() + 30, found["seconds"].sum() + 10))
-    wall, total = planning._duration(parts), planning._duration(whole)
-    assert f"time    {wall} with 2 at once; {total} one after another" in text
+    seconds = found["seconds"].sum()
+    assert f"time    {(seconds + 10) / 3600:,.2f} h with 2 at once" in text
+    assert f"; {(seconds + 30) / 3600:,.2f} h one after another" in text

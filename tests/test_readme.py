@@ -257,8 +257,8 @@ def test_tensorboard_shows_the_watched_run(said, fresh):
     board = TensorBoard()
     board.configure(argv=[*words(command), "--port", "0", "--load_fast", "false"])
     address = board.launch()
-    for _ in range(100):
-        with urllib.request.urlopen(f"{address}data/plugin/scalars/tags", timeout=10) as answer:
+    for _ in range(6000):
+        with urllib.request.urlopen(f"{address}data/plugin/scalars/tags", timeout=600) as answer:
             if shown := json.load(answer):
                 break
         time.sleep(0.1)

@@ -97,23 +97,12 @@ def test_every_run_says_what_it_is(root):
     )
 
 
-def test_locks_do_not_pile_up(made):
-    assert not [name for name in names(made) if name.endswith(".lock")]
-
-
 def test_a_checkpoint_alone_is_unfinished(root):
     checkpoint(root / "half")
     found = next(each for each in stored(root) if each.name == "half")
     assert (found.state, found.about) == ("unfinished", "only a checkpoint, after 7 iterations")
     assert gone(root, unfinished=True) == {"half/checkpoint.safetensors"}
     assert not (root / "half").exists()
-
-
-def test_a_checkpoint_beside_its_result_is_left_over(root):
-    folder = the(root, "digits-ipc1-iadd-*")
-    checkpoint(folder)
-    assert gone(root, unfinished=True) == {f"{folder.name}/checkpoint.safetensors"}
-    assert the(root, "digits-ipc1-iadd-*/distilled.safetensors")
 
 
 def test_teachers_and_evaluations_underway_leave_the_finished_ones(root):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -206,36 +204,6 @@ def test_where_runs_lie(tmp_path, monkeypatch):
     assert Study(device="cpu", progress=False).runs == tmp_path / "mine"
     monkeypatch.delenv("IADD_RUNS")
     assert runs_root().parts[-2:] == ("iadd-lab", "runs")
-
-
-_CELL = """
-import sys
-from dataclasses import replace
-from tests.test_study import TINY
-from iadd_lab.study.study import Study
-cell = Study(sys.argv[1], device="cpu", threads=1, progress=False).cell(replace(TINY, iterations=30), "iadd")
-print(cell.evaluation.confusion.flatten().tolist())
-"""
-
-
-def test_two_processes_share_the_work(tmp_path):
-    """Started together they end with equal results, and only one of them computed."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _CELL, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    (first, errors), (second, more) = (process.communicate(timeout=600) for process in started)
-    assert errors + more == "" or "Traceback" not in errors + more
-    *_, one = first.splitlines()
-    *_, other = second.splitlines()
-    assert one == other
-    assert "waiting for another process" in first + second + errors + more
-    assert len(list(tmp_path.glob("digits-ipc1-iadd-*"))) == 1
 
 
 def test_networks_that_had_not_learned_their_sets_are_noted(lab):

@@ -11,13 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
 
-from iadd_lab.cli import app
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import InputError
 from iadd_lab.plots.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard
+from tests.processes import complete
 from tests.test_distill import CONFIG, STEEP, Killed
 
 
@@ -132,7 +131,7 @@ def teachers(tmp_path_factory):
     """The folder of two teachers on all ten digits."""
     folder = tmp_path_factory.mktemp("watched")
     command = "teach --data digits --width 4 --teachers 2 --epochs 2 --device cpu --out"
-    assert CliRunner().invoke(app, [*command.split(), str(folder)]).exit_code == 0
+    complete([*command.split(), str(folder)])
     return folder
 
 
@@ -148,7 +147,7 @@ def test_a_command_stopped_and_run_again_has_one_point_per_iteration(teachers, t
         "    write(self, iteration, history)\n"
         "    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)\n"
         "t.TensorBoard.__call__ = stop\n"
-        "from iadd_lab.cli import main; sys.argv = ['iadd-lab', *sys.argv[1:]]; main()"
+        "from iadd_lab.__main__ import main; sys.argv = ['iadd-lab', *sys.argv[1:]]; main()"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -157,7 +156,6 @@ def test_a_command_stopped_and_run_again_has_one_point_per_iteration(teachers, t
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     assert points(tmp_path / "watch") == list(range(1, 11))
     for _ in range(2):  # the second time, the finished run is only read
-        again = CliRunner().invoke(app, command)
-        assert again.exit_code == 0, again.output
+        complete(command)
         history = DistillResult.load(tmp_path / "run" / "distilled.safetensors").history
         assert_watched(tmp_path / "watch", history)

@@ -20,10 +20,11 @@ from iadd_lab.training.fast.losses import CapturedStudentLoss, FusedStudentLoss
 from iadd_lab.training.networks import NetworkConfig, build_network
 
 CLASSES, IPC, SIZE = 3, 2, 8
+LEARNED = Learned()
 MATCHINGS = {
     "uniform": Uniform(),
     "pruned": Pruned(fraction=0.2),
-    "learned": Learned(),
+    "learned": LEARNED,
     "literal": Learned(normalised=False),
     "tensor": Learned(granularity="tensor"),
     "literal tensor": Learned(normalised=False, granularity="tensor"),
@@ -53,9 +54,8 @@ def make_problem(
     drawn = []
     for _ in range(steps):
         rows = torch.randperm(total, generator=generator)[:batch]
-        drawn.append(
-            Step(rows, draw_augmentation(augment, batch=batch, height=SIZE, width=SIZE, generator=generator))
-        )
+        augmentation = draw_augmentation(augment, batch=batch, height=SIZE, width=SIZE, generator=generator)
+        drawn.append(Step(rows, augmentation))
     raw = matching.initial(loss.layout).to(dtype)
     raw = raw + 0.3 * torch.rand(raw.shape, generator=generator, dtype=dtype)
     variables = Variables(
@@ -105,12 +105,8 @@ def test_gradients_equal_finite_differences(engine, name):
         value = getattr(variables, part)
         direction = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         slope = (getattr(gradients, part) * direction).sum()
-        losses = [
-            ENGINES["full"](
-                loss, segment, replaced(variables, part, value + sign * 1e-6 * direction), objective
-            ).loss
-            for sign in (1, -1)
-        ]
+        moved = [replaced(variables, part, value + sign * 1e-6 * direction) for sign in (1, -1)]
+        losses = [ENGINES["full"](loss, segment, variables, objective).loss for variables in moved]
         assert relative((losses[0] - losses[1]) / 2e-6, slope) < 1e-6, part
 
 
@@ -219,17 +215,6 @@ def test_learned_at_its_start_is_uniform_bit_for_bit(engine, name, dtype):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
 
 
-def test_frozen_is_adjoint_without_curvature():
-    """With one step there is no curvature to drop; with more, only the last step's share stays exact."""
-    one = make_problem(steps=1)
-    assert relative(ENGINES["frozen"](*one).images, ENGINES["full"](*one).images) < 1e-12
-    many = make_problem(steps=10)
-    exact, found = ENGINES["full"](*many), ENGINES["frozen"](*many)
-    assert relative(found.loss, exact.loss) < 1e-12
-    assert relative(found.raw, exact.raw) < 1e-12
-    assert 1e-4 < relative(found.images, exact.images) < 1
-
-
 def test_frozen_equals_its_definition():
     """λ ≡ ∂L/∂θ̃_J in every step: the gradient of −α Σ_j ⟨∇ℓ(x_j; θ̃_j), λ⟩ at constant θ̃_j."""
     loss, segment, variables, objective = make_problem(steps=4)
@@ -246,17 +231,6 @@ def test_frozen_equals_its_definition():
     (expected,) = torch.autograd.grad(total, images)
     assert relative(found.images, expected) < 1e-12
     assert relative(found.alpha, total.detach() / variables.alpha) < 1e-12
-
-
-def test_images_outside_every_batch_get_no_gradient():
-    loss, segment, variables, objective = make_problem(steps=2, batch=2)
-    seen = torch.cat([step.rows for step in segment.steps]).unique()
-    unseen = [row for row in range(CLASSES * IPC) if row not in seen]
-    assert unseen
-    for engine in ENGINES.values():
-        gradients = engine(loss, segment, variables, objective)
-        assert gradients.images[unseen].abs().sum() == 0
-        assert gradients.images[seen].flatten(1).abs().sum(1).min() > 0
 
 
 MEMORY = """

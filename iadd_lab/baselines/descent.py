@@ -21,14 +21,14 @@ from iadd_lab.data.distilled import KIND, DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import Execution, finite
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_rate, check_whole, choose
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, unpacking
 from iadd_lab.store.configs import added_field, describe, fingerprint
 from iadd_lab.store.locks import locked_folder
-from iadd_lab.store.resumable import State, check_result, complete
+from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.networks import NetworkConfig, network_for
 
@@ -202,7 +202,7 @@ class _Progress:
             if not math.isfinite(loss):
                 raise DivergenceError(f"the matching loss is {loss}.")
             self.good = before  # as its loss shows
-            if not torch.isfinite(self.images).all():
+            if not finite(self.images):
                 raise DivergenceError("the images are not finite any more.")
         except DivergenceError as error:
             self.restore(self.good)
@@ -283,4 +283,4 @@ class _Progress:
         tensors = artefact.tensors
         self.history = History.from_tensors(tensors)
         self.restore(tensors)
-        self.good = {n.removeprefix("good/"): t for n, t in tensors.items() if n.startswith("good/")}
+        self.good = under("good/", tensors)

@@ -10,6 +10,7 @@ from statistics import mean
 import torch
 
 from iadd_lab.errors import choose
+from iadd_lab.store.resumable import under
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ class History:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
         """The history among an artefact's tensors."""
-        stored = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("history/")}
-        return cls(**{name: list(t.unbind()) if t.ndim > 1 else t.tolist() for name, t in stored.items()})
+        stored = under("history/", tensors).items()
+        return cls(**{name: list(t.unbind()) if t.ndim > 1 else t.tolist() for name, t in stored})
 
     def append(self, **values: float | torch.Tensor) -> None:
         """One more value for each of these series."""

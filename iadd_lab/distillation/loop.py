@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import Execution, finite
 from iadd_lab.distillation.config import OPTIMIZERS, DistillConfig
 from iadd_lab.distillation.history import ALL_RATES, History
 from iadd_lab.distillation.matching import Uniform, effective_share
@@ -28,7 +28,7 @@ from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact
 from iadd_lab.store.configs import describe, fingerprint
 from iadd_lab.store.locks import lock_of, locked
-from iadd_lab.store.resumable import State, check_result, complete
+from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.compiling import choose_kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
@@ -205,14 +205,11 @@ class Distillation:
         self.last_good = before
         # Where W depends on the segment, it is the last one's.
         place = {"end": gradients.end, "target": target, "layout": self.layout}
-        self.importance = config.matching.weights(self.raw, **place)
+        self.importance = weights = config.matching.weights(self.raw, **place)
         self.done += 1
         losses = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item()}
-        spread = {
-            "importance_min": self.importance.min().item(),
-            "importance_max": self.importance.max().item(),
-        }
-        spread["importance_share"] = effective_share(self.importance)
+        spread = {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
+        spread["importance_share"] = effective_share(weights)
         self.history.append(**losses, alpha=alpha, seconds=time.perf_counter() - started, **spread)
         self.take_snapshot()
         return {"loss": f"{losses['loss']:.4f}", "alpha": f"{alpha:.4f}"}
@@ -301,13 +298,3 @@ class Distillation:
         self.last_good = under(_LAST_GOOD, artefact.tensors)
         self.done = artefact.metadata["iteration"]
         self.history = History.from_tensors(artefact.tensors)
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def finite(*tensors: Tensor) -> bool:
-    """Whether every value of every tensor is finite; one wait for the device."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

@@ -121,8 +121,10 @@ def reproduce(
     if len(due) < len(tasks):
         count = f"{len(tasks) - len(due)} of {len(tasks)} notebooks"
         print(f"{batch.rows.name}: {count} up to date; --again executes them all the same.")
-    with open_runner(cluster if due else None) as runner:
-        failed = _execute_all(due, runner.workers if runner else jobs, progress, runner)
+    failed = []
+    if due:
+        with open_runner(cluster) as runner:
+            failed = _execute_all(due, runner.workers if runner else jobs, progress, runner)
     print(f"The results lie in {batch.folder}: see {write_report(batch)}.")
     return [task.name for task in tasks if task.name in failed]
 
@@ -144,7 +146,8 @@ def keep(*, kept: Path = Path("figures"), **where: Any) -> Path:
     profile = batch.rows.name
     require(bool(files), f"{batch.folder} is empty: run iadd-lab reproduce --profile {profile} first.")
     there = replace(batch, figures=Path(kept))
-    check_folder(there.folder)
+    if check_folder(there.folder).samefile(batch.folder):
+        return there.folder
     for name in (path.stem for path in files if path.suffix == ".ipynb"):
         for path in files_of(name, batch.found, there.folder):
             path.unlink()
@@ -211,7 +214,7 @@ def given_to(notebook: Notebook, given: Mapping[str, Any]) -> dict[str, Any]:
     if CHANGE not in notebook.defaults:
         return own
     change, fields = own.get(CHANGE) or {}, SETTING_FIELDS | HOW_FIELDS
-    sentence = f"change is {change!r}; it must be a mapping, as in '{{student_steps: 20}}'."
+    sentence = f"change is {change!r}; it must be a mapping, as in '{{teacher_epochs: 3}}'."
     require(isinstance(change, dict), sentence)
     change = change | {name: value for name, value in given.items() if name in fields and name not in own}
     return own | ({CHANGE: change} if change else {})
@@ -301,7 +304,7 @@ def _execute_all(tasks: list[Task], jobs: int, progress: bool, runner: DaskRunne
         total=sum(expected.values()),
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         smoothing=0,  # notebooks differ too much for the last one to count most
-        disable=not progress or alone or not tasks,  # of a single notebook, papermill shows the cells
+        disable=not progress or alone,  # of a single notebook, papermill shows the cells
     )
 
     def show(running: Sequence[int]) -> None:
@@ -310,7 +313,7 @@ def _execute_all(tasks: list[Task], jobs: int, progress: bool, runner: DaskRunne
         bar.set_postfix_str(", ".join(left))
 
     # Copies lie where workers elsewhere can write as well, or on this machine's own disk.
-    place = tasks[0].batch.record("").parent.absolute() if runner and tasks else None
+    place = tasks[0].batch.record("").parent.absolute() if runner else None
     with tempfile.TemporaryDirectory(prefix="iadd-lab-", dir=place) as scratch, bar:
         orders = [_order(task, Path(scratch), bar=progress and alone) for task in tasks]
         ended = _run_on(runner, orders) if runner else _run_here(orders, jobs, show)

@@ -140,12 +140,14 @@ def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskR
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(Sending large graph|Port .* is already in use).*")
         with _local_client(local[1]) if local else _remote_client(cluster) as client:
-            there = client.scheduler_info(n_workers=-1)
+            there, said = client.scheduler_info(n_workers=-1), []
             if announce and "dashboard" in there.get("services", {}):
-                _say(f"dashboard of the cluster: {client.dashboard_link}")
+                said.append(f"dashboard of the cluster: {client.dashboard_link}")
             if not there["workers"]:
                 join = f"dask worker {cluster} --nthreads 1"
-                _say(f"{cluster} has no workers yet: tasks wait until some join, as with `{join}`")
+                said.append(f"{cluster} has no workers yet: tasks wait until some join, as with `{join}`")
+            for sentence in said:
+                tqdm.write(sentence, file=sys.stderr)
             yield DaskRunner(client)
 
 
@@ -201,7 +203,3 @@ def _open_until_the_end(cluster: str) -> DaskRunner:
     opened = ExitStack()
     atexit.register(opened.close)
     return opened.enter_context(open_runner(cluster, announce=False))  # no notebook may print an address
-
-
-def _say(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)

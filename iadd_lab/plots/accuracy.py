@@ -10,10 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation, spread
-from iadd_lab.plots.images import draw_before_after
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, grouped_bars, house_style, new_figure
 from iadd_lab.plots.tiles import shorten
 from iadd_lab.study.comparisons import PairedDifference
@@ -25,21 +23,12 @@ _LETTER, _HANDLE = 0.05, 0.55  # inches in a legend: of a letter, and of the col
 def accuracy_bars(evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
     """Mean accuracy of each evaluation with its standard deviation, and one dot per network."""
     figure = new_figure(SINGLE, 2.4, title=title)
-    _draw_accuracies(figure.subplots(), evaluations)
+    draw_accuracies(figure.subplots(), evaluations)
     return figure
 
 
-@house_style()
-def overview(result: DistillResult, evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
-    """The whole story in one picture: images before and after, and what they are worth."""
-    figure = new_figure(DOUBLE, 1.5, title=title)
-    left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1), frameon=False)
-    draw_before_after(left, result)
-    _draw_accuracies(right.subplots(), evaluations)
-    return figure
-
-
-def _draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
+def draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
+    """Draw what `accuracy_bars` shows into `ax`."""
     for place, evaluation in enumerate(evaluations):
         values = 100 * evaluation.accuracies
         mean = values.mean().item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -136,6 +136,7 @@ def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
     return figure
 
 
+@dataclass(eq=False)
 class LivePlot:
     """A callback, as in `distill(..., on_iteration=LivePlot(preprocess))`: one output, redrawn in place.
 
@@ -154,24 +155,19 @@ class LivePlot:
         InputError: a value outside its range.
     """
 
-    def __init__(
-        self,
-        preprocess: Preprocess,
-        *,
-        ipc: int = 1,
-        iterations: int | None = None,
-        seconds: float = 2.0,
-        most: int = 200,
-    ):
-        check_whole("ipc", ipc, minimum=1)
-        check_whole("iterations", 1 if iterations is None else iterations, minimum=1)
-        check_number("seconds", seconds)
-        check_whole("most", most, minimum=1, maximum=1000)
-        self.preprocess, self.ipc, self.iterations = preprocess, ipc, iterations
-        self.seconds, self.most = seconds, most
-        self.drawn = 0  # how often
-        self._handle = None
-        self._due = -math.inf  # on the monotonic clock
+    preprocess: Preprocess
+    _: KW_ONLY
+    ipc: int = 1
+    iterations: int | None = None
+    seconds: float = 2.0
+    most: int = 200
+
+    def __post_init__(self) -> None:
+        check_whole("ipc", self.ipc, minimum=1)
+        check_whole("iterations", 1 if self.iterations is None else self.iterations, minimum=1)
+        check_number("seconds", self.seconds)
+        check_whole("most", self.most, minimum=1, maximum=1000)
+        self.drawn, self._handle, self._due = 0, None, -math.inf  # how often; when, on the monotonic clock
 
     def __call__(self, iteration: int, history: History) -> None:
         """Redraw if it is time to, and after the last iteration."""

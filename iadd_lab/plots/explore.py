@@ -22,24 +22,17 @@ _NOTHING = "nothing"
 
 
 def explore(
-    views: Sequence[View],
-    *,
-    runs: Path | None = None,
-    data_root: Path | None = None,
-    image: int = 0,
-    count: int = 8,
-    interactive: bool | None = None,
+    views: Sequence[View], *, image: int = 0, count: int = 8, interactive: bool | None = None, **options: Any
 ) -> Explorer | Figure:
     """What the last line of a cell shows: widgets over one run, or two side by side, or a figure of them.
 
     Args:
         views: the runs to begin with, one or two.
-        runs: a folder of runs that can be chosen beside them; None offers `views` alone.
-        data_root: where the real images of those lie; None for the usual place.
         image: which distilled image of the first run is picked to begin with.
         count: how many nearest real images of it to show.
         interactive: widgets, or the figure; None: widgets where a front end has started the kernel, the
             figure where nobody can move anything (papermill, nbconvert, nbval).
+        options: `runs` and `data_root` of the `Explorer`.
 
     Raises:
         InputError: there is no view, or more than two, `runs` is no folder of runs, or the first view has no
@@ -48,14 +41,21 @@ def explore(
     if interactive is None:
         interactive = any(os.environ.get(name) for name in _FRONT_ENDS)
     if interactive:
-        return Explorer(views, runs=runs, data_root=data_root, image=image, count=count)
+        return Explorer(views, image=image, count=count, **options)
     return exploration(views, image=image, count=count)
 
 
 class Explorer(widgets.VBox):
     """The widgets: `run`, `beside`, `label`, `number` and `iteration` decide what `picture` shows.
 
-    On pages that know no widgets, the figure stands in their place. The arguments are those of `explore`.
+    On pages that know no widgets, the figure stands in their place.
+
+    Args:
+        views: the runs to begin with, one or two.
+        runs: a folder of runs that can be chosen beside them; None offers `views` alone.
+        data_root: where the real images of those lie; None for the usual place.
+        image: which distilled image of the first run is picked to begin with.
+        count: how many nearest real images of it to show.
     """
 
     def __init__(

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure, SubFigure
 
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
+from iadd_lab.evaluation.protocol import Evaluation
+from iadd_lab.plots.accuracy import draw_accuracies
 from iadd_lab.plots.style import DOUBLE, PAGE, SINGLE, SMALL, house_style, new_figure
 from iadd_lab.plots.tiles import as_bytes, fit_name, show, show_rows, tile
 
@@ -141,12 +143,21 @@ def before_after(result: DistillResult, *, title: str = "") -> Figure:
     columns = min(len(result.distilled.classes), 10)
     width = DOUBLE if columns > 3 else SINGLE
     figure = new_figure(width, 0.35 + 2 * min((width - 0.3) / columns, _LARGEST), title=title)
-    draw_before_after(figure, result)
+    _draw_before_after(figure, result)
     return figure
 
 
-def draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> None:
-    """Draw what `before_after` shows into an empty figure."""
+@house_style()
+def overview(result: DistillResult, evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
+    """The whole story in one picture: images before and after, and what they are worth."""
+    figure = new_figure(DOUBLE, 1.5, title=title)
+    left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1), frameon=False)
+    _draw_before_after(left, result)
+    draw_accuracies(right.subplots(), evaluations)
+    return figure
+
+
+def _draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> None:
     made, rows = result.distilled, slice(None, 10 * result.distilled.ipc, result.distilled.ipc)
     first = made.pictures(result.history.snapshot_images[0])
     shown = {result.config.initial_images: first[rows], "distilled": made.pictures()[rows]}

@@ -66,18 +66,13 @@ def new_figure(width: float, height: float, *, title: str = "", layout: str | No
 
     With `layout` None everything, the title too, is placed by hand.
     """
-    lines = fill_title(title, width)
+    lines = textwrap.fill(title, max(int(width * 15), 10))  # LARGE letters to an inch
     room = _TITLE_LINE * (lines.count("\n") + 1) + 0.04 if title else 0.0
     figure = _HouseFigure(figsize=(width, height + room), layout=layout)
     if title:
         by_hand = {} if layout else {"y": 1 - 0.03 / (height + room)}
         figure.suptitle(lines, fontsize=LARGE, **by_hand)
     return figure
-
-
-def fill_title(title: str, width: float) -> str:
-    """`title` in as many lines as a figure of `width` inches needs."""
-    return textwrap.fill(title, max(int(width * 15), 10))  # LARGE letters to an inch
 
 
 def plain_ticks(axis: Axis) -> None:

@@ -33,23 +33,17 @@ def describe(config: Any) -> Any:
     An `added_field` at its default is left out: `restore` puts it back.
     """
     if dataclasses.is_dataclass(config):
-        hints = typing.get_type_hints(type(config))
-        values = {name: describe(_canonical(hints[name], value)) for name, value in _fields(config).items()}
-        return {"kind": type(config).__name__, **values}
+        hints, described = typing.get_type_hints(type(config)), {"kind": type(config).__name__}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if _LATER not in field.metadata or value != field.default:
+                described[field.name] = describe(_canonical(hints[field.name], value))
+        return described
     if isinstance(config, Mapping):
         return {name: describe(value) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [describe(value) for value in config]
     return config
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {
-        field.name: value
-        for field, value in values.items()
-        if not (_LATER in field.metadata and value == field.default)
-    }
 
 
 def _canonical(hint: Any, value: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,23 +112,21 @@ def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
 
 def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
     """Take the lock, or return without where there can be none."""
-    waiting = f"waiting for another process that computes {what}"
-    while True:
+    for attempt in itertools.count():
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             with suppress(Timeout, FileNotFoundError):  # its owner may remove the whole folder
                 holder.acquire()
                 return
         except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS | _NOTHING_WRITTEN:
-                raise
             if error.errno in _WITHOUT_LOCKS:
                 place = f"{lock.parent} can't be locked ({error.strerror})"
                 _say(f"{place}: let no other process compute {what} meanwhile")
+            elif error.errno not in _NOTHING_WRITTEN:
+                raise
             return
-        if waiting:
-            _say(waiting)
-            waiting = ""
+        if attempt == 0:
+            _say(f"waiting for another process that computes {what}")
         time.sleep(0.1)
 
 

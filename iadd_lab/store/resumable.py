@@ -32,6 +32,11 @@ _HEEDED = (signal.SIGINT, signal.SIGTERM)
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
 
 
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 class Resumable(Protocol):
     """A computation in equal units of work, whose state between two of them is all that it needs to go on.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -47,15 +48,6 @@ _SECONDS = 0.1  # that each network is timed for
 _HEADER = 2_500.0  # bytes of an artefact beside its tensors
 
 
-class Shown(Protocol):
-    """What a notebook works with: its settings, methods, how it runs, and what only it knows."""
-
-    settings: Sequence[Setting]
-    methods: Sequence[str]
-    how: Mapping[str, Any]
-    own: Mapping[str, Any]
-
-
 class Shape(NamedTuple):
     """What of a data set decides how long networks take on it."""
 
@@ -71,48 +63,21 @@ class Shape(NamedTuple):
         return self.channels * self.size**2
 
 
-class Work(NamedTuple):
-    """One thing that is needed, `count` times.
-
-    Attributes:
-        kind: a key of `COMPILED_SHARE`.
-        title: what of that kind; {data} stands for the images.
-        count: networks or sets.
-        flops: floating-point operations of each, those of convolutions and products.
-        network: that is trained, or distilled with.
-        images: that it works on at once.
-        disk: bytes of each that stay in the folder of runs.
-        key: what else tells it from others of the same images and teachers.
-        memory: bytes beside images and feature maps.
-        epochs, used: bytes of all epochs of trajectories in single precision, and of those used.
-    """
-
-    kind: str
-    title: str
-    count: int
-    flops: float
-    network: NetworkConfig
-    images: int
-    disk: float
-    key: Any = None
-    memory: float = 0.0
-    epochs: float = 0.0
-    used: float = 0.0
-
-
-def plan(pages: Mapping[str, tuple[Shown | None, str]], *, device: str = "auto") -> pd.DataFrame:
+def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.DataFrame:
     """What notebooks would compute from an empty folder of runs, everything once, and how long.
 
     What a notebook computes by other means than a study, as a bench, is a matter of minutes: it is left out.
 
     Args:
-        pages: of each notebook, what it shows (None: nothing that is known), and the source of its cells,
-            which says whether sets and snapshots are evaluated.
+        pages: of each notebook, what it shows (its `settings`, `methods`, fields of `Execution` as `how`, and
+            what only it knows as `own`; None if nothing is known), and the source of its cells, which says
+            whether sets and snapshots are evaluated.
         device: where they compute.
 
     Returns:
         One row for each thing: `notebook`, the first that needs it; kind, title and count; flops; seconds,
-        where it has the machine for itself; bytes of disk, memory, epochs and used (see `Work`), in all.
+        where it has the machine for itself; bytes of disk in the folder of runs; of memory,
+        roughly; of all `epochs` of trajectories in single precision, and of those `used`.
 
     Raises:
         InputError: a data set of which nothing is published is missing, or a value is impossible.
@@ -121,34 +86,31 @@ def plan(pages: Mapping[str, tuple[Shown | None, str]], *, device: str = "auto")
     for notebook, (shown, source) in pages.items():
         how = Execution.of(None, {**(shown.how if shown else {}), "device": device})
         for setting in shown.settings if shown else ():
-            for work in _needed(setting, shown, source):
-                key = work.kind, setting.data(), setting.teachers(), setting.teacher_count, work.key
-                if key not in found:
-                    found[key] = {"notebook": notebook, **_row(work, setting, how)}
+            for key, needed in _needed(setting, shown, source):
+                key = needed["kind"], setting.data(), setting.teachers(), key
+                before = found.get(key, {"notebook": notebook, "count": 0})
+                if needed["count"] > before["count"]:  # of more seeds, the first are the same
+                    found[key] = _row(setting, how, **needed, notebook=before["notebook"])
     columns = ["notebook", "kind", "title", "count", "flops", "seconds", "disk", "memory", "epochs", "used"]
     return pd.DataFrame(list(found.values()), columns=columns)
 
 
-def _row(work: Work, setting: Setting, how: Execution) -> dict[str, Any]:
-    shape = _shape(setting.data())
-    share = COMPILED_SHARE[work.kind] if work.flops >= WORTH_COMPILING[how.place.type] else 1.0
-    first = next(m for m in _network(work.network, shape).modules() if isinstance(m, torch.nn.Conv2d))
+def _row(setting: Setting, how: Execution, *, network: NetworkConfig, images: int, **needed: Any) -> dict:
+    """All that is needed of one kind and title: so many of what each has, for so many images at once."""
+    shape, count, kind, work = _shape(setting.data()), needed["count"], needed["kind"], needed["flops"]
+    run = work * (setting.evaluation_networks if kind == "evaluation" else 1)
+    share = COMPILED_SHARE[kind] if run >= WORTH_COMPILING[how.place.type] else 1.0
+    first = next(m for m in _network(network, shape).modules() if isinstance(m, torch.nn.Conv2d))
     # A batch's feature maps and their gradients are seven times the first map, four bytes each.
-    maps = 28.0 * work.images * first.out_channels * shape.size**2
-    return {
-        "kind": work.kind,
-        "title": work.title.format(data=f"{DATASETS[setting.data_name].title} {shape.size} px"),
-        "count": work.count,
-        "flops": work.count * work.flops,
-        "seconds": work.count * work.flops / _rate(work.network, shape, work.images, how) * share,
-        "disk": work.count * work.disk,
-        "memory": maps + 5.0 * shape.train * shape.pixels + work.memory,
-        "epochs": work.count * work.epochs,
-        "used": work.count * work.used,
-    }
+    maps = 28.0 * images * first.out_channels * shape.size**2 + 5.0 * shape.train * shape.pixels
+    of_each = {name: count * needed.get(name, 0.0) for name in ("flops", "disk", "epochs", "used")}
+    memory, seconds = maps + needed.get("memory", 0.0), count * work / _rate(network, shape, images, how)
+    title = needed["title"].format(data=f"{DATASETS[setting.data_name].title} {shape.size} px")
+    return needed | of_each | {"title": title, "seconds": seconds * share, "memory": memory}
 
 
-def _needed(setting: Setting, shown: Shown, source: str) -> Iterator[Work]:
+def _needed(setting: Setting, shown: Any, source: str) -> Iterator[tuple[Any, dict]]:
+    """What else tells each thing from others of the same images and teachers, and what one of it needs."""
     evaluated, snapshots = re.search(r"\b(cells|evaluate)\(", source), "snapshots(" in source
     others = [NetworkConfig(network) for network in shown.own.get("other_networks", ())]
     longer = shown.own.get("network_epochs", {})
@@ -166,52 +128,55 @@ def _needed(setting: Setting, shown: Shown, source: str) -> Iterator[Work]:
             yield _evaluation(setting, name, setting.network(), None, snapshots=kept)
 
 
-def _teachers(setting: Setting) -> Work:
-    shape, config = _shape(setting.data()), setting.teachers()
+def _teachers(setting: Setting) -> tuple[Any, dict]:
+    shape, config, count = _shape(setting.data()), setting.teachers(), setting.teacher_count
     forward, parameters = _counts(config.network, shape)
-    used = min(setting.max_start_epoch + setting.teacher_epochs, config.epochs + 1)
-    stored = [4.0 * parameters * epochs for epochs in (config.epochs + 1, used)]
-    title, work = f"{{data}}, {config.epochs} epochs", 3.0 * shape.train * config.epochs * forward
-    how = (config.network, config.batch, stored[0] + _HEADER)
-    return Work("teachers", title, setting.teacher_count, work, *how, epochs=stored[0], used=stored[1])
+    epochs, used = config.epochs + 1, min(setting.max_start_epoch + setting.teacher_epochs, config.epochs + 1)
+    work, stored = 3.0 * shape.train * config.epochs * forward, {"epochs": 4.0 * parameters * epochs}
+    stored |= {"used": 4.0 * parameters * used, "disk": stored["epochs"] + _HEADER}
+    needed = {"kind": "teachers", "title": f"{{data}}, {config.epochs} epochs", "count": count, "flops": work}
+    return None, needed | stored | {"network": config.network, "images": config.batch}
 
 
-def _distillation(setting: Setting, name: str) -> Work:
+def _distillation(setting: Setting, name: str) -> tuple[Any, dict]:
     shape, network, method = _shape(setting.data()), setting.network(), METHODS[name]
     (forward, parameters), total = _counts(network, shape), setting.ipc * shape.classes
+    floats, memory = total * shape.pixels, 0.0
     if method.matching:
         config = setting.distillation(method.matching(setting))
-        passes = ADJOINT_PASSES * (config.batch or total) * config.student_steps * config.segments
-        kept = min(config.snapshots, config.iterations + 1)
-        floats = (1 + kept) * total * shape.pixels + (1 + config.matching.varies * (1 + kept)) * parameters
-        images, memory = config.batch or total, 4.0 * parameters * (config.student_steps + 8)
+        images, kept = config.batch or total, min(config.snapshots, config.iterations + 1)
+        passes = ADJOINT_PASSES * images * config.student_steps * config.segments
+        floats = (1 + kept) * floats + (1 + config.matching.varies * (1 + kept)) * parameters
+        memory = 4.0 * parameters * (config.student_steps + 8)
     else:
-        if name == "dm":
-            config = setting.distribution_matching()
-        else:
-            config = setting.gradient_matching(None).resolved(ImageData(setting.data(), (), *[None] * 3, ""))
-        images, floats, memory = config.real_batch, total * shape.pixels, 0.0
+        unseen = ImageData(setting.data(), (), *[None] * 3, "")
+        by_features = name == "dm"
+        config = (
+            setting.distribution_matching()
+            if by_features
+            else setting.gradient_matching(None).resolved(unseen)
+        )
+        images = config.real_batch
         passes = descent_passes(config, shape.classes, shape.train // shape.classes)
-    title, count = f"{method.title}, {{data}}, IPC {setting.ipc}", method.seeds(setting)
-    work, disk = (
-        float(passes) * config.iterations * forward,
-        4.0 * floats + 56.0 * config.iterations + _HEADER,
-    )
-    return Work("distillation", title, count, work, network, images, disk, (name, count, config), memory)
+    needed = {"kind": "distillation", "title": f"{method.title}, {{data}}, IPC {setting.ipc}"}
+    needed |= {"count": method.seeds(setting), "flops": float(passes) * config.iterations * forward}
+    needed |= {"disk": 4.0 * floats + 56.0 * config.iterations + _HEADER, "memory": memory}
+    return (name, config, setting.teacher_count), needed | {"network": network, "images": images}
 
 
 def _evaluation(
     setting: Setting, name: str, network: NetworkConfig, epochs: int | None, *, snapshots: int = 0
-) -> Work:
+) -> tuple[Any, dict]:
     shape, config, method = _shape(setting.data()), setting.evaluation(network=network), METHODS[name]
-    images = setting.ipc * shape.classes if method.competes else shape.train
-    epochs = epochs or getattr(setting, method.epochs)
+    images, epochs = setting.ipc * shape.classes, epochs or getattr(setting, method.epochs)
+    images = images if method.competes else shape.train
     work = (3.0 * images * epochs + shape.test) * _counts(network, shape)[0]
     title = f"{network.title}, {{data}}, {images} images, {epochs} epochs"
-    count = config.networks * (snapshots or method.seeds(setting))
-    key = (name, setting, network, epochs, snapshots)
-    disk = shape.classes**2 * 8.0 + _HEADER / 2 / config.networks  # one file for all of them
-    return Work("evaluation", title, count, work, network, min(config.batch, images), disk, key)
+    needed = {"kind": "evaluation", "title": title, "count": config.networks, "flops": work}
+    needed["count"] *= snapshots or method.seeds(setting)
+    needed["disk"] = shape.classes**2 * 8.0 + _HEADER / 2 / config.networks  # one file for all of them
+    key = (name, replace(setting, seeds=1), network, epochs, snapshots)
+    return key, needed | {"network": network, "images": min(config.batch, images)}
 
 
 def descent_passes(config: Any, classes: int, most: int) -> int:
@@ -283,12 +248,16 @@ def describe(found: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
         free[free.index(min(free))] += seconds
     rest = pd.DataFrame({"count": [notebooks], "flops": 0.0, "seconds": notebooks * _NOTEBOOK})
     lines += [_line("notebooks: kernels, imports, figures", rest), ""]
-    lines += [f"time    {_duration(max(free))} with {jobs} at once; {_duration(total)} one after another"]
-    lines += [f"disk    {_bytes(found['disk'].sum())} of runs"]
+    lines += [
+        f"time    {max(free) / 3600:,.2f} h with {jobs} at once; {total / 3600:,.2f} h one after another"
+    ]
+    lines += [f"disk    {found['disk'].sum() / 1e6:,.1f} MB of runs"]
     pairs = [(f"{n}, {e}", found[c].sum() * share) for n, share in _WIDTHS for e, c in _EPOCHS]
-    lines += ["        of it trajectories: " + "; ".join(f"{_bytes(size)} as {how}" for how, size in pairs)]
+    lines += [
+        "        of it trajectories: " + "; ".join(f"{size / 1e6:,.1f} MB as {how}" for how, size in pairs)
+    ]
     memory = peak_memory() + (found["memory"].max() if len(found) else 0)
-    return "\n".join([*lines, f"memory  {_bytes(memory)} per worker, roughly"])
+    return "\n".join([*lines, f"memory  {memory / 1e9:,.1f} GB per worker, roughly"])
 
 
 _WIDTHS, _EPOCHS = (("float32", 1.0), ("float16", 0.5)), (("all epochs", "epochs"), ("used epochs", "used"))
@@ -297,13 +266,3 @@ _WIDTHS, _EPOCHS = (("float32", 1.0), ("float16", 0.5)), (("all epochs", "epochs
 def _line(title: str, rows: pd.DataFrame) -> str:
     count, work, seconds = (rows[name].sum() for name in ("count", "flops", "seconds"))
     return f"{title[:58]:58} {count:6,} {work / 1e15:11,.4f} {seconds / 3600:9,.3f}"
-
-
-def _duration(seconds: float) -> str:
-    whole = f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return whole if seconds < 3600 else f"{seconds / 3600:,.1f} h"
-
-
-def _bytes(count: float) -> str:
-    power = next((power for power in (1, 2, 3) if count < 1000 ** (power + 1)), 4)
-    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"

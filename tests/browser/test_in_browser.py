@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("IADD_BROWSER"), reason="it takes minutes and a browser: run `make test-browser`"
+)
 SECONDS = 300  # for all cells of a notebook, on a busy machine and without stored runs
 LARGEST = 300_000  # bytes of a screenshot
 
