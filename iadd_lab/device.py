@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -106,6 +108,28 @@ class Execution:
         for name in options:
             choose("option", name, {field.name: field for field in fields(cls)})
         return replace(how or cls(), **options)
+
+
+DEFAULT = Execution()
+
+
+def executes(function: Callable) -> Callable:
+    """Decorate a function that computes as its keyword `how` says, with the environment of that around it.
+
+    Callers may leave `how` out or give None, and name fields of `Execution` beside the function's options.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def executing(*positional, how: Execution | None = None, **named):
+        options = {name: named.pop(name) for name in [*named] if name not in signature.parameters}
+        how = Execution.of(how, options)
+        with how.environment():
+            return function(*positional, how=how, **named)
+
+    options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+    executing.__signature__ = signature.replace(parameters=[*signature.parameters.values(), options])
+    return executing
 
 
 def pick_device(name: str = "auto") -> torch.device:

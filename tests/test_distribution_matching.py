@@ -56,14 +56,14 @@ def test_no_gradient_flows_to_the_real_images():
 
 
 def test_two_iterations_by_hand(toy_data, toy_teachers, monkeypatch):
-    networks, original = [], image_descent.build_network
+    networks, original = [], image_descent.network_for
 
     def spy(*given, **options):
         network = original(*given, **options)
         networks.append(copy.deepcopy(network))
         return network
 
-    monkeypatch.setattr(image_descent, "build_network", spy)
+    monkeypatch.setattr(image_descent, "network_for", spy)
     preprocess, losses, states = toy_teachers.preprocess, [], []
     options = {"progress": False, "on_iteration": lambda iteration, history: losses.append(history.loss[-1])}
     plain = DistributionMatchingConfig(ipc=2, momentum=0.5, real_batch=10_000, augment=OFF)

@@ -255,7 +255,7 @@ def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_te
 def test_what_an_iteration_draws(method, toy_data, toy_teachers, monkeypatch):
     """One augmentation for both batches of a class, another for each pair; a network for each iteration."""
     drawn, seen, networks = [], [], []
-    draw, build = image_descent.draw_augmentation, image_descent.build_network
+    draw, build = image_descent.draw_augmentation, image_descent.network_for
 
     def spy_draw(*given, **options):
         drawn.append(draw(*given, **options))
@@ -267,7 +267,7 @@ def test_what_an_iteration_draws(method, toy_data, toy_teachers, monkeypatch):
         return build(*given, **options)
 
     monkeypatch.setattr(image_descent, "draw_augmentation", spy_draw)
-    monkeypatch.setattr(image_descent, "build_network", spy_build)
+    monkeypatch.setattr(image_descent, "network_for", spy_build)
     method(toy_data, toy_teachers, iterations=4)
     pairs = 4 * getattr(method.config, "matches_per_network", 1) * 2  # iterations × matches × classes
     assert seen == [(number, count) for number in range(1, pairs + 1) for count in (8, 2)]

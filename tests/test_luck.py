@@ -63,10 +63,10 @@ def test_repeats_are_other_draws_and_the_same_every_time(toy_data, toy_teachers,
     other = repeat_segments(toy_teachers, toy_data, **OPTIONS, seed=1)
     assert not torch.equal(other[0].again, found[0].again)
     repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)
-    monkeypatch.delattr("iadd_lab.study.luck.teacher_training")  # what is stored is not trained again
+    monkeypatch.delattr("iadd_lab.training.teachers.Teachers.training")  # what is stored is not trained again
     read = repeat_segments(toy_teachers, toy_data, **OPTIONS, count=1, folder=tmp_path)
     assert all(torch.equal(a.again, b.again) for a, b in zip(found[:2], read, strict=True))
-    with pytest.raises(NameError):  # the second teacher is not there
+    with pytest.raises(AttributeError):  # the second teacher is not there
         repeat_segments(toy_teachers, toy_data, **OPTIONS, count=2, folder=tmp_path)
 
 

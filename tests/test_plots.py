@@ -295,14 +295,14 @@ def test_the_diagram_carries_the_runs_numbers(result, uniform, toy_teachers):
         "4 distilled images",
         f"teacher {iteration.teacher + 1} of 2",
         "J = 2 steps",
-        f"α = {iteration.alpha:.3g}",
+        f"α = {result.alpha:.3g}",
         f"= {iteration.loss:.3g}",
         f"= {iteration.unweighted_loss:.3g}",
         f"{iteration.start_distance:.3g}",
         f"{iteration.end_distance:.3g}",
         f"{iteration.image_gradient:.3g}",
         f"{iteration.importance_gradient:.3g}",
-        f"{len(iteration.importance):,} weights",
+        f"{len(result.importance):,} weights",
     ):
         assert number in said
     plain = words(plots.iteration_diagram(one_iteration(uniform, toy_teachers, real_images=291)))

@@ -30,7 +30,7 @@ from iadd_lab.store.configs import added_field, describe, fingerprint
 from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.memory import reuse_freed_memory
-from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.networks import NetworkConfig, network_for
 
 ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
 
@@ -118,9 +118,7 @@ class Descent:
         Raises:
             InputError: it does not fit the images.
         """
-        data = self.data
-        size = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
-        return build_network(self.network, **size, seed=seed).to(self.device)
+        return network_for(self.data, self.network, seed=seed).to(self.device)
 
     def initial_images(self) -> Tensor:
         """Where the images start; the same as `distill`'s of the same seed."""

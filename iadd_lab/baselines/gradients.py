@@ -125,8 +125,7 @@ def _train_on(
     config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
 ) -> None:
     options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
-    for _ in train(network, images, labels, epochs=config.network_steps, generator=random, **options):
-        pass
+    train(network, images, labels, epochs=config.network_steps, generator=random, **options)
 
 
 def pair_distance(network: nn.Module, pair: Pair) -> Tensor:

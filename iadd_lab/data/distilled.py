@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from iadd_lab.data.preprocess import (
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
 from iadd_lab.errors import check_number, require
 from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_fingerprint, unpacking
-from iadd_lab.store.configs import describe, fingerprint, restore
+from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
 _DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment")  # fields, as metadata
@@ -153,9 +153,9 @@ class DistilledSet:
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        hints, stored = get_type_hints(cls), {"augment": None, **metadata}  # older files have no "augment"
-        described = {name: restore(hints[name], stored[name]) for name in _DESCRIBED}
-        return cls(images=images, labels=labels, preprocess=preprocess, **described)
+        stored = {"augment": None, **metadata}  # older files have no "augment"
+        about = restore_fields(cls, _DESCRIBED, stored)
+        return cls(images=images, labels=labels, preprocess=preprocess, **about)
 
     @classmethod
     def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:
@@ -175,11 +175,11 @@ class DistilledSet:
             with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
             data = load_data(config, root=root)
+            fitted_on = f"{config.name} (fingerprint {made_from})"
             require(
                 data.fingerprint == made_from,
-                f"this file leaves its preprocessing to be fitted on {config.name} (fingerprint "
-                f"{made_from}), but the copy here has fingerprint {data.fingerprint}: point IADD_DATA at "
-                "the one that the set is from.",
+                f"this file leaves its preprocessing to be fitted on {fitted_on}, but the copy here has "
+                f"fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
             )
             tensors = tensors | preprocess_tensors(fit_preprocess(metadata[REFIT], data.train.images))
         with unpacking(path):

@@ -9,7 +9,7 @@ constants; its successors keep that. A set that this package writes carries a th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +32,8 @@ FIELD_RATE = 0.01  # to train with where nothing is said
 
 # What MTT's code standardises with (the deviations of CIFAR are smaller than those of all pixels).
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-CONSTANTS = {
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny_imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONSTANTS = {"cifar10": _CIFAR, "cifar100": _CIFAR, "tiny_imagenet": _IMAGENET}
 
 _SAMPLE = 1000  # real images that statistics are taken from
 _GRID = 4  # what is coarse in an image: the means over so many cells by as many
@@ -44,10 +41,9 @@ _GRID = 4  # what is coarse in an image: the means over so many cells by as many
 
 def _standardise(data: ImageData) -> Preprocess:
     """MTT's constants, or for sets that it does not know what all training images give."""
-    constants = CONSTANTS.get(data.name) if data.channels == 3 else None
-    return (
-        Standardise(*map(torch.tensor, constants)) if constants else Standardise.fit(_training_images(data))
-    )
+    if data.channels == 3 and data.name in CONSTANTS:
+        return Standardise(*map(torch.tensor, CONSTANTS[data.name]))
+    return Standardise.fit(_training_images(data))
 
 
 def _training_images(data: ImageData) -> torch.Tensor:
@@ -56,10 +52,7 @@ def _training_images(data: ImageData) -> torch.Tensor:
 
 
 # How the makers of a foreign set preprocessed the real images, by the name of the option.
-FITS: dict[str, Callable[[ImageData], Preprocess]] = {
-    "standardise": _standardise,
-    "zca": lambda data: Zca.fit(_training_images(data)),
-}
+FITS = {"standardise": _standardise, "zca": lambda data: Zca.fit(_training_images(data))}
 
 
 def export_mtt(distilled: DistilledSet, folder: Path) -> None:
@@ -89,12 +82,7 @@ def reread_mtt(folder: Path) -> DistilledSet:
 
 
 def import_mtt(
-    folder: Path,
-    data: ImageData,
-    *,
-    preprocess: str,
-    alpha: float | None = None,
-    method: str = "imported",
+    folder: Path, data: ImageData, *, preprocess: str, alpha: float | None = None, method: str = "imported"
 ) -> DistilledSet:
     """A released set of MTT or a successor, as one that `evaluate` takes.
 
@@ -123,46 +111,33 @@ def import_mtt(
     warn_of_class_order(data)
     rate = _rate(Path(folder)) if alpha is None else alpha
     check_number("alpha", rate, above=True)
-    return DistilledSet(
-        images=images,
-        labels=labels,
-        alpha=float(rate),
-        preprocess=fit(data),
-        classes=data.classes,
-        data=data.config,
-        data_fingerprint=data.fingerprint,
-        method=method,
-    )
+    return DistilledSet.of(data, fit(data), images=images, labels=labels, alpha=float(rate), method=method)
 
 
 def _read(folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]) -> Sequence[torch.Tensor]:
     """Images and labels that fit images of `shape` and `classes`, checked."""
-    expected = f"{IMAGES} and {LABELS} as MTT's code writes them"
-    images, labels = (load_safely(folder / name, expected=expected) for name in (IMAGES, LABELS))
+    expected, at, named = f"{IMAGES} and {LABELS} as MTT's code writes them", folder / IMAGES, folder / LABELS
+    images, labels = (load_safely(path, expected=expected) for path in (at, named))
     tensors = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
     require(tensors, f"{folder} holds no single tensors: expected {expected}.")
     require(
         images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape,
-        f"{folder / IMAGES} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
+        f"{at} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
         f"(count, {', '.join(map(str, shape))}): name the data set and size that it was made from.",
     )
-    finite = bool(torch.isfinite(images).all())
-    require(finite, f"{folder / IMAGES} holds values that are not finite: get it again.")
+    require(bool(images.isfinite().all()), f"{at} holds values that are not finite: get it again.")
     require(
         labels.shape == images.shape[:1] and not labels.is_floating_point(),
-        f"{folder / LABELS} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are "
-        "needed (soft labels are not supported): pass a set with hard labels.",
+        f"{named} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are needed (soft "
+        "labels are not supported): pass a set with hard labels.",
     )
-    outside = f"{folder / LABELS} has labels outside of 0 to {len(classes) - 1}"
+    mend = "name the data set it was made from"
     inside = len(labels) > 0 and bool((labels >= 0).all()) and int(labels.max()) < len(classes)
-    require(inside, f"{outside}: name the data set it was made from.")
+    require(inside, f"{named} has labels outside of 0 to {len(classes) - 1}: {mend}.")
     counts = torch.bincount(labels.long(), minlength=len(classes))
-    fewest, most = int(counts.min()), int(counts.max())
-    require(
-        fewest == most,
-        f"{folder / LABELS} has from {fewest} to {most} images of a class; "
-        "each of the data set's classes needs as many: name the data set it was made from.",
-    )
+    found = f"{named} has from {counts.min()} to {counts.max()} images of a class"
+    alike = bool((counts == counts[0]).all())
+    require(alike, f"{found}; each of the data set's classes needs as many: {mend}.")
     return images.detach().float().contiguous(), labels.detach().long()
 
 

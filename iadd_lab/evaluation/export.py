@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from iadd_lab.data.distilled import DistilledSet
@@ -42,10 +41,8 @@ def export_set(path: Path, to: str, folder: Path) -> str:
 
 def _mtt(distilled: DistilledSet, folder: Path) -> str:
     export_mtt(distilled, folder)
-    return (
-        f"Format of MTT: nothing is lost; {IMAGES} and {LABELS} hold the preprocessed images and their "
-        f"labels, {COMPANION} the preprocessing and α."
-    )
+    tensors = f"{IMAGES} and {LABELS} hold the preprocessed images and their labels"
+    return f"Format of MTT: nothing is lost; {tensors}, {COMPANION} the preprocessing and α."
 
 
 def _safetensors(distilled: DistilledSet, folder: Path) -> str:
@@ -54,6 +51,10 @@ def _safetensors(distilled: DistilledSet, folder: Path) -> str:
 
 
 def _image_folder(distilled: DistilledSet, folder: Path) -> str:
+    """Pixels without preprocessing, clipped to [0, 1] and rounded to 8 bits.
+
+    Distilled ones leave that range, above all those of whitened sets: the sentence says by how much.
+    """
     pixels = distilled.preprocess.invert(distilled.images)
     stored = (pixels.clamp(0, 1) * 255).round().byte()  # (count, channels, height, width)
     for label, name in enumerate(folder_names(distilled.classes)):
@@ -61,16 +62,6 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
             picture = Image.fromarray(planes.permute(1, 2, 0).squeeze(2).numpy())
             with atomic_path(folder / name / f"{number:04}.png") as temporary:
                 picture.save(temporary, format="PNG")
-    return _pixel_loss(distilled, stored)
-
-
-def _pixel_loss(distilled: DistilledSet, stored: torch.Tensor) -> str:
-    """What was lost in `stored`, the set's images as uint8 pixels, in a sentence.
-
-    Pixels without preprocessing are clipped to [0, 1] and rounded to 8 bits. Distilled ones leave that range,
-    above all those of whitened sets.
-    """
-    pixels = distilled.preprocess.invert(distilled.images)
     beyond = ((pixels < 0) | (pixels > 1)).double().mean().item()
     error = (pixels - stored.float() / 255).double().square().mean().sqrt().item()
     change = distilled.preprocess.apply(stored) - distilled.images
@@ -102,8 +93,5 @@ def _safe(name: str) -> str:
 
 
 # How a set is written into an empty folder; each returns what was lost, in a sentence.
-EXPORTS: dict[str, Callable[[DistilledSet, Path], str]] = {
-    "mtt": _mtt,
-    "image_folder": _image_folder,
-    "safetensors": _safetensors,
-}
+EXPORTS: dict[str, Callable[[DistilledSet, Path], str]]
+EXPORTS = {"mtt": _mtt, "image_folder": _image_folder, "safetensors": _safetensors}

@@ -15,15 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor
 
 from iadd_lab.baselines.real_images import random_draws, whole_set
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import DivergenceError, check_number, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate_each, spread
 
@@ -54,9 +54,7 @@ class FairConfig:
         check_number("weight", self.weight, maximum=1.0)
 
 
-def label_robust_score(
-    recovery: torch.Tensor, improvement: torch.Tensor, *, weight: float = 0.5
-) -> torch.Tensor:
+def label_robust_score(recovery: Tensor, improvement: Tensor, *, weight: float = 0.5) -> Tensor:
     """LRS in [0, 1] of hard-label recovery and improvement over random, each in [−1, 1]; see the module."""
     check_number("weight", weight, maximum=1.0)
     combined = weight * improvement - (1 - weight) * recovery
@@ -86,28 +84,24 @@ class FairScores:
         check_number("weight", self.weight, maximum=1.0)
 
     @property
-    def hard_label_recovery(self) -> torch.Tensor:
+    def hard_label_recovery(self) -> Tensor:
         """HLR of each network: (networks,) in [−1, 1], lower is better."""
         return self.whole.accuracies - self.distilled.accuracies
 
     @property
-    def improvement_over_random(self) -> torch.Tensor:
+    def improvement_over_random(self) -> Tensor:
         """IOR of each network: (networks,) in [−1, 1]."""
         return self.distilled.accuracies - self.random.accuracies
 
     @property
-    def label_robust_score(self) -> torch.Tensor:
+    def label_robust_score(self) -> Tensor:
         """LRS of each network: (networks,) in [0, 1]."""
         return label_robust_score(self.hard_label_recovery, self.improvement_over_random, weight=self.weight)
 
     def summary(self) -> dict[str, float | str]:
         """Means and standard deviations over the networks as a row of a table; shares, not per cent."""
-        columns = {
-            "accuracy": self.distilled.accuracies,
-            "HLR": self.hard_label_recovery,
-            "IOR": self.improvement_over_random,
-            "LRS": self.label_robust_score,
-        }
+        columns = {"accuracy": self.distilled.accuracies, "HLR": self.hard_label_recovery}
+        columns |= {"IOR": self.improvement_over_random, "LRS": self.label_robust_score}
         row: dict[str, float | str] = {"method": self.distilled.method}
         for name, values in columns.items():
             row |= {name: values.mean().item(), f"{name} std": spread(values)}
@@ -125,12 +119,11 @@ class FairScores:
 def check_fair(config: EvaluateConfig) -> None:
     """Require that `config` leaves the rates to be chosen on the validation split, and tests on another."""
     require(config.rate is None, f"rate is {config.rate}, but fair evaluation chooses rates: leave it out.")
-    require(
-        config.split == "test",
-        f"split is {config.split!r}, but rates are chosen on the validation split: use 'test'.",
-    )
+    sentence = f"split is {config.split!r}, but rates are chosen on the validation split: use 'test'."
+    require(config.split == "test", sentence)
 
 
+@executes
 def evaluate_fairly(
     distilled: DistilledSet,
     data: ImageData,
@@ -138,8 +131,7 @@ def evaluate_fairly(
     fair: FairConfig = FairConfig(),
     *,
     folder: Path | None = None,
-    how: Execution | None = None,
-    **options: Any,
+    how: Execution = DEFAULT,
 ) -> FairScores:
     """Evaluate a distilled set, random real images and the whole set, each at the rate that suits it best.
 
@@ -157,23 +149,21 @@ def evaluate_fairly(
         DivergenceError: the training of one of the sets diverged at every rate.
     """
     check_fair(config)
-    how, count = Execution.of(how, options), max(config.networks, fair.tuning_networks)
+    count = max(config.networks, fair.tuning_networks)
     draws = {"ipc": distilled.ipc, "count": count, "seed": config.seed}
-    with how.environment():
-        random = random_draws(data, distilled.preprocess, **draws)
-        whole = whole_set(data, distilled.preprocess)
+    random, whole = random_draws(data, distilled.preprocess, **draws), whole_set(data, distilled.preprocess)
     sets = {"distilled": [distilled] * count, "random": random, "whole": [whole] * count}
     rates = sorted({*fair.rates, float(distilled.alpha)})
 
-    def tuned(name: str, epochs: int) -> Evaluation:
-        def run(own: EvaluateConfig) -> Evaluation:
-            path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
-            return evaluate_each(sets[name][: own.networks], data, own, save_to=path, how=how)
+    def run(name: str, own: EvaluateConfig) -> Evaluation:
+        path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
+        return evaluate_each(sets[name][: own.networks], data, own, save_to=path, how=how)
 
-        return tune(run, replace(config, epochs=epochs), rates, networks=fair.tuning_networks)
-
-    epochs = {"distilled": config.epochs, "random": config.epochs, "whole": fair.whole_epochs}
-    return FairScores(**{name: tuned(name, number) for name, number in epochs.items()}, weight=fair.weight)
+    scored = {}
+    for name in sets:
+        protocol = replace(config, epochs=fair.whole_epochs) if name == "whole" else config
+        scored[name] = tune(partial(run, name), protocol, rates, networks=fair.tuning_networks)
+    return FairScores(**scored, weight=fair.weight)
 
 
 Runner = Callable[[EvaluateConfig], Evaluation]
@@ -191,12 +181,10 @@ def tune(run: Runner, config: EvaluateConfig, rates: Sequence[float], *, network
     for rate in sorted(rates):
         try:
             tried = run(replace(config, rate=rate, split="validation", networks=networks))
+            accuracies[rate] = tried.accuracies.mean().item()
         except DivergenceError as error:
             diverged = error
-        else:
-            accuracies[rate] = tried.accuracies.mean().item()
     if not accuracies:
-        raise DivergenceError(
-            f"training diverges at each of the rates {list(rates)}: lower them."
-        ) from diverged
+        sentence = f"training diverges at each of the rates {list(rates)}: lower them."
+        raise DivergenceError(sentence) from diverged
     return run(replace(config, rate=max(accuracies, key=accuracies.get)))

@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iadd_lab.baselines.real_images import random_draws
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
-from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.data.sets import SPLITS, ImageData
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
-from iadd_lab.store.configs import describe, fingerprint, restore
+from iadd_lab.store.configs import describe, fingerprint, restore_fields
 from iadd_lab.store.locks import locked_folder, sweep
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
-from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.networks import NetworkConfig, network_for
 from iadd_lab.training.sgd import Training, predict, training_flops
-from iadd_lab.training.teachers import check_training
+from iadd_lab.training.teachers import check_training, training_options
 
-SPLITS = ("train", "validation", "test")
+_DESCRIBED = ("classes", "method", "config", "identity")  # fields, as metadata
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 
@@ -74,13 +74,13 @@ class EvaluateConfig:
 class Evaluation:
     """What the networks got right, from their final states."""
 
-    confusion: torch.Tensor  # (networks, classes, classes) int64: [n, true, predicted] counts
+    confusion: Tensor  # (networks, classes, classes) int64: [n, true, predicted] counts
     classes: tuple[str, ...]
     method: str
     config: EvaluateConfig
     identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
     # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
-    losses: torch.Tensor | None = None
+    losses: Tensor | None = None
 
     @property
     def unfitted(self) -> int:
@@ -95,51 +95,43 @@ class Evaluation:
     @property
     def remark(self) -> str:
         """What must be said beside the accuracy; empty for nothing."""
-        if not self.unfitted:
-            return ""
-        count = len(self.confusion)
-        return (
-            f"{self.unfitted} of {count} networks {UNLEARNED}: the accuracy tells of speed and luck; "
-            f"train for more epochs than {self.config.epochs}."
-        )
+        networks = f"{self.unfitted} of {len(self.confusion)} networks {UNLEARNED}"
+        mend = f"train for more epochs than {self.config.epochs}"
+        return f"{networks}: the accuracy tells of speed and luck; {mend}." if self.unfitted else ""
 
     @property
-    def accuracies(self) -> torch.Tensor:
+    def accuracies(self) -> Tensor:
         """The share of images classified correctly by each network: (networks,) in [0, 1]."""
-        correct = self.confusion.diagonal(dim1=1, dim2=2).sum(1)
-        return correct.double() / self.confusion.sum((1, 2))
+        return self.confusion.diagonal(dim1=1, dim2=2).sum(1).double() / self.confusion.sum((1, 2))
 
     @property
-    def balanced_accuracies(self) -> torch.Tensor:
+    def balanced_accuracies(self) -> Tensor:
         """The mean of the classes' recalls for each network: (networks,) in [0, 1]."""
-        recalls = self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)
-        return recalls.mean(1)
+        return (self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)).mean(1)
 
     def summary(self) -> dict[str, float | int | str]:
         """Means and standard deviations over the networks, in per cent, as a row of a table."""
+        config, balanced = self.config, self.balanced_accuracies
         return {
             "method": self.method,
-            "network": self.config.network.name,
-            "split": self.config.split,
-            "networks": self.config.networks,
+            "network": config.network.name,
+            "split": config.split,
+            "networks": config.networks,
             "accuracy": 100 * self.accuracies.mean().item(),
             "std": 100 * spread(self.accuracies),
-            "balanced accuracy": 100 * self.balanced_accuracies.mean().item(),
-            "balanced std": 100 * spread(self.balanced_accuracies),
+            "balanced accuracy": 100 * balanced.mean().item(),
+            "balanced std": 100 * spread(balanced),
         }
 
     def __str__(self) -> str:
         row = self.summary()
-        return (
-            f"{self.method}: {row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy, "
-            f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced "
-            f"({row['networks']} × {row['network']})"
-        )
+        plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
+        balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
+        return f"{self.method}: {plain}, {balanced} ({row['networks']} × {row['network']})"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
-        metadata = {"classes": list(self.classes), "method": self.method, "config": describe(self.config)}
-        metadata |= {"identity": self.identity}
+        metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED}
         tensors = {"confusion": self.confusion} | ({} if self.losses is None else {"losses": self.losses})
         return save_artefact(path, kind="evaluation", tensors=tensors, metadata=metadata)
 
@@ -151,20 +143,19 @@ class Evaluation:
             InputError: the file is missing, damaged, or no evaluation.
         """
         artefact = load_artefact(path, kind="evaluation")
-        stored: dict[str, Any] = artefact.metadata
         with unpacking(path):
-            confusion, classes = artefact.tensors["confusion"], tuple(stored["classes"])
-            shape = tuple(confusion.shape)
-            fits = confusion.dtype == torch.int64 and shape[1:] == (len(classes), len(classes))
-            require(fits, f"its counts have {shape} {confusion.dtype} for {len(classes)} classes")
-            losses = artefact.tensors.get("losses")
+            stored = {"identity": "", **artefact.metadata}  # older files have none
+            about = restore_fields(cls, _DESCRIBED, stored)
+            confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
+            shape, classes = tuple(confusion.shape), len(about["classes"])
+            fits = confusion.dtype == torch.int64 and shape[1:] == (classes, classes)
+            require(fits, f"its counts have {shape} {confusion.dtype} for {classes} classes")
             fits = losses is None or losses.shape == shape[:1]
             require(fits, f"its losses are not those of {shape[0]} networks")
-            config = restore(EvaluateConfig, stored["config"])
-            return cls(confusion, classes, stored["method"], config, stored.get("identity", ""), losses)
+            return cls(confusion=confusion, losses=losses, **about)
 
 
-def spread(values: torch.Tensor) -> float:
+def spread(values: Tensor) -> float:
     """The sample standard deviation; 0 for a single value."""
     return values.std().item() if len(values) > 1 else 0.0
 
@@ -185,6 +176,7 @@ def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, *
     return evaluate_each([distilled] * config.networks, data, config, **options)
 
 
+@executes
 def evaluate_random(
     data: ImageData,
     preprocess: Preprocess,
@@ -192,8 +184,7 @@ def evaluate_random(
     *,
     ipc: int,
     save_to: Path | None = None,
-    how: Execution | None = None,
-    **options: Any,
+    how: Execution = DEFAULT,
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
 
@@ -203,12 +194,12 @@ def evaluate_random(
     Raises:
         InputError: a class has fewer than `ipc` training images.
     """
-    how, draws = Execution.of(how, options), {"ipc": ipc, "count": config.networks, "seed": config.seed}
-    with how.environment():
-        sets = random_draws(data, preprocess, **draws, alpha=config.rate or 0.01)
+    draws = {"ipc": ipc, "count": config.networks, "seed": config.seed}
+    sets = random_draws(data, preprocess, **draws, alpha=config.rate or 0.01)
     return evaluate_each(sets, data, config, save_to=save_to, how=how)
 
 
+@executes
 @locked_folder("save_to")
 def evaluate_each(
     sets: Iterable[DistilledSet],
@@ -216,8 +207,7 @@ def evaluate_each(
     config: EvaluateConfig,
     *,
     save_to: Path | None = None,
-    how: Execution | None = None,
-    **options: Any,
+    how: Execution = DEFAULT,
 ) -> Evaluation:
     """As `evaluate`, with a set of its own for each network: for methods that are random themselves.
 
@@ -237,40 +227,28 @@ def evaluate_each(
         InputError: as `evaluate`, or `save_to` is the evaluation of something else.
         DivergenceError: a training loss is not finite.
     """
-    how, sets = Execution.of(how, options), list(sets)
-    config = replace(config, augment=data.augmentation(config.augment))
+    sets, config = list(sets), replace(config, augment=data.augmentation(config.augment))
     for distilled in sets:
         distilled.check_data(data)
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
     path = Path(save_to) if save_to is not None else None
-    if path is not None and path.exists():
-        _tidy(path)  # after a kill between writing the result and removing them
+    if path and path.exists():
         return _finished(path, identity, config)
-    with how.environment():
-        networks = _FreshNetworks(sets, data, config, how)
-        complete(
-            networks,
-            path=path and path.with_name(f"{path.stem}.checkpoint"),
-            identity=identity,
-            title=f"evaluate {sets[0].method}",
-            how=how,
-            save=path and (lambda: networks.evaluation(identity).save(path)),
-        )
+    networks = _FreshNetworks(sets, data, config, how)
+    kept = {"path": path and path.with_name(f"{path.stem}.checkpoint"), "identity": identity}
+    save = path and (lambda: networks.evaluation(identity).save(path))
+    complete(networks, **kept, title=f"evaluate {sets[0].method}", how=how, save=save)
     return networks.evaluation(identity)
 
 
-def _tidy(path: Path) -> None:
-    """Remove what killed processes, of earlier revisions too, left beside the evaluation at `path`."""
-    folder, stem = path.parent, path.stem
-    for left in (*folder.glob(f"{stem}.checkpoint"), *folder.glob(f"{stem}.*.checkpoint")):
-        left.unlink(missing_ok=True)
-    for lock in folder.glob(f".{stem}.*.checkpoint.lock"):
-        sweep(lock)
-
-
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
+    """The evaluation stored at `path`, required to be this one; what killed processes left beside it goes."""
+    for left in path.parent.glob(f"{path.stem}.*checkpoint"):  # its own, and those of earlier revisions
+        left.unlink(missing_ok=True)
+    for lock in path.parent.glob(f".{path.stem}.*.checkpoint.lock"):
+        sweep(lock)
     evaluation = Evaluation.load(path)
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
@@ -285,6 +263,7 @@ class _FreshNetworks:
 
     def __init__(self, sets: Sequence[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
         self.sets, self.data, self.config, self.device = sets, data, config, how.place
+        self.total = len(sets) * config.epochs
         # (count, channels, height, width)
         self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
         network, images = self.fresh(0), len(sets[0].images)
@@ -303,10 +282,6 @@ class _FreshNetworks:
         underway = self.training.epoch * len(self.training.networks) if self.training else 0
         return len(self.confusion) * self.config.epochs + underway
 
-    @property
-    def total(self) -> int:
-        return len(self.sets) * self.config.epochs
-
     def advance(self) -> None:
         """One epoch of the networks on their way, and at the end their test."""
         if self.training is None:
@@ -320,11 +295,8 @@ class _FreshNetworks:
 
     def fresh(self, number: int) -> nn.Module:
         """The network of that number at its start."""
-        data, seed = self.data, derive_seed(self.config.seed, "evaluation", number)
-        network = self.config.network
-        return build_network(
-            network, channels=data.channels, size=data.size, classes=len(data.classes), seed=seed
-        )
+        seed = derive_seed(self.config.seed, "evaluation", number)
+        return network_for(self.data, self.config.network, seed=seed)
 
     def begin(self, count: int) -> Training:
         """The training of the next `count` networks."""
@@ -334,22 +306,18 @@ class _FreshNetworks:
             [self.fresh(number).to(self.device) for number in numbers],
             [distilled.images.to(self.device) for distilled in sets],
             [distilled.labels.to(self.device) for distilled in sets],
-            batch=config.batch,
             rates=[config.rate or distilled.alpha for distilled in sets],
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
             decay_at=max(config.epochs // 2, 1),
-            augment=config.augment,
             generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],
             kernels=self.kernels,
+            **training_options(config),
         )
 
-    def test(self, network: nn.Module) -> torch.Tensor:
+    def test(self, network: nn.Module) -> Tensor:
         """[true, predicted] counts on the split, (classes, classes)."""
         predicted = predict(network, self.real, kernels=self.kernels)
         true, classes = self.data.split(self.config.split).labels, len(self.data.classes)
-        flat = torch.bincount(true * classes + predicted, minlength=classes * classes)
-        return flat.view(classes, classes)
+        return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
 
     def evaluation(self, identity: str) -> Evaluation:
         """What all of them got right."""

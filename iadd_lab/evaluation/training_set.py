@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
@@ -44,7 +44,7 @@ class RealImages:
     size: int
     repeat: int = 1  # so many copies of a grey image as channels, for networks that expect colour
 
-    def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The preprocessed image (channels, size, size), or images with their count before that."""
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
@@ -56,7 +56,7 @@ class RealImages:
 
 
 def _check(image: object) -> None:
-    is_tensor = isinstance(image, torch.Tensor)
+    is_tensor = isinstance(image, Tensor)
     found = f"a tensor {tuple(image.shape)}" if is_tensor else f"a {type(image).__name__}"
     require(
         is_tensor and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
@@ -69,7 +69,7 @@ def _check(image: object) -> None:
     )
 
 
-def _with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+def _with_channels(images: Tensor, channels: int) -> Tensor:
     """Images (count, 1 or 3, height, width) with `channels` channels."""
     if images.shape[1] == channels:
         return images
@@ -79,7 +79,7 @@ def _with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     return (as_float(images) * weights).sum(1, keepdim=True)
 
 
-def _cover(images: torch.Tensor, size: int) -> torch.Tensor:
+def _cover(images: Tensor, size: int) -> Tensor:
     """Images (count, channels, height, width) resized to cover a square of `size`, their middle kept."""
     height, width = images.shape[2:]
     if (height, width) == (size, size):
@@ -109,18 +109,15 @@ class TrainingSet(Dataset):
             channels in (None, own) or (own, channels) == (1, 3),
             f"channels is {channels!r}, but the set has {own}: only grey images can be repeated, as 3.",
         )
-        repeat = (channels or own) // own
-        self.distilled = distilled
-        self.images = distilled.images.repeat(1, repeat, 1, 1)
-        self.labels = distilled.labels
-        self.alpha, self.classes = distilled.alpha, distilled.classes
-        size = distilled.images.shape[-1]
+        repeat, size = (channels or own) // own, distilled.images.shape[-1]
+        self.distilled, self.images = distilled, distilled.images.repeat(1, repeat, 1, 1)
+        self.labels, self.alpha, self.classes = distilled.labels, distilled.alpha, distilled.classes
         self.transform = RealImages(distilled.preprocess, channels=own, size=size, repeat=repeat)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
     def fit(
@@ -155,22 +152,11 @@ class TrainingSet(Dataset):
             DivergenceError: the training loss is not finite.
         """
         check_whole("epochs", epochs, minimum=1)
-        place = torch.device(device)
-        steps = train(
-            network.to(place).train(),
-            self.images.to(place),
-            self.labels.to(place),
-            epochs=epochs,
-            rate=self.alpha if rate is None else rate,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batch=batch,
-            decay_at=max(epochs // 2, 1),
-            augment=augment or self.distilled.augmentation,
-            generator=generator(seed, "fit"),
-        )
-        for _ in steps:
-            pass
+        place, augment = torch.device(device), augment or self.distilled.augmentation
+        images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
+        options = {"momentum": momentum, "weight_decay": weight_decay, "batch": batch, "augment": augment}
+        options |= {"rate": self.alpha if rate is None else rate, "decay_at": max(epochs // 2, 1)}
+        train(network.to(place).train(), images, labels, epochs=epochs, generator=random, **options)
         return network.eval()
 
 

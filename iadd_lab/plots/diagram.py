@@ -74,15 +74,15 @@ def _text(ax: Axes, x: float, y: float, words: str, **more: object) -> None:
 
 def _draw_data(ax: Axes, iteration: Iteration) -> None:
     """The real set, and the first distilled image of each class, ten at most."""
-    count, channels, height, width = iteration.pictures.shape
-    ipc = count // len(iteration.classes)
+    made = iteration.result.distilled
+    count, channels, height, width = made.images.shape
     middle = _box(ax, _DATA, 2.42, 3.02, _REAL)
     _text(ax, middle, 2.81, f"{iteration.real_images:,} real images", fontsize=MEDIUM)
-    _text(ax, middle, 2.63, f"of {len(iteration.classes)} classes", color="0.3")
+    _text(ax, middle, 2.63, f"of {len(made.classes)} classes", color="0.3")
     _box(ax, _DATA, _BOTTOM, _LOWER, _MADE)
     _text(ax, middle, 1.83, f"{count:,} distilled images", fontsize=MEDIUM)
-    _text(ax, middle, 1.67, f"IPC {ipc}, {channels} × {height} × {width}", color="0.3")
-    shown = iteration.pictures[::ipc][:10]
+    _text(ax, middle, 1.67, f"IPC {made.ipc}, {channels} × {height} × {width}", color="0.3")
+    shown = made.pictures()[:: made.ipc][:10]
     columns = min(len(shown), 5)
     rows = math.ceil(len(shown) / columns)
     cell = min(1.14 / columns, 0.76 / rows)
@@ -122,7 +122,7 @@ def _draw_teacher(ax: Axes, iteration: Iteration) -> None:
 
 def _draw_student(ax: Axes, iteration: Iteration) -> None:
     """J steps from the same start, and how far from the teacher they end."""
-    steps = iteration.student_steps
+    steps = iteration.result.config.student_steps
     middle = _box(ax, _PATHS, _BOTTOM, _LOWER, _MADE)
     _text(ax, middle, 1.83, "student", fontsize=MEDIUM)
     _arrow(ax, (_START, _TEACHER), (_START, _STUDENT + 0.03), linestyle=(0, (3, 2)))
@@ -130,7 +130,7 @@ def _draw_student(ax: Axes, iteration: Iteration) -> None:
     ax.plot((_END, _END), (_STUDENT, _TEACHER), color=_BLAME, lw=1.2, ls=":")
     _text(ax, _END - 0.05, 2.16, f"distance {iteration.end_distance:.3g}", ha="right", color=_BLAME)
     _draw_path(ax, _STUDENT, min(steps, 20), _MADE, r"$\tilde\theta_{i,J}$")
-    rate = f"J = {steps} step{'s' * (steps > 1)}, α = {iteration.alpha:.3g}"
+    rate = f"J = {steps} step{'s' * (steps > 1)}, α = {iteration.result.alpha:.3g}"
     _text(ax, middle, _STUDENT - 0.17, rate)
     counts = ", ".join(f"{name} {count}" for name, count in Counter(iteration.augmentations).most_common())
     words = textwrap.fill(f"augmented: {counts}" if counts else "not augmented", 40)
@@ -139,7 +139,7 @@ def _draw_student(ax: Axes, iteration: Iteration) -> None:
 
 def _draw_weights(ax: Axes, iteration: Iteration) -> None:
     """W: how many values, their range, and how they are distributed."""
-    importance = iteration.importance.double().numpy()
+    importance = iteration.result.importance.double().numpy()
     low, high = importance.min(), importance.max()
     middle = _box(ax, _WEIGHTS, _BOTTOM, _TOP, "C2")
     _text(ax, middle, _TOP - 0.14, r"$W\;\odot$", fontsize=LARGE)

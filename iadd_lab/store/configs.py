@@ -7,7 +7,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ def _restore_dataclass(expected: Any, description: Any) -> Any:
         return found(**{name: restore(hints[name], value) for name, value in values.items()})
     except TypeError as error:
         raise InputError(f"a stored {named} is incomplete or of another version ({error}).") from error
+
+
+def restore_fields(kind: type, names: Iterable[str], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `names` of a dataclass, each from what `describe` made of it in `stored`."""
+    hints = typing.get_type_hints(kind)
+    return {name: restore(hints[name], stored[name]) for name in names}
 
 
 def fingerprint(*parts: Any) -> str:

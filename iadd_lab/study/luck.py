@@ -8,24 +8,23 @@ distilled images do not carry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import check_whole, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
 from iadd_lab.store.locks import locked_folder
 from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
-from iadd_lab.training.teachers import Teachers, teacher_training
+from iadd_lab.training.teachers import Teachers
 
 _KIND = "repeat"
 
@@ -34,11 +33,12 @@ _KIND = "repeat"
 class Repeat:
     """One stretch of a teacher's way, and the same stretch trained again."""
 
-    start: torch.Tensor  # θ_i, (P,)
-    target: torch.Tensor  # θ_{i+K}, (P,)
-    again: torch.Tensor  # where K epochs from θ_i in another order end, (P,)
+    start: Tensor  # θ_i, (P,)
+    target: Tensor  # θ_{i+K}, (P,)
+    again: Tensor  # where K epochs from θ_i in another order end, (P,)
 
 
+@executes
 @locked_folder("folder")
 def repeat_segments(
     teachers: Teachers,
@@ -49,8 +49,7 @@ def repeat_segments(
     count: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    how: Execution | None = None,
-    **options: Any,
+    how: Execution = DEFAULT,
 ) -> list[Repeat]:
     """Train `epochs` epochs again from each stored epoch below `start_epochs`, in another order.
 
@@ -69,30 +68,26 @@ def repeat_segments(
     Raises:
         InputError: a value out of range, teachers with momentum, or another data set than theirs.
     """
-    how, most = Execution.of(how, options), teachers.config.epochs
-    count = len(teachers) if count is None else count
+    count, most = len(teachers) if count is None else count, teachers.config.epochs
     check_whole("count", count, minimum=1, maximum=len(teachers))
     check_whole("epochs", epochs, minimum=1, maximum=most)
     check_whole("start_epochs", start_epochs, minimum=1, maximum=most - epochs + 1)
-    momentum = teachers.config.momentum
-    require(
-        momentum == 0, f"the teachers' momentum is {momentum:g}; only those without one can be continued."
-    )
+    given = f"the teachers' momentum is {teachers.config.momentum:g}"
+    require(teachers.config.momentum == 0, f"{given}; only those without one can be continued.")
     teachers.check_data(data)
     places = [(teacher, start) for teacher in range(count) for start in range(start_epochs)]
     found = []
-    with how.environment():
-        for teacher, start in tqdm(places, desc="teachers again", unit="segment", disable=not how.progress):
-            file = Path(folder) / f"again_{teacher:03d}_{start:03d}.safetensors" if folder else None
-            if file is not None and file.exists():
-                again = load_artefact(file, kind=_KIND).tensors["again"]
-            else:
-                again = _train_again(teachers, data, (teacher, start), epochs, seed, how)
-                if file is not None:
-                    made_of = {"teacher": teacher, "start_epoch": start}
-                    save_artefact(file, kind=_KIND, tensors={"again": again}, metadata=made_of)
-            ends = teachers.snapshot(teacher, start), teachers.snapshot(teacher, start + epochs)
-            found.append(Repeat(*ends, again))
+    for teacher, start in tqdm(places, desc="teachers again", unit="segment", disable=not how.progress):
+        file = Path(folder) / f"again_{teacher:03d}_{start:03d}.safetensors" if folder else None
+        if file and file.exists():
+            again = load_artefact(file, kind=_KIND).tensors["again"]
+        else:
+            again = _train_again(teachers, data, (teacher, start), epochs, seed, how)
+            made_of = {"teacher": teacher, "start_epoch": start}
+            if file:
+                save_artefact(file, kind=_KIND, tensors={"again": again}, metadata=made_of)
+        ends = teachers.snapshot(teacher, start), teachers.snapshot(teacher, start + epochs)
+        found.append(Repeat(*ends, again))
     return found
 
 
@@ -102,11 +97,8 @@ def luck_shares(repeats: Sequence[Repeat], layout: ParameterLayout) -> dict[str,
     Two ends of the same start differ by two independent draws of luck: half of their squared distance
     estimates its variance. Tensors that never move have no share.
     """
-    luck = sum(((each.again - each.target).double().square() / 2 for each in repeats), start=0.0)  # (P,)
-    moved = sum(
-        ((end - each.start).double().square() / 2 for each in repeats for end in (each.target, each.again)),
-        start=0.0,
-    )  # (P,)
+    luck = _squares(each.again - each.target for each in repeats) / 2
+    moved = _squares(end - each.start for each in repeats for end in (each.target, each.again)) / 2
     return _shares(luck, moved, layout)
 
 
@@ -115,12 +107,16 @@ def unmatched_shares(replayed: Sequence[ReplayedSegment], layout: ParameterLayou
 
     0 where students end with their teachers, 1 where they come no nearer than they were at the start.
     """
-    left = sum((each.difference.double().square() for each in replayed), start=0.0)  # (P,)
-    moved = sum((each.movement.double().square() for each in replayed), start=0.0)  # (P,)
+    left, moved = (_squares(getattr(each, of) for each in replayed) for of in ("difference", "movement"))
     return _shares(left, moved, layout)
 
 
-def _shares(part: torch.Tensor, whole: torch.Tensor, layout: ParameterLayout) -> dict[str, float]:
+def _squares(vectors: Iterable[Tensor]) -> Tensor:
+    """The sum of the squares of all vectors, parameter by parameter: (P,) float64."""
+    return sum((vector.double().square() for vector in vectors), start=0.0)
+
+
+def _shares(part: Tensor, whole: Tensor, layout: ParameterLayout) -> dict[str, float]:
     sums = {"all": (part.sum().item(), whole.sum().item())}
     pieces = zip(layout.names, part.split(layout.sizes), whole.split(layout.sizes), strict=True)
     sums |= {name: (one.sum().item(), other.sum().item()) for name, one, other in pieces}
@@ -131,11 +127,11 @@ def _shares(part: torch.Tensor, whole: torch.Tensor, layout: ParameterLayout) ->
 
 def _train_again(
     teachers: Teachers, data: ImageData, place: tuple[int, int], epochs: int, seed: int, how: Execution
-) -> torch.Tensor:
+) -> Tensor:
     """Where `epochs` epochs in an order of their own end, (P,)."""
     network, order = teachers.network(0), generator(teachers.config.seed, "again", seed, *place)
     vector_to_parameters(teachers.snapshot(*place), network.parameters())
-    training = teacher_training(teachers, data, network, order, epochs=epochs, how=how)
+    training = teachers.training(data, network, order, epochs=epochs, how=how)
     for _ in range(epochs):
         training.advance()
     return parameters_to_vector(network.parameters()).detach().cpu()

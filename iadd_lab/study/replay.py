@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from iadd_lab.device import Execution
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
 from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
@@ -30,38 +30,33 @@ class ReplayedSegment:
     teacher: int
     start_epoch: int  # i
     target_epoch: int  # i + K
-    student: torch.Tensor  # θ̃_{i,0} … θ̃_{i,J}, (J + 1, P)
-    trajectory: torch.Tensor  # the teacher's θ_0 … θ_epochs, (epochs + 1, P)
+    student: Tensor  # θ̃_{i,0} … θ̃_{i,J}, (J + 1, P)
+    trajectory: Tensor  # the teacher's θ_0 … θ_epochs, (epochs + 1, P)
 
     @property
-    def end(self) -> torch.Tensor:
+    def end(self) -> Tensor:
         """θ̃_{i,J}, where the student arrived: (P,)."""
         return self.student[-1]
 
     @property
-    def target(self) -> torch.Tensor:
+    def target(self) -> Tensor:
         """θ_{i+K}, where the teacher arrived: (P,)."""
         return self.trajectory[self.target_epoch]
 
     @property
-    def difference(self) -> torch.Tensor:
+    def difference(self) -> Tensor:
         """θ̃_{i,J} − θ_{i+K}, parameter by parameter: (P,)."""
         return self.end - self.target
 
     @property
-    def movement(self) -> torch.Tensor:
+    def movement(self) -> Tensor:
         """θ_{i+K} − θ_i, how the teacher moved, parameter by parameter: (P,)."""
         return self.target - self.trajectory[self.start_epoch]
 
 
+@executes
 def replay(
-    result: DistillResult,
-    teachers: Teachers,
-    *,
-    segments: int = 8,
-    seed: int = 0,
-    how: Execution | None = None,
-    **options: Any,
+    result: DistillResult, teachers: Teachers, *, segments: int = 8, seed: int = 0, how: Execution = DEFAULT
 ) -> list[ReplayedSegment]:
     """Where a student goes with the finished images and α, on `segments` segments drawn from `seed`.
 
@@ -76,22 +71,18 @@ def replay(
     Raises:
         InputError: the result was distilled from other teachers.
     """
-    how = Execution.of(how, options)
     check_whole("segments", segments, minimum=1)
-    _check_teachers(result, teachers)
-    loss, variables = StudentLoss(teachers.network(0)), _variables(result, how.place)
+    again = _Again(result, teachers, how.place)
     trajectory = cache(teachers.trajectory)  # one copy for all segments of a teacher: it may be large
     replayed = []
-    with how.environment():
-        for index in range(segments):
-            teacher, epoch, segment = _draw(result, teachers, variables, seed, index)
-            student = torch.stack(walk(loss, segment, variables)).cpu()  # (J + 1, P)
-            target = epoch + result.config.teacher_epochs
-            replayed.append(ReplayedSegment(teacher, epoch, target, student, trajectory(teacher)))
+    for index in range(segments):
+        place, segment = again.draw(seed, index)
+        student = torch.stack(walk(again.loss, segment, again.variables)).cpu()  # (J + 1, P)
+        replayed.append(ReplayedSegment(*place, student, trajectory(place[0])))
     return replayed
 
 
-def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> torch.Tensor:
+def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> Tensor:
     """How hard each parameter is to match: the root mean square of its difference over `replayed`, (P,).
 
     `relative` divides it by the root mean square of what the teacher moved in that dimension: 1 then means
@@ -111,17 +102,13 @@ def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> 
 class Iteration:
     """One iteration as it would follow the finished run: every number that a diagram of it needs."""
 
+    result: DistillResult  # of the run
     teacher: int
     start_epoch: int
     target_epoch: int
     teachers: int  # how many there are
-    student_steps: int  # J
-    augmentations: tuple[str, ...]  # the operation drawn for each step
+    augmentations: tuple[str, ...]  # the operation drawn for each of the J steps
     real_images: int  # training images of the real set
-    pictures: torch.Tensor  # the distilled set for the eye, (classes * ipc, channels, height, width)
-    classes: tuple[str, ...]
-    alpha: float
-    importance: torch.Tensor  # W, (P,)
     loss: float
     unweighted_loss: float
     image_gradient: float  # ‖∂L/∂images‖
@@ -132,14 +119,9 @@ class Iteration:
     layout: ParameterLayout
 
 
+@executes
 def one_iteration(
-    result: DistillResult,
-    teachers: Teachers,
-    *,
-    real_images: int,
-    seed: int = 0,
-    how: Execution | None = None,
-    **options: Any,
+    result: DistillResult, teachers: Teachers, *, real_images: int, seed: int = 0, how: Execution = DEFAULT
 ) -> Iteration:
     """Draw one segment and differentiate it as the distillation does, without updating anything.
 
@@ -154,25 +136,16 @@ def one_iteration(
     Raises:
         InputError: the result was distilled from other teachers.
     """
-    how = Execution.of(how, options)
-    _check_teachers(result, teachers)
-    loss, variables = StudentLoss(teachers.network(0)), _variables(result, how.place)
-    with how.environment():
-        teacher, epoch, segment = _draw(result, teachers, variables, seed, 0)
-        gradients = _differentiate(result, loss, segment, variables)
+    again = _Again(result, teachers, how.place)
+    place, segment = again.draw(seed, 0)
+    gradients = again.differentiate(segment, again.variables, result.config.gradient)
     start, end = ((at - segment.target).norm() for at in (segment.start, gradients.end))
     return Iteration(
-        teacher=teacher,
-        start_epoch=epoch,
-        target_epoch=epoch + result.config.teacher_epochs,
+        result,
+        *place,
         teachers=len(teachers),
-        student_steps=result.config.student_steps,
         augmentations=tuple(step.augmentation.operation for step in segment.steps),
         real_images=real_images,
-        pictures=result.distilled.pictures(),
-        classes=result.distilled.classes,
-        alpha=result.alpha,
-        importance=result.importance,
         loss=gradients.loss.item(),
         unweighted_loss=(end / start).square().item(),
         image_gradient=gradients.images.norm().item(),
@@ -180,7 +153,7 @@ def one_iteration(
         importance_gradient=gradients.raw.norm().item(),
         start_distance=start.item(),
         end_distance=end.item(),
-        layout=loss.layout,
+        layout=again.loss.layout,
     )
 
 
@@ -194,47 +167,39 @@ def engine_errors(result: DistillResult, teachers: Teachers, *, seed: int = 0) -
         teachers: the ones it was distilled from.
         seed: of the segment.
     """
-    _check_teachers(result, teachers)
-    loss, variables = StudentLoss(teachers.network(0)), _variables(result, torch.device("cpu"))
-    _, _, drawn = _draw(result, teachers, variables, seed, 0)
+    again = _Again(result, teachers, torch.device("cpu"))
+    variables, (_, drawn) = again.variables, again.draw(seed, 0)
     segment = replace(drawn, start=drawn.start.double(), target=drawn.target.double())
     doubled = {name: getattr(variables, name).double() for name in ("images", "alpha", "raw")}
     variables = replace(variables, **doubled)
-    found = {name: _differentiate(result, loss, segment, variables, name).images for name in ENGINES}
+    found = {name: again.differentiate(segment, variables, name).images for name in ENGINES}
     full = found["full"]
     return {name: ((images - full).norm() / full.norm()).item() for name, images in found.items()}
 
 
-def _differentiate(
-    result: DistillResult, loss: StudentLoss, segment: Segment, variables: Variables, engine: str = ""
-) -> Gradients:
-    places = {"start": segment.start, "target": segment.target, "layout": loss.layout}
-    matching_loss = partial(result.config.matching.loss, **places)
-    return ENGINES[engine or result.config.gradient](loss, segment, variables, matching_loss)
+class _Again:
+    """What a finished distillation ended with, on `device`, from where its iterations are computed again."""
 
+    def __init__(self, result: DistillResult, teachers: Teachers, device: torch.device):
+        found, expected = teachers.fingerprint, result.teachers["fingerprint"]
+        require(
+            found == expected,
+            f"the teachers in {teachers.folder} have fingerprint {found}, but the result was distilled from "
+            f"{expected}: open those.",
+        )
+        self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
+        learned = (result.images, result.labels, torch.tensor(result.alpha), result.raw)
+        self.variables = Variables(*(each.to(device) for each in learned))
 
-def _draw(
-    result: DistillResult, teachers: Teachers, variables: Variables, seed: int, index: int
-) -> tuple[int, int, Segment]:
-    stream = generator(seed, "replay", index)
-    teacher, epoch = draw_place(teachers, result.config, stream)
-    place = {"teacher": teacher, "start_epoch": epoch}
-    return teacher, epoch, draw_segment(teachers, result.config, variables.images, stream, **place)
+    def draw(self, seed: int, index: int) -> tuple[tuple[int, int, int], Segment]:
+        """A segment: the teacher, i and i + K, and what an iteration sees of it."""
+        stream = generator(seed, "replay", index)
+        teacher, epoch = draw_place(self.teachers, self.config, stream)
+        drawn = {"teacher": teacher, "start_epoch": epoch}
+        segment = draw_segment(self.teachers, self.config, self.variables.images, stream, **drawn)
+        return (teacher, epoch, epoch + self.config.teacher_epochs), segment
 
-
-def _variables(result: DistillResult, device: torch.device) -> Variables:
-    return Variables(
-        images=result.images.to(device),
-        labels=result.labels.to(device),
-        alpha=torch.tensor(result.alpha, device=device),
-        raw=result.raw.to(device),
-    )
-
-
-def _check_teachers(result: DistillResult, teachers: Teachers) -> None:
-    found, expected = teachers.fingerprint, result.teachers["fingerprint"]
-    require(
-        found == expected,
-        f"the teachers in {teachers.folder} have fingerprint {found}, but the result was distilled from "
-        f"{expected}: open those.",
-    )
+    def differentiate(self, segment: Segment, variables: Variables, engine: str) -> Gradients:
+        places = {"start": segment.start, "target": segment.target, "layout": self.loss.layout}
+        objective = partial(self.config.matching.loss, **places)
+        return ENGINES[engine](self.loss, segment, variables, objective)

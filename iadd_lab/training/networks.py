@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,11 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
         # Not torch.manual_seed, which would reseed the accelerators' generators too.
         torch.random.default_generator.manual_seed(seed)
         return builder(channels=channels, size=size, classes=classes, **config.options())
+
+
+def network_for(data: Any, config: NetworkConfig, *, seed: int) -> nn.Module:
+    """`build_network` with the `channels`, `size` and `classes` of `data`: an `ImageData`, or `Teachers`."""
+    return build_network(config, channels=data.channels, size=data.size, classes=len(data.classes), seed=seed)
 
 
 def default_depth(size: int) -> int:

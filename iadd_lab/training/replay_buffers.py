@@ -70,32 +70,27 @@ def import_replay_buffers(
         InputError: as `read_replay_buffer`, or the parameters do not fit the network.
     """
     require(len(paths) > 0, "no replay buffers were given: pass at least one replay_buffer_N.pt.")
-    require(
-        not list(Path(folder).glob("teacher_*")),
-        f"{folder} holds teachers already: import into a folder of its own.",
-    )
+    is_new = not list(Path(folder).glob("teacher_*"))
+    require(is_new, f"{folder} holds teachers already: import into a folder of its own.")
     epochs = len(read_replay_buffer(paths[0])[0]) - 1
     # Others fitted on all training images or took constants (see `mtt_format.FITS`), but the teachers'
     # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
     teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
     # Every file is checked before the first trajectory is written.
-    count = 0
-    for path in tqdm(paths, desc="check", disable=not progress):
-        for trajectory in read_replay_buffer(path):
-            _check_trajectory(path, trajectory, teachers)
-            count += 1
+    checked = tqdm(paths, desc="check", disable=not progress)
+    count = sum(_check_buffer(path, read_replay_buffer(path), teachers) for path in checked)
     warn_of_class_order(data)
     images = teachers.preprocess.apply(data.validation.images.to(device))
     accuracies: list[float] = []
-    named = ((path, trajectory) for path in paths for trajectory in read_replay_buffer(path))
+    named = ((Path(path).name, trajectory) for path in paths for trajectory in read_replay_buffer(path))
     bar = tqdm(named, total=count, desc="import", unit="teacher", disable=not progress)
-    for index, (path, trajectory) in enumerate(bar):
+    for index, (source, trajectory) in enumerate(bar):
         stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
         network = teachers.network(0).to(images.device)
         network.load_state_dict(teachers.layout.split(stacked[-1].detach()))
         right = predict(network, images) == data.validation.labels
         accuracies.append(right.double().mean().item())
-        history = {"source": Path(path).name, "validation_accuracy": accuracies[-1]}
+        history = {"source": source, "validation_accuracy": accuracies[-1]}
         teachers.save(index, stacked.detach(), history=history)
     _warn_near_chance(accuracies, chance=1 / len(data.classes))
     return open_teachers(folder)
@@ -113,14 +108,13 @@ def _warn_near_chance(accuracies: Sequence[float], *, chance: float) -> None:
         )
 
 
-def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers: Teachers) -> None:
+def _check_buffer(path: Path, buffer: list[list[list[torch.Tensor]]], teachers: Teachers) -> int:
+    """Require that every trajectory fits `teachers`; returns how many there are."""
     epochs, layout = teachers.config.epochs, teachers.layout
-    require(
-        len(trajectory) == epochs + 1,
-        f"{path} has a trajectory of {len(trajectory)} snapshots, but the first one has {epochs + 1}: "
-        "import them into folders of their own.",
-    )
-    for snapshot in trajectory:
+    for trajectory in buffer:
+        found = f"{path} has a trajectory of {len(trajectory)} snapshots, but the first one has {epochs + 1}"
+        require(len(trajectory) == epochs + 1, f"{found}: import them into folders of their own.")
+    for snapshot in (snapshot for trajectory in buffer for snapshot in trajectory):
         shapes = tuple(tuple(tensor.shape) for tensor in snapshot)
         require(
             shapes == layout.shapes,
@@ -128,7 +122,7 @@ def _check_trajectory(path: Path, trajectory: list[list[torch.Tensor]], teachers
             f"with {shapes[:2]}, expected {len(layout.shapes)} starting with {layout.shapes[:2]}; pass the "
             "network that the teachers were trained with.",
         )
-        require(
-            all(bool(torch.isfinite(tensor).all()) for tensor in snapshot),
-            f"{path} holds parameters that are not finite: that training diverged, leave the file out.",
-        )
+        finite = all(bool(tensor.isfinite().all()) for tensor in snapshot)
+        mend = "that training diverged, leave the file out"
+        require(finite, f"{path} holds parameters that are not finite: {mend}.")
+    return len(buffer)

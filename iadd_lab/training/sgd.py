@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
@@ -21,15 +21,15 @@ from iadd_lab.training.fast.memory import reuse_freed_memory
 
 def train(
     network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    labels: Tensor,
     *,
     epochs: int,
     rate: float,
-    generator: torch.Generator,
+    generator: Generator,
     **options,
-) -> Iterator[float]:
-    """Train `network` in place; yields the mean training loss after every epoch.
+) -> list[float]:
+    """Train `network` in place; returns the mean training loss of every epoch.
 
     Args:
         network: on the device of `images`.
@@ -44,8 +44,7 @@ def train(
         DivergenceError: the loss of an epoch is not finite.
     """
     training = Training([network], [images], [labels], rates=[rate], generators=[generator], **options)
-    for _ in range(epochs):
-        yield training.advance()[0]
+    return [training.advance()[0] for _ in range(epochs)]
 
 
 @dataclass(eq=False, repr=False)
@@ -69,13 +68,13 @@ class Training:
     """
 
     networks: Sequence[nn.Module]
-    images: Sequence[torch.Tensor]
-    labels: Sequence[torch.Tensor]
+    images: Sequence[Tensor]
+    labels: Sequence[Tensor]
     _: KW_ONLY
     batch: int
     rates: Sequence[float]
     augment: AugmentConfig
-    generators: Sequence[torch.Generator]
+    generators: Sequence[Generator]
     momentum: float = 0.0
     weight_decay: float = 0.0
     decay_at: int | None = None
@@ -90,14 +89,12 @@ class Training:
             # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
             self.flats = torch.stack([self.loss.layout.flatten(part).detach() for part in self.parameters])
             self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
-        self.optimizer = torch.optim.SGD(
-            [{"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)],
-            lr=0.0,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            # One pass over memory instead of three, with other rounding.
-            fused=self.loss.joint or None,
-        )
+        options = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        groups = [
+            {"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)
+        ]
+        # Fused is one pass over memory instead of three, with other rounding.
+        self.optimizer = torch.optim.SGD(groups, lr=0.0, **options, fused=self.loss.joint or None)
 
     def advance(self) -> list[float]:
         """One pass over the images, in a new random order; returns each network's mean loss.
@@ -125,17 +122,15 @@ class Training:
         self.epoch += 1
         return means
 
-    def _batch(self, number: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The augmented images at `rows` of a network's set, and their labels."""
         images, generator = self.images[number], self.generators[number]
-        height, width = images.shape[2:]
-        augmentation = draw_augmentation(
-            self.augment, batch=len(rows), height=height, width=width, generator=generator
-        )
+        size = dict(zip(("height", "width"), images.shape[2:], strict=True))
+        augmentation = draw_augmentation(self.augment, batch=len(rows), **size, generator=generator)
         rows = to_device(rows, images.device)
         return augmentation(images[rows]), self.labels[number][rows]
 
-    def _differentiate(self, images: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _differentiate(self, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
         """The losses of a batch of each network, (networks,); the parameters have their gradients then."""
         if self.loss.joint:
             losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
@@ -157,13 +152,10 @@ class Training:
             for network, flat in zip(self.networks, self.flats, strict=True):
                 _fill(list(network.parameters()), flat)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
-        state = {
-            "parameters": _rows(self.parameters),
-            "generators": torch.stack([each.get_state() for each in self.generators]),
-            "epoch": torch.tensor(self.epoch),
-        }
+        state = {"parameters": _rows(self.parameters), "epoch": torch.tensor(self.epoch)}
+        state["generators"] = torch.stack([each.get_state() for each in self.generators])
         buffers = self.optimizer.state
         moving = [[buffers[p].get("momentum_buffer") for p in part] for part in self.parameters]
         if moving[0][0] is not None:  # there is none before the first step, or without momentum
@@ -171,7 +163,7 @@ class Training:
         return state
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned, for networks and options that are the same."""
         self.epoch = int(state["epoch"])
         for each, stored in zip(self.generators, state["generators"], strict=True):
@@ -179,19 +171,17 @@ class Training:
         for part, row in zip(self.parameters, state["parameters"], strict=True):
             _fill(part, row)
         for part, row in zip(self.parameters, state.get("momentum", ()), strict=False):
-            buffers = [torch.empty_like(parameter) for parameter in part]
-            _fill(buffers, row)
-            for parameter, buffer in zip(part, buffers, strict=True):
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+            empty = ((self.optimizer.state[p], torch.empty_like(p)) for p in part)
+            _fill([own.setdefault("momentum_buffer", buffer) for own, buffer in empty], row)
         self._update_networks()
 
 
-def _rows(parts: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+def _rows(parts: Sequence[Sequence[Tensor]]) -> Tensor:
     """The tensors of every network as one row each, (networks, P), on the CPU."""
     return torch.stack([torch.cat([t.detach().flatten() for t in part]) for part in parts]).cpu()
 
 
-def _fill(tensors: Sequence[torch.Tensor], row: torch.Tensor) -> None:
+def _fill(tensors: Sequence[Tensor], row: Tensor) -> None:
     """Copy a row (P,) into the tensors of one network."""
     for tensor, values in zip(tensors, row.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(values.view_as(tensor))
@@ -203,9 +193,7 @@ def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: 
     return 3.0 * images * epochs * flops(network, channels=data.channels, size=data.size)
 
 
-def predict(
-    network: nn.Module, images: torch.Tensor, *, batch: int = 1024, kernels: Kernels = PLAIN
-) -> torch.Tensor:
+def predict(network: nn.Module, images: Tensor, *, batch: int = 1024, kernels: Kernels = PLAIN) -> Tensor:
     """The predicted class of every image: (count,) int64 on the CPU."""
     loss = student_loss(network, kernels)
     return loss.predict(loss.layout.flatten(network.parameters()).detach(), images, batch=batch)

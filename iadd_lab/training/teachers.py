@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.preprocess import (
@@ -23,7 +23,7 @@ from iadd_lab.data.preprocess import (
     preprocess_tensors,
 )
 from iadd_lab.data.sets import DataConfig, ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import (
@@ -36,14 +36,15 @@ from iadd_lab.store.artefacts import (
     unpacking,
     writing,
 )
-from iadd_lab.store.configs import added_field, describe, fingerprint, restore
-from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder, sweep
+from iadd_lab.store.configs import added_field, describe, fingerprint, restore_fields
+from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
-from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
+from iadd_lab.training.networks import NetworkConfig, ParameterLayout, network_for
 from iadd_lab.training.sgd import Training, predict, training_flops
 
 _MANIFEST = "teachers.safetensors"
+_DESCRIBED = ("config", "data", "data_fingerprint", "classes", "channels", "size")  # fields, as metadata
 _LARGE = 2**28  # bytes of a trajectory that is not kept in memory while it comes to be
 STORE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -95,6 +96,11 @@ def check_training(config: Any) -> None:
     check_whole("seed", config.seed, minimum=0)
 
 
+def training_options(config: Any) -> dict[str, Any]:
+    """What of such a configuration `Training` takes by the same name."""
+    return {name: getattr(config, name) for name in ("batch", "momentum", "weight_decay", "augment")}
+
+
 @dataclass(frozen=True, eq=False)
 class Teachers:
     """A folder of trajectories of one architecture on one preprocessed data set.
@@ -136,17 +142,35 @@ class Teachers:
 
     def network(self, seed: int) -> nn.Module:
         """A fresh network of the teachers' architecture."""
-        return build_network(
-            self.config.network, channels=self.channels, size=self.size, classes=len(self.classes), seed=seed
-        )
+        return network_for(self, self.config.network, seed=seed)
 
-    def snapshot(self, teacher: int, epoch: int) -> torch.Tensor:
+    def training(
+        self, data: ImageData, network: nn.Module, order: Generator, *, epochs: int, how: Execution
+    ) -> Training:
+        """The training of `network` as one of the teachers, from its parameters as they are.
+
+        Args:
+            data: the real set.
+            network: of the teachers' architecture; it goes to the device, and is trained in place.
+            order: of the images, and what augmentations are drawn from.
+            epochs: how long it will be trained; they decide whether compiling pays.
+            how: where it is trained.
+        """
+        config, device = self.config, how.place
+        # By one teacher's work: how many there are must not matter.
+        work = training_flops(network, data, images=len(data.train), epochs=epochs)
+        images, labels = self.preprocess.apply(data.train.images.to(device)), data.train.labels.to(device)
+        options = training_options(config) | {"rates": [config.rate], "generators": [order]}
+        kernels = choose_kernels(how.compile, work=work, device=device)
+        return Training([network.to(device)], [images], [labels], kernels=kernels, **options)
+
+    def snapshot(self, teacher: int, epoch: int) -> Tensor:
         """θ of `teacher` after `epoch` epochs (0 is its initialisation): (P,) float32 on the CPU."""
         with open_artefact(self.paths[teacher]) as file:
-            row = file.get_slice("trajectory")[epoch]
-            return row.to(torch.float32, copy=True)  # a copy, or the whole file would stay mapped
+            # A copy, or the whole file would stay mapped.
+            return file.get_slice("trajectory")[epoch].to(torch.float32, copy=True)
 
-    def trajectory(self, teacher: int) -> torch.Tensor:
+    def trajectory(self, teacher: int) -> Tensor:
         """θ of `teacher` at its initialisation and after every epoch: (epochs + 1, P) float32 on the CPU."""
         return torch.stack([self.snapshot(teacher, epoch) for epoch in range(self.config.epochs + 1)])
 
@@ -179,7 +203,7 @@ class Teachers:
             "load that data, or train teachers on this.",
         )
 
-    def save(self, teacher: int, trajectory: torch.Tensor, *, history: dict[str, object]) -> None:
+    def save(self, teacher: int, trajectory: Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
         tensors = {"trajectory": trajectory.to(STORE_DTYPES[self.config.store_dtype])}
@@ -187,8 +211,8 @@ class Teachers:
 
     def _verify(self, path: Path) -> None:
         artefact = load_artefact(path, kind="trajectory")
-        own = artefact.metadata.get("teachers") == self.identity
-        require(own, f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.")
+        ours = artefact.metadata.get("teachers") == self.identity
+        require(ours, f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.")
         with unpacking(path):
             number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
             named = path == self.path(number)
@@ -198,15 +222,10 @@ class Teachers:
         require(shape == expected, sentence)
 
 
+@executes
 @locked_folder("folder")
 def train_teachers(
-    data: ImageData,
-    config: TeacherConfig,
-    folder: Path,
-    *,
-    count: int,
-    how: Execution | None = None,
-    **options: Any,
+    data: ImageData, config: TeacherConfig, folder: Path, *, count: int, how: Execution = DEFAULT
 ) -> Teachers:
     """Train teachers 0 … count − 1 into `folder`; those already there are verified and kept.
 
@@ -226,24 +245,16 @@ def train_teachers(
         InputError: `folder` holds teachers of other settings, or a damaged file.
         DivergenceError: a training loss is not finite.
     """
-    how = Execution.of(how, options)
     check_whole("count", count, minimum=1)
-    with how.environment():
-        teachers = prepare_teachers(data, config, Path(folder))
-        _ = teachers.paths  # a damaged file is named now, not after hours of training
-        missing = teachers.missing(count)
-        for index in set(range(count)) - set(missing):
-            # Left by a kill between writing the trajectory and removing them.
-            teachers.checkpoint(index).unlink(missing_ok=True)
-            sweep(teachers.lock(index))
-        for index in missing:
-            train_teacher(data, teachers, index, how=how)
+    teachers = prepare_teachers(data, config, Path(folder))
+    _ = teachers.paths  # a damaged file is named now, not after hours of training
+    for index in range(count):
+        train_teacher(data, teachers, index, how=how)
     return open_teachers(folder, count=count)
 
 
-def train_teacher(
-    data: ImageData, teachers: Teachers, index: int, *, how: Execution | None = None, **options: Any
-) -> None:
+@executes
+def train_teacher(data: ImageData, teachers: Teachers, index: int, *, how: Execution = DEFAULT) -> None:
     """Train the teacher of that number into its folder, unless it is there already.
 
     Processes may train different teachers of one folder side by side; whoever asks for one that another
@@ -256,50 +267,15 @@ def train_teacher(
         how: as in `train_teachers`, and so is what this raises.
         options: fields of `Execution` by name.
     """
-    how = Execution.of(how, options)
     teachers.check_data(data)
-    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"), how.environment():
-        if teachers.path(index).exists():  # another process was at it
+    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
+        if teachers.path(index).exists():
+            # Left by a kill between writing the trajectory and removing it.
+            teachers.checkpoint(index).unlink(missing_ok=True)
             return
         teacher = _Teacher(teachers, index, data, how)
-        complete(
-            teacher,
-            path=teachers.checkpoint(index),
-            identity=fingerprint(teachers.identity, index),
-            title=f"teacher {index}",
-            how=how,
-            save=teacher.save,
-        )
-
-
-def teacher_training(
-    teachers: Teachers, data: ImageData, network: nn.Module, order: Generator, *, epochs: int, how: Execution
-) -> Training:
-    """The training of `network` as one of the teachers, from its parameters as they are.
-
-    Args:
-        teachers: as from `prepare_teachers`.
-        data: the real set.
-        network: of the teachers' architecture; it goes to the device, and is trained in place.
-        order: of the images, and what augmentations are drawn from.
-        epochs: how long it will be trained; they decide whether compiling pays.
-        how: where it is trained.
-    """
-    config, device = teachers.config, how.place
-    # By one teacher's work: how many there are must not matter.
-    work = training_flops(network, data, images=len(data.train), epochs=epochs)
-    return Training(
-        [network.to(device)],
-        [teachers.preprocess.apply(data.train.images.to(device))],
-        [data.train.labels.to(device)],
-        batch=config.batch,
-        rates=[config.rate],
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        augment=config.augment,
-        generators=[order],
-        kernels=choose_kernels(how.compile, work=work, device=device),
-    )
+        kept = {"path": teachers.checkpoint(index), "identity": fingerprint(teachers.identity, index)}
+        complete(teacher, **kept, title=f"teacher {index}", how=how, save=teacher.save)
 
 
 class _Teacher:
@@ -312,7 +288,7 @@ class _Teacher:
         seed, self.total = teachers.config.seed, teachers.config.epochs
         self.network = teachers.network(derive_seed(seed, "teacher", index))
         order = generator(seed, "teacher", index, "order")
-        self.training = teacher_training(teachers, data, self.network, order, epochs=self.total, how=how)
+        self.training = teachers.training(data, self.network, order, epochs=self.total, how=how)
         self.losses: list[float] = []  # of each epoch
         self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
         self.trajectory[0] = self.snapshot()
@@ -326,7 +302,7 @@ class _Teacher:
         self.trajectory[self.done] = self.snapshot()
         return {"loss": f"{self.losses[-1]:.3f}"}
 
-    def snapshot(self) -> torch.Tensor:
+    def snapshot(self) -> Tensor:
         """θ as it is now, (P,). `flatten` copies: a snapshot must not follow the live weights."""
         return self.teachers.layout.flatten(self.network.parameters()).detach().cpu()
 
@@ -355,7 +331,7 @@ class _Teacher:
         self.teachers.save(self.index, self.trajectory, history=history)
 
 
-def _empty_trajectory(teachers: Teachers) -> torch.Tensor:
+def _empty_trajectory(teachers: Teachers) -> Tensor:
     """Room for a trajectory, (epochs + 1, P): a large one in a mapped file that goes with the tensor."""
     shape = (teachers.config.epochs + 1, teachers.layout.count)
     dtype, count = STORE_DTYPES[teachers.config.store_dtype], shape[0] * shape[1]
@@ -382,10 +358,8 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         InputError: there are none, or a file is damaged or belongs to other teachers.
     """
     folder = Path(folder)
-    require(
-        (folder / _MANIFEST).is_file(),
-        f"no teachers in {folder} (it has no {_MANIFEST}): train them with `iadd-lab teach --out {folder}`.",
-    )
+    mend = f"train them with `iadd-lab teach --out {folder}`"
+    require((folder / _MANIFEST).is_file(), f"no teachers in {folder} (it has no {_MANIFEST}): {mend}.")
     teachers = _from_manifest(load_artefact(folder / _MANIFEST, kind="teachers"), count)
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
@@ -394,12 +368,10 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
 def _from_manifest(artefact: Artefact, count: int | None = None) -> Teachers:
     """The teachers of a folder, of which there may be none yet."""
     with unpacking(artefact.path):
-        metadata, preprocess = artefact.metadata, preprocess_from_tensors(artefact.tensors)
-        check_preprocess(preprocess, channels=metadata["channels"], size=metadata["size"])
-        known = {"config": restore(TeacherConfig, metadata["config"]), "classes": tuple(metadata["classes"])}
-        known |= {"data": restore(DataConfig, metadata["data"]), "identity": fingerprint(metadata)}
-        folder = artefact.path.parent
-        return Teachers(folder=folder, preprocess=preprocess, count=count, **{**metadata, **known})
+        about, folder = restore_fields(Teachers, _DESCRIBED, artefact.metadata), artefact.path.parent
+        preprocess, identity = preprocess_from_tensors(artefact.tensors), fingerprint(artefact.metadata)
+        check_preprocess(preprocess, channels=about["channels"], size=about["size"])
+        return Teachers(folder=folder, preprocess=preprocess, count=count, identity=identity, **about)
 
 
 @locked_folder("folder", file=PREPROCESSING)
@@ -411,25 +383,18 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
     """
     # Resolved here, so that the artefact says what was done.
     config = replace(config, augment=data.augmentation(config.augment))
-    metadata = {
-        "config": describe(config),
-        "data": describe(data.config),
-        "data_fingerprint": data.fingerprint,
-        "classes": list(data.classes),
-        "channels": data.channels,
-        "size": data.size,
-    }
     # Before anything expensive: can this network be built for these images at all?
-    build_network(config.network, channels=data.channels, size=data.size, classes=len(data.classes), seed=0)
+    network_for(data, config.network, seed=0)
+    values = (config, data.config, data.fingerprint, data.classes, data.channels, data.size)
+    metadata = describe(dict(zip(_DESCRIBED, values, strict=True)))
     manifest = Path(folder) / _MANIFEST
     if not manifest.exists():
         tensors = preprocess_tensors(fit_preprocess(config.preprocess, data.train.images))
         save_artefact(manifest, kind="teachers", tensors=tensors, metadata=metadata)
     stored = load_artefact(manifest, kind="teachers")
     differences = "; ".join(sorted(_differences("", stored.metadata, metadata)))
-    require(
-        not differences, f"{folder} holds teachers of other settings ({differences}): choose another folder."
-    )
+    sentence = f"{folder} holds teachers of other settings ({differences}): choose another folder."
+    require(not differences, sentence)
     return _from_manifest(stored)
 
 
