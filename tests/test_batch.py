@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from iadd_lab.errors import InputError
 from iadd_lab.notebooks import batch
-from iadd_lab.notebooks.batch import Outcome, batch_in, chosen_pages, keep, plan_batch, reproduce
+from iadd_lab.notebooks.batch import batch_in, chosen_pages, keep, plan_batch, reproduce
 from iadd_lab.notebooks.notebook import Record, files_of, lay_out, natural_order, notebook_folder, read_record
 from iadd_lab.notebooks.report import write_report
+from iadd_lab.store.artefacts import save_text
 from tests.notebook_files import outputs, write_notebook
 from tests.processes import PATIENCE, runs_on, wait_until
 
@@ -49,15 +50,13 @@ def without_kernels(monkeypatch):
     executed = []
 
     def execute(order, life_line, cluster=""):
-        source, folder = Path(order["source"]), Path(order["folder"])
+        source = Path(order["input_path"])
         executed.append(source.stem)
         content = json.loads(source.read_text())
         content["metadata"]["papermill"] = {"parameters": order["parameters"]}
-        Path(order["copy"]).write_text(json.dumps(content))
-        picture = folder / f"{source.stem}_a.png"
-        picture.touch()
-        failure = "it failed" if "raise" in source.read_text() else ""
-        return Outcome(failure, picture.stat().st_mtime_ns, 1.0 + len(source.stem))
+        Path(order["output_path"]).write_text(json.dumps(content))
+        (source.parent / order["parameters"]["figures_dir"] / f"{source.stem}_a.png").touch()
+        return "it failed" if "raise" in source.read_text() else "", 1.0 + len(source.stem)
 
     monkeypatch.setattr(batch, "_execute", execute)
     return executed
@@ -349,8 +348,8 @@ def test_data_and_profile_count_among_the_inputs(folders, tmp_path, monkeypatch)
 
 def test_a_damaged_record_is_none(tmp_path):
     path = tmp_path / "good.json"
-    Record("a", {"b": "c"}, 1.5).save(path)
-    whole = path.read_text()
+    whole = Record("a", {"b": "c"}, 1.5).text
+    path.write_text(whole)
     assert read_record(path) == Record("a", {"b": "c"}, 1.5)
     for text in ("", "[]", '{"record": "x"}', whole.replace("1.5", "2.5"), whole[:-3]):
         path.write_text(text)
@@ -412,7 +411,7 @@ def test_the_report_shows_what_the_record_lists(folders):
     for name in ("good.ipynb", "good_new.png", "good_old.png"):
         (made / name).write_text("")
     listed = {"good.ipynb": "", "good_new.png": "", "good_lost.png": ""}
-    Record("", listed, 1.0).save(folders["runs"] / "reproduce" / "quick" / "good.json")
+    save_text(folders["runs"] / "reproduce" / "quick" / "good.json", Record("", listed, 1.0).text)
     found = report(folders)
     assert [name in found for name in ("good_new.png", "good_old.png", "good_lost.png")] == [
         True,

@@ -260,7 +260,7 @@ def decoded_cache(runs: Path) -> Subject:
 
 def record(runs: Path) -> Subject:
     path = runs / "record.json"
-    Record("a" * 16, {"a.png": "b" * 64}, 1.5).save(path)
+    path.write_text(Record("a" * 16, {"a.png": "b" * 64}, 1.5).text)
 
     def read() -> str:
         found = read_record(path)

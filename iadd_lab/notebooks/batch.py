@@ -8,7 +8,6 @@ shows everything.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,21 +16,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from iadd_lab.data.sets import require_data
 from iadd_lab.errors import check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
-from iadd_lab.notebooks.notebook import CHANGE, Notebook, Record, files_of, read_record
-from iadd_lab.notebooks.profiles import HOW_FIELDS, PROFILES, SETTING_FIELDS, PageSettings, read_value
-from iadd_lab.notebooks.report import SET_BY_BATCH, Batch, settings_mark, write_report
+from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
+from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, read_value
+from iadd_lab.notebooks.report import SET_BY_BATCH, settings_mark, write_report
 from iadd_lab.store.artefacts import check_folder, save_text
 from iadd_lab.store.configs import fingerprint
 
@@ -50,34 +51,30 @@ class Task:
         batch: that it is of.
         notebook: which is only read.
         parameters: to set in it.
-        mark: fingerprint of the settings that it comes to.
+        page: what it shows with them; None where the profile says nothing of it.
         inputs: fingerprint of all that decides what it makes.
     """
 
     batch: Batch
     notebook: Notebook
     parameters: dict[str, Any]
-    mark: str
-    inputs: str
+    page: PageSettings | None
+    inputs: str = ""
 
     @property
     def name(self) -> str:
         return self.notebook.name
 
-    @property
+    @cached_property
     def record(self) -> Record | None:
+        """What it left when it was executed before."""
         return read_record(self.batch.record(self.name))
-
-    def file(self, ending: str) -> Path:
-        return self.batch.folder / f"{self.name}{ending}"
 
     def is_up_to_date(self) -> bool:
         """Whether it was executed with the same inputs, and all that it made is still there unchanged."""
-        record = self.record
-        if record is None or record.inputs != self.inputs or f"{self.name}.ipynb" not in record.made:
-            return False
-        paths = {self.batch.folder / name: digest for name, digest in record.made.items()}
-        return all(path.is_file() and _digest(path) == digest for path, digest in paths.items())
+        made = self.record.made if self.record and self.record.inputs == self.inputs else {}
+        paths = [path for path in map(self.batch.folder.joinpath, made) if path.is_file()]
+        return f"{self.name}.ipynb" in made and made == _digests(self.batch.folder, paths)
 
 
 def reproduce(
@@ -164,10 +161,9 @@ def batch_in(**where: Any) -> Batch:
     """
     given = {name: value if name == "profile" else Path(value) for name, value in where.items() if value}
     batch = Batch(**given)
-    require(
-        not (batch.folder.exists() and batch.folder.samefile(batch.notebooks) and batch.found),
-        f"{batch.folder} is the folder of the notebooks themselves: choose another with --figures.",
-    )
+    among = batch.folder.exists() and batch.folder.samefile(batch.notebooks) and batch.found
+    told = f"{batch.folder} is the folder of the notebooks themselves: choose another with --figures."
+    require(not among, told)
     return batch
 
 
@@ -183,56 +179,43 @@ def chosen_pages(
         InputError: a profile, notebook or parameter is unknown.
     """
     pages = {}
-    for notebook, given, page in _chosen(batch_in(**where), only, parameters or {}):
-        literals = {k: v for k, v in (notebook.defaults | given).items() if v not in (None, {})}
-        source = "\n".join(source for kind, _, source in notebook.content if kind == "code")
-        pages[notebook.name] = (replace(page, own=page.own | literals) if page else None), source
+    for task in _chosen(batch_in(**where), only, parameters or {}):
+        values = task.notebook.defaults | task.parameters
+        own = {name: value for name, value in values.items() if value not in (None, {})}
+        page = task.page and replace(task.page, own=task.page.own | own)
+        pages[task.name] = page, task.notebook.source("code")
     return pages
 
 
-def _chosen(
-    batch: Batch, only: Sequence[str], parameters: Mapping[str, str]
-) -> list[tuple[Notebook, dict[str, Any], PageSettings | None]]:
+def _chosen(batch: Batch, only: Sequence[str], parameters: Mapping[str, str]) -> list[Task]:
     """Each notebook with what it takes of the parameters, and what it then shows."""
     named = {name: choose("notebook", name, batch.found) for name in only} or batch.found
     chosen = [notebook for name, notebook in batch.found.items() if name in named]
     known = {name: None for notebook in chosen for name in notebook.defaults}
-    known |= SETTING_FIELDS | HOW_FIELDS if CHANGE in known else {}
+    known |= FIELDS if CHANGE in known else {}
+    owner = chosen[0].name if len(chosen) == 1 else "these notebooks"
     for name in parameters:
         option = SET_BY_BATCH.get(name)
         require(option is None, f"{name} is set by the batch: use {option} instead of -p.")
-        owner = chosen[0].name if len(chosen) == 1 else "these notebooks"
         choose(f"parameter of {owner}", name, known)
     given = {name: read_value(text) for name, text in parameters.items()}
-    taken = [given_to(notebook, given) for notebook in chosen]
-    return [(n, own, page_of(batch, n, own)) for n, own in zip(chosen, taken, strict=True)]
+    return [_task(batch, notebook, given) for notebook in chosen]
 
 
-def given_to(notebook: Notebook, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `given` the notebook takes: what it declares, and other fields of its settings in `change`."""
+def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
+    """What a notebook takes of `given`: what it declares, and other fields of its settings in `change`."""
     own = {name: value for name, value in given.items() if name in notebook.defaults}
-    if CHANGE not in notebook.defaults:
-        return own
-    change, fields = own.get(CHANGE) or {}, SETTING_FIELDS | HOW_FIELDS
-    sentence = f"change is {change!r}; it must be a mapping, as in '{{teacher_epochs: 3}}'."
-    require(isinstance(change, dict), sentence)
-    change = change | {name: value for name, value in given.items() if name in fields and name not in own}
-    return own | ({CHANGE: change} if change else {})
-
-
-def page_of(batch: Batch, notebook: Notebook, own: Mapping[str, Any]) -> PageSettings | None:
-    """What the notebook shows with its `own` parameters; None where the profile says nothing of it.
-
-    Raises:
-        InputError: a value is impossible, or a key of `change` unknown.
-    """
-    if notebook.name not in batch.rows.pages:
-        return None
-    values = {name: value for name, value in (notebook.defaults | own).items() if value is not None}
-    rows = {name: values[name] for name in ("data", "ipc", "methods") if name in values}
-    # As `Page` does it: what a notebook declares of its settings' fields goes below what its `change` says.
-    change = {name: values[name] for name in ("iterations", "seeds", *HOW_FIELDS) if name in values}
-    return batch.rows.page(notebook.name, **rows, change=change | values.get(CHANGE, {}))
+    if CHANGE in notebook.defaults:
+        change = own.get(CHANGE) or {}
+        mend = "it must be a mapping, as in '{teacher_epochs: 3}'"
+        require(isinstance(change, dict), f"change is {change!r}; {mend}.")
+        change = change | {name: value for name, value in given.items() if name in FIELDS and name not in own}
+        own |= {CHANGE: change} if change else {}
+    # As `Page` has it: what a notebook declares of its settings' fields goes below what its `change` says.
+    knobs = {"data", "ipc", "methods", CHANGE, "iterations", "seeds", *HOW_FIELDS}
+    values = {name: value for name, value in (notebook.defaults | own).items() if name in knobs}
+    page = batch.rows.page(notebook.name, **values) if notebook.name in batch.rows.pages else None
+    return Task(batch, notebook, own, page)
 
 
 def plan_batch(batch: Batch, only: Sequence[str], parameters: Mapping[str, str]) -> list[Task]:
@@ -245,196 +228,167 @@ def plan_batch(batch: Batch, only: Sequence[str], parameters: Mapping[str, str])
     Raises:
         InputError: a notebook, parameter or data set is unknown or missing.
     """
-    profile = batch.profile if batch.profile in PROFILES else _seen_from(batch.notebooks, Path(batch.profile))
-    here = {"figures_dir": _seen_from(batch.notebooks, batch.folder), "profile": profile}
-    here["runs_dir"] = _seen_from(batch.notebooks, batch.runs)
+    # Relative to the notebooks, where kernels run: the same wherever the project is one folder, for they are
+    # among the inputs. Links are followed, as the operating system does at "../runs".
+    here = {"figures_dir": batch.folder, "profile": batch.profile, "runs_dir": batch.runs}
+    for name, path in here.items():
+        if path not in PROFILES:
+            here[name] = os.path.relpath(os.path.realpath(path), os.path.realpath(batch.notebooks))
     code, versions, tasks = _package_digest(), [sys.version, *map(version, _LIBRARIES)], []
-    for notebook, own, page in _chosen(batch, only, parameters):
+    for task in _chosen(batch, only, parameters):
+        notebook, page = task.notebook, task.page
         add = 'add figures_dir = "" to its cell tagged "parameters"'
         require("figures_dir" in notebook.defaults, f"{notebook.path} declares no figures_dir: {add}.")
-        own |= {name: value for name, value in here.items() if name in notebook.defaults}
+        own = task.parameters | {name: value for name, value in here.items() if name in notebook.defaults}
         names = sorted({setting.data_name for setting in page.settings} if page else ())
-        data = [(name, str(require_data(name).resolve())) for name in names]
-        digests = [_tree_digest(Path(folder)) for _, folder in data]
-        inputs = fingerprint(notebook.content, own, page, code, versions, data, digests)
-        tasks.append(Task(batch, notebook, own, settings_mark(page), inputs))
+        data = [(name, _files_below(require_data(name).resolve())) for name in names]
+        inputs = fingerprint(notebook.content, own, page, code, versions, data)
+        tasks.append(replace(task, parameters=own, inputs=inputs))
     return tasks
 
 
-def _seen_from(notebooks: Path, folder: Path) -> str:
-    """`folder` relative to the notebooks: the same on every machine on which the project is one folder.
-
-    It counts among the inputs, and a notebook may print it; as a parameter, `tidy` empties it.
-
-    Links are followed, as the operating system does when a kernel in that folder opens "../runs".
-    """
-    folder, notebooks = Path(os.path.realpath(folder)), Path(os.path.realpath(notebooks))
-    # On another drive there is no relative path.
-    return os.path.relpath(folder, notebooks) if folder.drive == notebooks.drive else str(folder)
-
-
-def _tree_digest(folder: Path) -> str:
-    """SHA-256 over path, size and time of change of every file below `folder`."""
-    digest = hashlib.sha256()
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            found = os.stat(os.path.join(parent, name))
-            digest.update(f"{parent}/{name}:{found.st_size}:{found.st_mtime_ns};".encode())
-    return digest.hexdigest()
+def _files_below(folder: Path) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of every file below `folder`."""
+    found = [(str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
 
 
 def _package_digest() -> str:
     """A fingerprint of the package's own modules and tables."""
     package = Path(__file__).parent.parent
     paths = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".csv"))
-    return fingerprint([[path.relative_to(package).as_posix(), _digest(path)] for path in paths])
+    return fingerprint(_digests(package, paths))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each of these files, by its path in `folder`."""
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _execute_all(tasks: list[Task], jobs: int, progress: bool, runner: DaskRunner | None) -> list[str]:
     """Execute `tasks`, so many `jobs` at once, and settle each; the names of those that failed."""
-    expected, failed, done, alone = _expected_seconds(tasks), [], 0, len(tasks) == 1
+    expected, failed, alone = _expected_seconds(tasks), [], len(tasks) == 1
     if jobs > 1:  # so that no long one is left to run alone at the end
         tasks = sorted(tasks, key=lambda task: -expected[task.name])
+    batch, said = tasks[0].batch, "reproduce {} {}/{}".format
     bar = tqdm(
+        desc=said(batch.rows.name, 0, len(tasks)),
         total=sum(expected.values()),
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         smoothing=0,  # notebooks differ too much for the last one to count most
         disable=not progress or alone,  # of a single notebook, papermill shows the cells
     )
-
-    def show(running: Sequence[int]) -> None:
-        left = {tasks[number].name for number in running}
-        bar.set_description_str(f"reproduce {tasks[0].batch.rows.name} {done}/{len(tasks)}", refresh=False)
-        bar.set_postfix_str(", ".join(left))
-
+    with tempfile.TemporaryFile(dir=batch.folder) as file:  # by the clock of that disk
+        since = os.fstat(file.fileno()).st_mtime_ns
     # Copies lie where workers elsewhere can write as well, or on this machine's own disk.
-    place = tasks[0].batch.record("").parent.absolute() if runner else None
+    place = batch.record("").parent.absolute() if runner else None
     with tempfile.TemporaryDirectory(prefix="iadd-lab-", dir=place) as scratch, bar:
         orders = [_order(task, Path(scratch), bar=progress and alone) for task in tasks]
-        ended = _run_on(runner, orders) if runner else _run_here(orders, jobs, show)
+        ended = _run_on(runner, orders) if runner else _run_here(orders, jobs, bar)
         with contextlib.closing(ended):  # also when Ctrl-C comes while nobody waits
-            for number, outcome in ended:
-                task, done = tasks[number], done + 1
+            for done, (number, (failure, seconds)) in enumerate(ended, 1):
+                task, copy = tasks[number], Path(orders[number]["output_path"])
+                bar.set_description_str(said(batch.rows.name, done, len(tasks)), refresh=False)
                 bar.update(expected[task.name])
-                _settle(task, Path(orders[number]["copy"]), outcome)
-                if outcome.failure:
+                if failure:
                     failed.append(task.name)
-                    tqdm.write(f"{outcome.failure} (see {task.file('.failed.ipynb')})")
+                    tqdm.write(f"{failure} (see {_keep_failure(task, copy, failure)})")
+                else:
+                    _keep_results(task, copy, seconds, since)
     return failed
 
 
 def _expected_seconds(tasks: list[Task]) -> dict[str, float]:
     """How long each took when last executed; where that is unknown, the mean of the others, or 1."""
-    known = {task.name: max(record.seconds, 0.1) for task in tasks if (record := task.record) is not None}
+    known = {task.name: max(task.record.seconds, 0.1) for task in tasks if task.record}
     mean = sum(known.values()) / len(known) if known else 1.0
     return {task.name: known.get(task.name, mean) for task in tasks}
 
 
 def _order(task: Task, scratch: Path, *, bar: bool) -> dict[str, Any]:
     """What `execute` needs to know, for a process in any folder."""
-    places = {"source": task.notebook.path.absolute(), "folder": task.batch.folder.absolute()}
-    places |= {"copy": scratch / f"{task.name}.ipynb", "said": scratch / f"{task.name}.txt"}
-    given = {"parameters": task.parameters, "bar": bar}
+    given = {"parameters": task.parameters, "progress_bar": bar}
+    places = {"input_path": task.notebook.path.absolute(), "output_path": scratch / f"{task.name}.ipynb"}
     return given | {name: str(path) for name, path in places.items()}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an execution ended.
+def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tuple[str, float]:
+    """Execute one notebook in a process that ends when `life_line`, a pipe to read from, is closed.
 
-    Attributes:
-        failure: one sentence that says what went wrong; empty after success.
-        since: the time in ns that a file written to the folder of results got at the start, by its clock.
-        seconds: how long it took.
+    Returns:
+        One sentence that says what went wrong, empty after success, and how many seconds it took.
     """
-
-    failure: str
-    since: int = 0
-    seconds: float = 0.0
-
-
-def _execute(order: Mapping[str, Any], life_line: int, cluster: str = "") -> Outcome:
-    """Execute one notebook in a process that ends when `life_line`, a pipe to read from, is closed."""
-    with tempfile.TemporaryFile(dir=order["folder"]) as file:
-        since, start = os.fstat(file.fileno()).st_mtime_ns, time.perf_counter()
+    start = time.perf_counter()
     # A kernel runs in the notebooks' folder, from where a relative path means something else.
     environment = os.environ | folders_of_images() | ({"IADD_CLUSTER": cluster} if cluster else {})
     # -P: the modules beside the script must not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
     code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
-    died = f"{Path(order['source']).name} could not be executed: {_DIED}"
-    failure = died if code else Path(order["said"]).read_text(encoding="utf-8")
-    return Outcome(failure, since, time.perf_counter() - start)
+    died = f"{Path(order['input_path']).name} could not be executed: {_DIED}"
+    failure = died if code else Path(order["output_path"]).with_suffix(".txt").read_text(encoding="utf-8")
+    return failure, time.perf_counter() - start
 
 
 @contextlib.contextmanager
-def _life_line() -> Iterator[tuple[int, Callable[[], None]]]:
-    """A pipe that nobody ever writes into, and what closes it: that is the news for who reads from it."""
+def _life_line() -> Iterator[IO]:
+    """A pipe to read from that nobody ever writes into: that it is closed at the end is the news."""
     read_end, write_end = os.pipe()
-    end = os.fdopen(write_end, "wb", buffering=0).close
-    try:
-        yield read_end, end
-    finally:
-        end()
-        os.close(read_end)
+    with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb"):
+        yield reader
 
 
-def _run_here(
-    orders: Sequence[Mapping[str, Any]], jobs: int, show: Callable[[Sequence[int]], None]
-) -> Iterator[tuple[int, Outcome]]:
-    """Each order's number and outcome when it has ended; `show` is told about once a second what runs."""
-    pool = ThreadPoolExecutor(jobs)
-    with _life_line() as (life_line, end):
+def _run_here(orders: Sequence[Mapping], jobs: int, bar: tqdm) -> Iterator[tuple[int, tuple[str, float]]]:
+    """Each order's number and what `_execute` says of it; `bar` shows about once a second what runs."""
+    with ThreadPoolExecutor(jobs) as pool, _life_line() as life_line:
+        running = {pool.submit(_execute, order, life_line): n for n, order in enumerate(orders)}
         try:
-            running = {pool.submit(_execute, order, life_line): n for n, order in enumerate(orders)}
             while running:
-                show([number for future, number in running.items() if future.running()])
+                under_way = [orders[n]["input_path"] for future, n in running.items() if future.running()]
+                bar.set_postfix_str(", ".join(Path(source).stem for source in under_way))
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end()
-            pool.shutdown()
+            pool.shutdown(wait=False, cancel_futures=True)  # before the life line ends those that run
 
 
-def _run_on(runner: DaskRunner, orders: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Outcome]]:
-    tasks = [(order, runner.address) for order in orders]
-    for number, outcome in runner.map(_execute_there, tasks, at_once=runner.workers):
-        if isinstance(outcome, Exception):
-            outcome = Outcome(f"{Path(orders[number]['source']).name} could not be executed: {outcome}")
-        yield number, outcome
+def _run_on(runner: DaskRunner, orders: Sequence[Mapping]) -> Iterator[tuple[int, tuple[str, float]]]:
+    tasks = [(order, runner.client.scheduler.address) for order in orders]
+    for number, ended in runner.map(_execute_there, tasks, at_once=runner.workers):
+        if isinstance(ended, Exception):
+            ended = f"{Path(orders[number]['input_path']).name} could not be executed: {ended}", 0.0
+        yield number, ended
 
 
-def _execute_there(order: Mapping[str, Any], cluster: str) -> Outcome:
+def _execute_there(order: Mapping[str, Any], cluster: str) -> tuple[str, float]:
     """Execute a notebook on a worker; the cells of its tables become tasks of the same cluster."""
     from distributed import secede
 
     secede()  # it waits for them, and is no work of its worker's
-    with _life_line() as (life_line, _):
+    with _life_line() as life_line:
         return _execute(order, life_line, cluster)
 
 
-def _settle(task: Task, copy: Path, outcome: Outcome) -> None:
-    """Move what was executed to where it belongs, and keep or remove the record."""
-    executed, failed, record = task.file(".ipynb"), task.file(".failed.ipynb"), task.batch.record(task.name)
-    if outcome.failure:
-        record.unlink(missing_ok=True)
-        try:
-            save_text(failed, tidy(copy, task, failure=outcome.failure))
-        except (OSError, ValueError):  # nothing was executed, or its process died while it wrote
-            save_text(failed, tidy(task.notebook.path, task, failure=outcome.failure))
-        return
-    save_text(executed, tidy(copy, task))
-    failed.unlink(missing_ok=True)
-    files = files_of(task.name, task.batch.found, task.batch.folder)
+def _keep_failure(task: Task, copy: Path, failure: str) -> Path:
+    """Keep what was executed, in the file that is returned, and remove the record."""
+    task.batch.record(task.name).unlink(missing_ok=True)
+    path = task.batch.folder / f"{task.name}.failed.ipynb"
+    try:
+        text = tidy(copy, task, failure=failure)
+    except (OSError, ValueError):  # nothing was executed, or its process died while it wrote
+        text = tidy(task.notebook.path, task, failure=failure)
+    save_text(path, text)
+    return path
+
+
+def _keep_results(task: Task, copy: Path, seconds: float, since: int) -> None:
+    """Keep the executed notebook, and the record of all that it made after `since`, in nanoseconds."""
+    folder = task.batch.folder
+    save_text(folder / f"{task.name}.ipynb", tidy(copy, task))
+    (folder / f"{task.name}.failed.ipynb").unlink(missing_ok=True)
     # Older ones were made by an earlier version of the notebook.
-    made = {path.name: _digest(path) for path in files if path.stat().st_mtime_ns >= outcome.since}
-    Record(task.inputs, made, round(outcome.seconds, 2)).save(record)
+    files = files_of(task.name, task.batch.found, folder)
+    made = _digests(folder, [path for path in files if path.stat().st_mtime_ns >= since])
+    save_text(task.batch.record(task.name), Record(task.inputs, made, round(seconds, 2)).text)
 
 
 def tidy(copy: Path, task: Task, *, failure: str = "") -> str:
@@ -451,37 +405,39 @@ def tidy(copy: Path, task: Task, *, failure: str = "") -> str:
     Raises:
         ValueError: the copy is not a whole notebook.
     """
-    content = json.loads(copy.read_text(encoding="utf-8"))
-    metadata, cells = content["metadata"], content["cells"]
+    import nbformat  # takes a second
+
+    content = nbformat.read(copy, as_version=4)
+    metadata, cells = content.metadata, content.cells
     metadata.pop("widgets", None)
     given = metadata.get("papermill", {}).get("parameters", {})
     folders = dict.fromkeys(given.keys() & {"figures_dir", "runs_dir"}, "")
-    metadata |= {"papermill": {"parameters": given | folders}, "iadd_lab": {"settings": task.mark}}
-    if failure and not any(_ERROR_TAG in cell["metadata"].get("tags", []) for cell in cells):
-        cells.insert(0, {"cell_type": "markdown", "metadata": {"tags": [_ERROR_TAG]}, "source": [failure]})
-    known = {cell.get("id") for cell in task.notebook.cells} - {None}
+    metadata |= {"papermill": {"parameters": given | folders}}
+    metadata |= {"iadd_lab": {"settings": settings_mark(task.page)}}
+    if failure and not any(_ERROR_TAG in cell.metadata.get("tags", []) for cell in cells):
+        cells.insert(0, nbformat.v4.new_markdown_cell(failure, metadata={"tags": [_ERROR_TAG]}))
+    known = {cell["id"] for cell in task.notebook.whole["cells"] if "id" in cell}
     for place, cell in enumerate(cells):
         for timed in ("execution", "papermill"):
-            cell["metadata"].pop(timed, None)
-        cell["id"] = cell.get("id") if cell.get("id") in known else f"made-{place}"
-        if "injected-parameters" in cell["metadata"].get("tags", []):  # papermill's own: one parameter a line
-            source = re.sub(r"(?m)^(figures_dir|runs_dir) = .*$", r'\1 = ""', "".join(cell["source"]))
-            cell["source"] = source.splitlines(keepends=True)
-        if cell["cell_type"] == "code" and not failure:
-            cell["outputs"] = _results(cell["outputs"])
-    content["nbformat_minor"] = max(content["nbformat_minor"], 5)  # the first in which cells have ids
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            cell.metadata.pop(timed, None)
+        if cell.get("id") not in known:
+            cell.id = f"made-{place}"
+        if "injected-parameters" in cell.metadata.get("tags", []):  # papermill's own: one parameter a line
+            cell.source = re.sub(r"(?m)^(figures_dir|runs_dir) = .*$", r'\1 = ""', cell.source)
+        if cell.cell_type == "code" and not failure:
+            cell.outputs = _results(cell.outputs)
+    content.nbformat_minor = max(content.nbformat_minor, 5)  # the first in which cells have ids
+    return nbformat.writes(content) + "\n"
 
 
-def _results(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _results(outputs: list[Any]) -> list[Any]:
     """Outputs without progress bars; what a cell printed is one piece, in whatever pieces it came."""
-    kept: list[dict[str, Any]] = []
+    kept: list[Any] = []
     for output in outputs:
         if output.get("name") == "stderr" or _WIDGET in output.get("data", {}):
             continue
-        if kept and output["output_type"] == "stream" == kept[-1]["output_type"]:
-            text = "".join(kept[-1]["text"]) + "".join(output["text"])
-            kept[-1]["text"] = text.splitlines(keepends=True)
+        if kept and output.output_type == "stream" == kept[-1].output_type:
+            kept[-1].text += output.text
         else:
             kept.append(output)
     return kept

@@ -23,8 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
+from unittest.mock import patch
 
 from iadd_lab.errors import InputError, require
 
@@ -47,14 +46,9 @@ class DaskRunner:
         """How many tasks run at once."""
         return max(len(self.client.scheduler_info(n_workers=-1)["workers"]), 1)
 
-    @property
-    def address(self) -> str:
-        """Of the scheduler."""
-        return self.client.scheduler.address
-
     def map(
-        self, function: Callable[..., Any], tasks: Iterable[tuple], *, at_once: int | None = None
-    ) -> Iterator[tuple[int, Any]]:
+        self, function: Callable, tasks: Iterable[tuple], *, at_once: int | None = None
+    ) -> Iterator[tuple]:
         """Call `function(*task)` for each of `tasks`, and yield (number, value or exception) when it ends.
 
         Args:
@@ -66,21 +60,19 @@ class DaskRunner:
 
         call = functools.partial(_perform, function, folders_of_images())
         name, waiting = f"{function.__name__.strip('_')}-{uuid.uuid4().hex}", enumerate(tasks)
-        # First come, first served: a later list of tasks must not wait for an earlier one.
-        options = {"pure": False, "fifo_timeout": "0 ms"}
         running, ended = {}, as_completed(raise_errors=False)
 
         def submit(several: int | None) -> None:
             for number, task in itertools.islice(waiting, several):
-                future = self.client.submit(call, task, key=f"{name}-{number}", **options)
-                running[future] = number
+                # First come, first served: a later list of tasks must not wait for an earlier one.
+                options = {"key": f"{name}-{number}", "pure": False, "fifo_timeout": "0 ms"}
+                running[future := self.client.submit(call, task, **options)] = number
                 ended.add(future)
 
         try:
             submit(at_once)
             for future in ended:
-                number = running.pop(future)
-                yield number, _value(future)
+                yield running.pop(future), _value(future)
                 submit(1)
         finally:
             self.client.cancel(list(running))
@@ -93,8 +85,7 @@ def folders_of_images() -> dict[str, str]:
 
 
 def _perform(function: Callable[..., Any], folders: Mapping[str, str], task: tuple) -> Any:
-    for name, folder in folders.items():
-        os.environ.setdefault(name, folder)  # a worker elsewhere may have been told of other folders
+    os.environ.update(folders | os.environ)  # a worker elsewhere may have been told of other folders
     return function(*task)
 
 
@@ -131,23 +122,20 @@ def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskR
     local = re.fullmatch(r"local(?::([1-9][0-9]{0,3}))?", cluster)
     known = local or re.fullmatch(r"(tcp|tls|ws|wss)://\S+:[0-9]+", cluster)
     require(bool(known), f"cluster is {cluster!r}: expected local, local:N or tcp://HOST:PORT.")
-    require(
-        importlib.util.find_spec("distributed") is not None,
-        f"--cluster {cluster} needs Dask, which is not installed: pip install distributed bokeh.",
-    )
+    install = "pip install distributed bokeh"
+    there = importlib.util.find_spec("distributed") is not None
+    require(there, f"--cluster {cluster} needs Dask, which is not installed: {install}.")
     for name in ("distributed", "distributed.nanny", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(Sending large graph|Port .* is already in use).*")
         with _local_client(local[1]) if local else _remote_client(cluster) as client:
-            there, said = client.scheduler_info(n_workers=-1), []
-            if announce and "dashboard" in there.get("services", {}):
-                said.append(f"dashboard of the cluster: {client.dashboard_link}")
-            if not there["workers"]:
-                join = f"dask worker {cluster} --nthreads 1"
-                said.append(f"{cluster} has no workers yet: tasks wait until some join, as with `{join}`")
-            for sentence in said:
-                tqdm.write(sentence, file=sys.stderr)
+            found = client.scheduler_info(n_workers=-1)
+            if announce and "dashboard" in found.get("services", {}):
+                print(f"dashboard of the cluster: {client.dashboard_link}", file=sys.stderr)
+            if not found["workers"]:
+                join = f"as with `dask worker {cluster} --nthreads 1`"
+                print(f"{cluster} has no workers yet: tasks wait until some join, {join}", file=sys.stderr)
             yield DaskRunner(client)
 
 
@@ -156,9 +144,9 @@ def _local_client(count: str | None) -> Any:
     from dask.system import CPU_COUNT
     from distributed import Client
 
-    before, workers = dict(os.environ), int(count or CPU_COUNT)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(CPU_COUNT // workers, 1)))  # Dask's own choice is 1
-    try:
+    workers = int(count or CPU_COUNT)
+    with patch.dict(os.environ):  # which Dask changes for the workers, and which is put back
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(CPU_COUNT // workers, 1)))  # Dask's own choice is 1
         return Client(
             n_workers=workers,
             threads_per_worker=1,  # that take tasks
@@ -167,9 +155,6 @@ def _local_client(count: str | None) -> Any:
             silence_logs=logging.CRITICAL,
             preload=[__name__],  # see `dask_setup`
         )
-    finally:
-        os.environ.clear()  # Dask changes it for the workers
-        os.environ.update(before)
 
 
 def dask_setup(worker: object) -> None:
@@ -187,19 +172,18 @@ def _remote_client(address: str) -> Any:
 
     try:
         return Client(address, timeout=_PATIENCE)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, ValueError) as error:
         said = f"no scheduler answers at {address}"
         raise InputError(f"{said}: start one with `dask scheduler`, or check host and port.") from error
 
 
 def named_runner() -> DaskRunner | None:
     """The runner that `$IADD_CLUSTER` names, connected once; None where it names none."""
-    name = os.environ.get("IADD_CLUSTER")
-    return _open_until_the_end(name) if name else None
+    return _open_until_the_end(os.environ.get("IADD_CLUSTER"))
 
 
 @functools.cache
-def _open_until_the_end(cluster: str) -> DaskRunner:
+def _open_until_the_end(cluster: str | None) -> DaskRunner | None:
     opened = ExitStack()
     atexit.register(opened.close)
     return opened.enter_context(open_runner(cluster, announce=False))  # no notebook may print an address

@@ -20,7 +20,7 @@ _STOPPING = 10.0  # seconds in which papermill stops a kernel; one that was left
 
 
 def main(order: dict) -> None:
-    """Execute `order["source"]` into `order["copy"]`, and write into `order["said"]` why it failed, if so."""
+    """Call `papermill.execute_notebook(**order)`, and say in a text beside its output why it failed."""
     # Ctrl-C reaches all processes of a terminal; the batch alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which unwinds papermill, which stops the kernel
@@ -28,18 +28,17 @@ def main(order: dict) -> None:
     from papermill import PapermillExecutionError, execute_notebook
 
     logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
-    name, failure = Path(order["source"]).name, ""
-    kernel = {"kernel_name": "python3", "language": "python", "cwd": Path(order["source"]).parent}
-    kernel["extra_arguments"] = ["--log-level=CRITICAL"]
+    source, failure = Path(order["input_path"]), ""
+    kernel = {"kernel_name": "python3", "language": "python", "cwd": source.parent}
     try:
-        given = {"parameters": order["parameters"], "progress_bar": order["bar"]}
-        execute_notebook(order["source"], order["copy"], **given, **kernel)
+        execute_notebook(**order, **kernel, extra_arguments=["--log-level=CRITICAL"])
     except PapermillExecutionError as error:
-        reason = (f"{error.ename}: {error.evalue}".splitlines() or [""])[0]
-        failure = f"{name} failed in cell [{error.exec_count}]: {reason}"
+        reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+        failure = f"{source.name} failed in cell [{error.exec_count}]: {reason}"
     except Exception as error:  # a kernel that died, or whatever else: on to the next notebook
-        failure = f"{name} could not be executed: {' '.join(str(error).split()) or type(error).__name__}"
-    Path(order["said"]).write_text(failure, encoding="utf-8")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        failure = f"{source.name} could not be executed: {reason}"
+    Path(order["output_path"]).with_suffix(".txt").write_text(failure, encoding="utf-8")
 
 
 def _end_with_batch() -> None:

@@ -13,12 +13,14 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from iadd_lab.errors import InputError, require
-from iadd_lab.store.artefacts import check_folder, save_text
+from iadd_lab.notebooks.profiles import Profile, read_profile
+from iadd_lab.store.artefacts import check_folder
 from iadd_lab.store.configs import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -33,15 +35,13 @@ class Notebook:
 
     Attributes:
         path: where it lies; `name` is the file's name without its ending.
-        cells: as nbformat 4 stores them.
-        metadata: of the whole notebook.
+        whole: as nbformat 4 stores it.
         content: what decides the outcome: kind, tags and source of every cell; not ids, outputs or counts.
         defaults: value of each parameter that its parameters cell declares; None where it is computed.
     """
 
     path: Path
-    cells: list[dict[str, Any]]
-    metadata: dict[str, Any]
+    whole: dict[str, Any]
     content: list[tuple[str, list[str], str]]
     defaults: dict[str, Any]
 
@@ -52,9 +52,12 @@ class Notebook:
     @property
     def heading(self) -> str:
         """The first heading of its prose; its name where there is none."""
-        prose = "\n".join(source for kind, _, source in self.content if kind == "markdown")
-        found = re.search(r"^#+ +(.+?)\s*$", prose, flags=re.MULTILINE)
-        return found.group(1) if found else self.name
+        found = re.search(r"^#+ +(.+?)\s*$", self.source("markdown"), flags=re.MULTILINE)
+        return found[1] if found else self.name
+
+    def source(self, kind: str) -> str:
+        """Of all cells of this kind, "code" or "markdown"."""
+        return "\n".join(source for found, _, source in self.content if found == kind)
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -65,10 +68,10 @@ def read_notebook(path: Path) -> Notebook:
     """
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-        cells, metadata = list(whole["cells"]), dict(whole["metadata"])
-        parts = [(c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])) for c in cells]
-        source = next((source for _, tags, source in parts if "parameters" in tags), "")
-        return Notebook(path, cells, metadata, parts, _defaults(source))
+        cells = whole["cells"]
+        content = [(c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])) for c in cells]
+        source = next((source for _, tags, source in content if "parameters" in tags), "")
+        return Notebook(path, whole, content, _defaults(source))
     except SyntaxError as error:
         line = f"line {error.lineno}"
         raise InputError(f"the parameters cell of {path} is not valid Python ({line}).") from error
@@ -85,18 +88,6 @@ def _defaults(source: str) -> dict[str, Any]:
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             found |= dict.fromkeys(names, ast.literal_eval(statement.value))
     return found
-
-
-def read_notebooks(folder: Path) -> dict[str, Notebook]:
-    """The notebooks of `folder` by name, in the order of `natural_order`.
-
-    Raises:
-        InputError: there are none, or one of them can't be read.
-    """
-    paths = sorted(folder.glob("*.ipynb"), key=lambda path: natural_order(path.stem))
-    sentence = f"there are no notebooks in {folder}: run from the project's folder, or pass --notebooks."
-    require(bool(paths), sentence)
-    return {path.stem: read_notebook(path) for path in paths}
 
 
 def notebook_folder() -> Path:
@@ -160,10 +151,6 @@ class Record:
         """What its file holds: itself, and a checksum over it."""
         return json.dumps({"record": vars(self), "sum": fingerprint(vars(self))}, indent=1) + "\n"
 
-    def save(self, path: Path) -> None:
-        """Write it into `path` atomically."""
-        save_text(path, self.text)
-
 
 def read_record(path: Path) -> Record | None:
     """The record in `path`; None if there is none, or, with a warning, none that is whole and current.
@@ -172,12 +159,52 @@ def read_record(path: Path) -> Record | None:
     """
     if not path.exists():
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         text = path.read_text(encoding="utf-8")
         record = Record(**json.loads(text)["record"])
         if text == record.text:
             return record
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass
     logger.warning("%s is damaged or of another version: its notebook counts as not executed", path)
     return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A profile's notebooks, and where what they make lies.
+
+    Args:
+        profile: a key of `PROFILES`, or the path of a YAML file of your own.
+        notebooks: folder of the notebooks.
+        figures: each picture and executed notebook lands in `figures`/`profile`.
+        runs: folder of what notebooks compute once (their runs_dir), and of the records of what was made.
+    """
+
+    profile: str = "quick"
+    notebooks: Path = field(default_factory=notebook_folder)
+    figures: Path = Path("build", "figures")
+    runs: Path = Path("runs")
+
+    @cached_property
+    def rows(self) -> Profile:
+        """What the profile says."""
+        return read_profile(self.profile)
+
+    @cached_property
+    def found(self) -> dict[str, Notebook]:
+        """All notebooks that there are, by name, in the order of `natural_order`.
+
+        Raises:
+            InputError: there are none, or one of them can't be read.
+        """
+        paths = sorted(self.notebooks.glob("*.ipynb"), key=lambda path: natural_order(path.stem))
+        mend = "run from the project's folder, or pass --notebooks"
+        require(bool(paths), f"there are no notebooks in {self.notebooks}: {mend}.")
+        return {path.stem: read_notebook(path) for path in paths}
+
+    @property
+    def folder(self) -> Path:
+        return self.figures / self.rows.name
+
+    def record(self, name: str) -> Path:
+        """The file that says what notebook `name` made."""
+        return self.runs / "reproduce" / self.rows.name / f"{name}.json"

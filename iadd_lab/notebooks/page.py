@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import require
 from iadd_lab.notebooks.dask import named_runner
-from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value
+from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value, read_values
 from iadd_lab.plots.accuracy import paired_intervals
 from iadd_lab.plots.style import save_figure
 from iadd_lab.study.comparisons import PairedDifference, difference_frame
@@ -21,16 +21,8 @@ from iadd_lab.study.study import Cell, Study
 from iadd_lab.study.tables import Table, save_frame, save_table
 
 # What a reader wants to know of each setting; `settings` have the rest.
-_SHOWN = (
-    "teacher_count",
-    "iterations",
-    "student_steps",
-    "teacher_epochs",
-    "image_rate",
-    "alpha",
-    "seeds",
-    "evaluation_epochs",
-)
+_SHOWN = ("teacher_count", "iterations", "student_steps", "teacher_epochs", "image_rate", "alpha", "seeds")
+_SHOWN += ("evaluation_epochs",)
 
 
 class Page:
@@ -82,26 +74,23 @@ class Page:
         self.name, self.figures_dir = name, figures_dir
         source = read_profile(profile)
         usual = source.page(name)
+        rows = {"data": data, "ipc": ipc, "methods": methods}
         knobs = {"iterations": iterations, "seeds": seeds} | {key: own.pop(key, None) for key in HOW_FIELDS}
-        change = read_value(change or {})
-        if isinstance(change, dict):  # anything else is refused below
-            change = _given(knobs) | change
-        chosen = source.page(name, data=data, ipc=ipc, methods=methods, change=change)
+        chosen = source.page(name, **rows, **knobs, change=change)
         self.settings, self.methods = chosen.settings, chosen.methods
         self.own = {key: _own(key, read_value(value), usual.own) for key, value in own.items()}
         precision = [how.get("precision", "float32") for how in (usual.how, chosen.how)]
         changed = not {*self.settings} <= {*usual.settings} or precision[0] != precision[1]
         self.profile = f"changed {source.name}" if changed else source.name
         self.study = Study(runs_dir, device=device, runner=named_runner(), **chosen.how)
-        self._print(_given({"data": data, "ipc": ipc, "methods": methods}) | dict(change) | _given(own))
-
-    def _print(self, changed: Mapping[str, Any]) -> None:
         print(self.title())
         for setting in self.settings:
             values = ", ".join(f"{name} {getattr(setting, name):g}" for name in _SHOWN)
             print(f"{setting.title}: {values}")
-        if changed:
-            print("changed:", ", ".join(f"{name} = {value}" for name, value in changed.items()))
+        given = read_values(rows | knobs) | (read_value(change) or {}) | read_values(own)
+        said = ", ".join(f"{name} = {value}" for name, value in given.items() if value != {})
+        if said:
+            print("changed:", said)
 
     @property
     def setting(self) -> Setting:
@@ -151,10 +140,6 @@ class Page:
 
     def _file(self, suffix: str) -> str:
         return f"{self.name}_{suffix}" if suffix else self.name
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: read_value(value) for name, value in values.items() if value not in (None, {})}
 
 
 def _own(name: str, value: Any, usual: Mapping[str, Any]) -> Any:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PROFILES = {
 }
 SETTING_FIELDS = {field.name: field for field in fields(Setting)}
 HOW_FIELDS = {field.name: field for field in fields(Execution) if field.name != "device"}
+FIELDS = SETTING_FIELDS | HOW_FIELDS
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,6 +63,11 @@ def read_value(value: Any) -> Any:
         plain = False
     require(plain, f"parameter value {value!r} can't be read: write a number, a word or a list.")
     return meant
+
+
+def read_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `read_value` makes of each value that is not None."""
+    return {name: read_value(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -96,42 +103,35 @@ class Profile:
     rows: dict[str, dict[str, Any]]
     pages: dict[str, dict[str, Any]]
 
-    def page(
-        self,
-        name: str,
-        *,
-        data: str | Sequence[str] | None = None,
-        ipc: int | Sequence[int] | None = None,
-        methods: Sequence[str] | None = None,
-        change: dict[str, Any] | str | None = None,
-    ) -> PageSettings:
-        """What the notebook `name` works with. Every value may be text, as a command line gives it.
+    def page(self, name: str, **given: Any) -> PageSettings:
+        """What the notebook `name` works with.
 
         Args:
             name: of the notebook, without its ending.
-            data: keys of `DATASETS`: the page's rows of these, else the profile's, else the page's rows with
-                these data in place of their own. None takes the page's.
-            ipc: distilled images per class, in the same way; two lists go in pairs.
-            methods: keys of `METHODS`; None takes the page's.
-            change: fields of `Setting` and `Execution` that win over the profile's; a list has one value
-                for each setting.
+            given: instead of what the profile says; None takes that, and a text is read as YAML.
+                data: keys of `DATASETS`: the page's rows of these, else the profile's, else the page's rows
+                    with these data in place of their own.
+                ipc: distilled images per class, in the same way; two lists go in pairs.
+                methods: keys of `METHODS`.
+                change: fields of `Setting` and `Execution`; a list has one value for each setting.
+                Whatever else is given is a field as well, over which `change` wins.
 
         Raises:
             InputError: there is no such page or field, a value is impossible, or two settings have the same
                 data and IPC.
         """
         page = choose(f"notebook of the {self.name} profile", name, self.pages)
-        change = {**_known(read_value(change or {}), SETTING_FIELDS | HOW_FIELDS, "change")}
-        given = {"data_name": read_value(data), "ipc": read_value(ipc)}
-        wanted = {key: change.pop(key, value) for key, value in given.items()}
+        given = read_values(given)
+        chosen, change = given.pop("methods", page.get("methods", ())), given.pop("change", None) or {}
+        given["data_name"] = given.pop("data", None)
+        change = {**_known(given, FIELDS, "page"), **_known(change, FIELDS, "change")}
+        wanted = {key: change.pop(key, None) for key in ("data_name", "ipc")}
         rows = self._pick(page, {key: value for key, value in wanted.items() if value is not None})
         mine = _only(change, SETTING_FIELDS)
         require(bool(rows) or not mine, f"{name} goes by its data, and has no {', '.join(mine)} to change.")
         settings = [Setting(**(row | more)) for row, more in zip(rows, _spread(mine, len(rows)), strict=True)]
-        places = [(setting.data_key, setting.ipc) for setting in settings]  # by which files name them
-        twice = [settings[n].title for n in range(len(places)) if places[n] in places[:n]]
+        twice = [title for title, n in Counter(each.title for each in settings).items() if n > 1]
         require(not twice, f"two settings are both {', '.join(twice)}: give each data or an ipc of its own.")
-        chosen = page.get("methods", ()) if methods is None else read_value(methods)
         chosen = (chosen,) if isinstance(chosen, str) else chosen
         require(isinstance(chosen, list | tuple), f"methods is {chosen!r}; it must be a list like ['iadd'].")
         for method in chosen:
@@ -143,8 +143,8 @@ class Profile:
         """The fields of each setting of a page, or of those that are `wanted` in their place."""
         rows = [choose(f"row of the {self.name} profile", row, self.rows) for row in page.get("rows", ())]
         pairs = list(zip(rows, _spread(_only(page, SETTING_FIELDS), len(rows)), strict=True))
-        picked = []
         lengths = [len(value) for value in wanted.values() if isinstance(value, list | tuple)]
+        picked = []
         for want in _spread(wanted, max([*lengths, 1])):
             found = [row | own for row, own in pairs if _fits(row, want)]
             others = {}  # one for each place, should the page have several rows that differ in `want` alone
@@ -169,23 +169,22 @@ def read_profile(name: str) -> Profile:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
-    parts = _known(content, dict.fromkeys(("every", "settings", "pages")), path.name)
+    parts = _known(content, ("every", "settings", "pages"), path.name)
     every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
-    _known(every, SETTING_FIELDS | HOW_FIELDS, f"every of {path.name}")
+    _known(every, FIELDS, f"every of {path.name}")
     for row, values in rows.items():
         _known(values, SETTING_FIELDS, f"row {row} of {path.name}")
         require({"data_name", "ipc"} <= values.keys(), f"row {row} of {path.name} needs data_name and ipc.")
         rows[row] = _only(every, SETTING_FIELDS) | values
     for page, values in pages.items():
-        allowed = SETTING_FIELDS | HOW_FIELDS | dict.fromkeys(("rows", "methods", "own"))
-        _known(values, allowed, f"page {page} of {path.name}")
+        _known(values, {"rows", "methods", "own", *FIELDS}, f"page {page} of {path.name}")
     return Profile(path.stem, every, rows, pages)
 
 
-def _known(values: object, names: Mapping[str, object], where: str) -> Mapping[str, Any]:
+def _known(values: object, names: Iterable[str], where: str) -> Mapping[str, Any]:
     require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
     for name in values:
-        choose(f"name in {where}:", name, names)
+        choose(f"name in {where}:", name, dict.fromkeys(names))
     return values
 
 

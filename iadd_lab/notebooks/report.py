@@ -3,63 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from iadd_lab.errors import InputError
-from iadd_lab.notebooks.notebook import (
-    CHANGE,
-    Notebook,
-    files_of,
-    notebook_folder,
-    read_notebook,
-    read_notebooks,
-    read_record,
-)
-from iadd_lab.notebooks.profiles import PROFILES, PageSettings, Profile, read_profile
+from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, files_of, read_notebook, read_record
+from iadd_lab.notebooks.profiles import PROFILES, PageSettings
 from iadd_lab.store.artefacts import save_text
 from iadd_lab.store.configs import fingerprint
 
 SET_BY_BATCH = {"figures_dir": "--figures", "runs_dir": "--runs", "profile": "--profile"}
 _UNTOLD = {*SET_BY_BATCH, "device", "threads"}  # where a notebook computes, not what
 _REMARKS = {"quick": " Digits stand in for every data set that a heading names."}
-_DONE, _FAILED, _MISSING = "executed", "**the last run failed**", "not executed yet"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A profile's notebooks, and where what they make lies.
-
-    Args:
-        profile: a key of `PROFILES`, or the path of a YAML file of your own.
-        notebooks: folder of the notebooks.
-        figures: each picture and executed notebook lands in `figures`/`profile`.
-        runs: folder of what notebooks compute once (their runs_dir), and of the records of what was made.
-    """
-
-    profile: str = "quick"
-    notebooks: Path = field(default_factory=notebook_folder)
-    figures: Path = Path("build", "figures")
-    runs: Path = Path("runs")
-
-    @cached_property
-    def rows(self) -> Profile:
-        """What the profile says."""
-        return read_profile(self.profile)
-
-    @cached_property
-    def found(self) -> dict[str, Notebook]:
-        """All notebooks that there are, by name."""
-        return read_notebooks(self.notebooks)
-
-    @property
-    def folder(self) -> Path:
-        return self.figures / self.rows.name
-
-    def record(self, name: str) -> Path:
-        """The file that says what notebook `name` made."""
-        return self.runs / "reproduce" / self.rows.name / f"{name}.json"
 
 
 def settings_mark(page: PageSettings | None) -> str:
@@ -80,44 +34,48 @@ def write_report(batch: Batch) -> Path:
 
 def _report(batch: Batch) -> str:
     rows, sections, profile = ["| notebook | shows | state |", "| --- | --- | --- |"], [], batch.rows.name
+    others = set(batch.folder.glob("*.csv"))  # not every table is called after its notebook
     for name, notebook in batch.found.items():
-        state, heading = _state(batch, name), notebook.heading.replace("|", r"\|")
-        link = name if state == _MISSING else f"[{name}](#{name})"
+        files = files_of(name, batch.found, batch.folder)
+        others -= set(files)
+        failed, whole = (batch.folder / f"{name}{end}" in files for end in (".failed.ipynb", ".ipynb"))
+        state = "**the last run failed**" if failed else "executed" if whole else "not executed yet"
+        link, heading = name, notebook.heading.replace("|", r"\|")
+        if failed or whole:
+            link = f"[{name}](#{name})"
+            sections += _section(batch, notebook, files, failed=failed, whole=whole)
         rows.append(f"| {link} | {heading} | {state} |")
-        sections += [] if state == _MISSING else _section(batch, notebook, state)
-    what, remark = PROFILES.get(profile, "settings of its own"), _REMARKS.get(profile, "")
-    # Not every table is called after its notebook.
-    named = {path for name in batch.found for path in files_of(name, batch.found, batch.folder)}
-    others = _links("Also here", sorted(set(batch.folder.glob("*.csv")) - named))
-    made = f"{what[0].upper()}{what[1:]}. Made by `iadd-lab reproduce --profile {profile}`.{remark}"
-    return "\n\n".join([f"# Profile {profile}", made, "\n".join(rows), *sections, *others]) + "\n"
+    what = PROFILES.get(profile, "settings of its own")
+    made = f"{what[0].upper()}{what[1:]}. Made by `iadd-lab reproduce --profile {profile}`."
+    made += _REMARKS.get(profile, "")
+    parts = [f"# Profile {profile}", made, "\n".join(rows), *sections, *_links("Also here", sorted(others))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _state(batch: Batch, name: str) -> str:
-    if (batch.folder / f"{name}.failed.ipynb").is_file():
-        return _FAILED
-    return _DONE if (batch.folder / f"{name}.ipynb").is_file() else _MISSING
-
-
-def _section(batch: Batch, notebook: Notebook, state: str) -> list[str]:
-    name, whole = notebook.name, (batch.folder / f"{notebook.name}.ipynb").is_file()
+def _section(batch: Batch, notebook: Notebook, files: list[Path], *, failed: bool, whole: bool) -> list[str]:
+    name = notebook.name
     # The anchor is the name, whatever a renderer makes of a heading with punctuation in it.
     heading = f"[{notebook.heading}]({name}.ipynb)" if whole else notebook.heading
     lines = [f'<a id="{name}"></a>', f"## {heading}"]
-    if state == _FAILED:
+    if failed:
         earlier = " What is shown here may be of an earlier run." if whole else ""
         lines.append(f"The last run failed: see the [partly executed copy]({name}.failed.ipynb).{earlier}")
     lines += _changes(batch, notebook)
     record = read_record(batch.record(name))  # without one, all files that bear the notebook's name are its
-    files = [f for f in files_of(name, batch.found, batch.folder) if record is None or f.name in record.made]
-    texts = [path for path in files if path.suffix == ".md"]
-    for path in texts:
-        lines += _table(path, {other.name for other in files})
-    lines += [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
-    shown = {f"{path.stem}.csv" for path in texts}
-    measured = [path for path in files if path.suffix == ".csv" and path.name not in shown]
-    sets = [path for path in files if path.suffix == ".safetensors"]
-    return lines + _links("Measurements", measured) + _links("Distilled sets, for `iadd_lab.load`", sets)
+    made = {path: path.suffix for path in files if record is None or path.name in record.made}
+    tables = [path for path, kind in made.items() if kind == ".md"]
+    for path in tables:
+        # Its headings two levels deeper, below the notebook's own, and links to its other forms.
+        text = path.read_text(encoding="utf-8").strip()
+        lines.append(re.sub(r"^(#{1,4}) ", r"##\1 ", text, flags=re.MULTILINE))
+        forms = {"CSV": path.with_suffix(".csv"), "LaTeX": path.with_suffix(".tex")}
+        links = [f"[{title}]({form.name})" for title, form in forms.items() if form in made]
+        lines += [f"The table above as {' and '.join(links)}."] if links else []
+    lines += [f"![{path.stem}]({path.name})" for path, kind in made.items() if kind == ".png"]
+    shown = {path.with_suffix(".csv") for path in tables}
+    lines += _links("Measurements", [p for p, kind in made.items() if kind == ".csv" and p not in shown])
+    sets = [path for path, kind in made.items() if kind == ".safetensors"]
+    return lines + _links("Distilled sets, for `iadd_lab.load`", sets)
 
 
 def _links(what: str, paths: list[Path]) -> list[str]:
@@ -131,10 +89,10 @@ def _changes(batch: Batch, notebook: Notebook) -> list[str]:
     must not stop a batch.
     """
     try:
-        metadata = read_notebook(batch.folder / notebook.path.name).metadata
+        metadata = read_notebook(batch.folder / notebook.path.name).whole["metadata"]
         had = dict(metadata.get("papermill", {}).get("parameters", {}))
         mark = metadata.get("iadd_lab", {}).get("settings")
-    except (InputError, AttributeError, TypeError, ValueError):
+    except (InputError, AttributeError, KeyError, TypeError, ValueError):
         return []
     given = {name: had[name] for name, value in notebook.defaults.items() if had.get(name, value) != value}
     change = given.pop(CHANGE, {})
@@ -146,11 +104,3 @@ def _changes(batch: Batch, notebook: Notebook) -> list[str]:
     elif not said and mark != now:
         said = ["other settings than the profile has now"]
     return [f"Not the profile's own: executed with {', '.join(said)}."] if said else []
-
-
-def _table(path: Path, names: set[str]) -> list[str]:
-    """A table with its headings two levels deeper, below the notebook's own, and links to its other forms."""
-    others = {f"{path.stem}.csv": "CSV", f"{path.stem}.tex": "LaTeX"}
-    links = [f"[{title}]({other})" for other, title in others.items() if other in names]
-    text = re.sub(r"^(#{1,4}) ", r"##\1 ", path.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
-    return [text, *([f"The table above as {' and '.join(links)}."] if links else [])]
