@@ -109,12 +109,15 @@ class ImageClassifier(nn.Module):
         self.classifier = classifier
         self.enlarge_to = enlarge_to
 
+    def enlarge(self, images: Tensor) -> Tensor:
+        """The images (batch, channels, height, width) at the size for which the features are made."""
+        if self.enlarge_to is None:
+            return images
+        return F.interpolate(images, size=2 * (self.enlarge_to,), mode="bilinear", align_corners=False)
+
     def embed(self, images: Tensor) -> Tensor:
         """What the linear layer sees of the images: (batch, channels * height * width)."""
-        if self.enlarge_to is not None:
-            sides = (self.enlarge_to, self.enlarge_to)
-            images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-        return self.features(images).flatten(1)
+        return self.features(self.enlarge(images)).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.embed(images))
