@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -22,7 +22,6 @@ from iadd_lab.errors import check_whole, choose, require
 
 SMALLEST_SIZE = 8
 ENLARGED_SIZE = 32
-DEFAULT_WIDTH = 128
 
 # Layers are born here whatever the caller's default device and dtype: a seed means the same everywhere.
 _PLACE = {"device": "cpu", "dtype": torch.float32}
@@ -81,11 +80,10 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
     check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)
-    builder = choose("network", config.name, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators' generators too.
         torch.random.default_generator.manual_seed(seed)
-        return builder(channels=channels, size=size, classes=classes, **config.options())
+        return NETWORKS[config.name](channels=channels, size=size, classes=classes, **config.options())
 
 
 def default_depth(size: int) -> int:
@@ -140,14 +138,14 @@ class ResidualBlock(nn.Module):
 
 
 def convnet(
-    *, channels: int, size: int, classes: int, width: int = DEFAULT_WIDTH, depth: int | None = None
+    *, channels: int, size: int, classes: int, width: int = 128, depth: int | None = None
 ) -> ImageClassifier:
     """ConvNet (Gidaris & Komodakis, CVPR 2018), whose blocks are convolution, instance norm, ReLU, pooling.
 
     Its parameters, in order: per block the convolution's weight and bias and the norm's weight and bias; then
     the linear layer's weight and bias. 320,010 of them at width 128, depth 3, 3×32×32 and 10 classes.
     """
-    depth = default_depth(size) if depth is None else depth
+    depth = depth or default_depth(size)
     padding = 3 if _is_grey_28(channels, size) else 1
     side = size + 2 * padding - 2
     # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
@@ -213,13 +211,8 @@ def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
     return ImageClassifier(nn.Sequential(*layers), _linear(512 * side**2, classes), enlarge_to=enlarge_to)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "convnet": convnet,
-    "alexnet": alexnet,
-    "vgg11": vgg11,
-    "resnet18": resnet18,
-}
-
+# Each builds a network of keyword arguments: channels, size, classes, and the options of its own.
+NETWORKS = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18}
 TITLES = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"}
 
 
