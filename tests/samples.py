@@ -13,6 +13,15 @@ from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError
 
+# For `parametrize`: where there is no GPU, its cases are skipped.
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
+
+
+def randn(*shape, seed=1, dtype=torch.float64):
+    """Normal noise, drawn in double precision whatever the dtype."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
 
 def load(name, root=None, **options):
     return load_data(DataConfig(name, **options), root=root, progress=False)

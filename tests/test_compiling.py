@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import threading
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,21 +16,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from iadd_lab.training.fast import winograd
-from iadd_lab.training.fast.compiling import (
-    PLAIN,
-    WORTH_COMPILING,
-    Kernels,
-    choose_kernels,
-    compiled_kernels,
-    flops,
-)
+from iadd_lab.training.fast.compiling import PLAIN, WORTH_COMPILING, choose_kernels, compiled_kernels, flops
 from iadd_lab.training.fast.losses import FusedStudentLoss
 from iadd_lab.training.networks import ImageClassifier, NetworkConfig, build_network
 from tests.samples import assert_refused
 from tests.test_kernels import assert_near
 
 ENOUGH = WORTH_COMPILING["cpu"]
-FUNCTIONS = {field.name for field in dataclasses.fields(Kernels)} - {"compiled", "transforms", "graphs"}
+FUNCTIONS = {function for function in dataclasses.astuple(PLAIN) if callable(function)}
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +47,12 @@ def compiled(monkeypatch):
     return functions
 
 
+BELOW = math.nextafter(ENOUGH, 0)
+
+
 @pytest.mark.parametrize(
     ("mode", "work", "expected"),
-    [
-        ("never", 0, False),
-        ("never", 1e30, False),
-        ("auto", 0, False),
-        ("auto", math.nextafter(ENOUGH, 0), False),
-        ("auto", ENOUGH, True),
-        ("auto", 1e30, True),
-        ("always", 0, True),
-    ],
+    [("never", 1e30, False), ("auto", BELOW, False), ("auto", ENOUGH, True), ("always", 0, True)],
 )
 def test_long_runs_are_compiled_once_for_the_whole_process(mode, work, expected, compiled):
     kernels = choose_kernels(mode, work=work)
@@ -73,7 +62,8 @@ def test_long_runs_are_compiled_once_for_the_whole_process(mode, work, expected,
         return
     assert kernels.compiled
     assert kernels.transforms
-    assert set(compiled) == {getattr(PLAIN, name) for name in FUNCTIONS}
+    assert kernels.memory_format == torch.channels_last
+    assert set(compiled) == FUNCTIONS
     assert choose_kernels("always", work=0) is kernels
     assert len(compiled) == len(FUNCTIONS)
 
@@ -84,24 +74,22 @@ def test_unknown_mode_is_named(mode):
         assert_refused(f"compile {mode!r}.*always, auto, never", choose_kernels, mode, work=work)
 
 
-def fail(error):
-    raise error
-
-
 UNSUPPORTED = RuntimeError("this Python is not supported\nand more lines")
 
 
 @pytest.mark.parametrize(
-    ("failing", "reason"),
+    ("at_once", "error", "reason"),
     [
-        (lambda function, **options: fail(UNSUPPORTED), "this Python is not supported"),
-        (lambda function, **options: lambda *given: fail(UNSUPPORTED), "this Python is not supported"),
-        (lambda function, **options: lambda *given: fail(NotImplementedError()), "NotImplementedError"),
+        (True, UNSUPPORTED, "this Python is not supported"),
+        (False, UNSUPPORTED, "this Python is not supported"),
+        (False, NotImplementedError(), "NotImplementedError"),
     ],
-    ids=["at once", "when called", "without a word"],
 )
-def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(failing, reason, monkeypatch, caplog):
-    monkeypatch.setattr(torch, "compile", failing)
+def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(
+    at_once, error, reason, monkeypatch, caplog
+):
+    fail = Mock(side_effect=error)
+    monkeypatch.setattr(torch, "compile", fail if at_once else lambda function, **options: fail)
     with caplog.at_level(logging.INFO, logger="iadd_lab"):
         assert choose_kernels("always", work=0) is PLAIN
         assert choose_kernels("auto", work=ENOUGH) is PLAIN
@@ -111,17 +99,12 @@ def test_without_a_compiler_kernels_are_plain_and_the_log_says_so_once(failing, 
     assert "\n" not in record.getMessage()
 
 
-def test_layout_follows_the_kernels():
-    assert PLAIN.memory_format == torch.contiguous_format
-    assert Kernels(compiled=True).memory_format == torch.contiguous_format
-    assert Kernels(compiled=True, transforms=True).memory_format == torch.channels_last
-
-
 def test_a_gpu_pays_later_and_convolves_with_its_own_libraries(compiled, monkeypatch):
     monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(shape) + 1)  # there may be no GPU
     assert choose_kernels("auto", work=ENOUGH, device="cuda") is PLAIN
     kernels = choose_kernels("auto", work=WORTH_COMPILING["cuda"], device="cuda:1")
     assert (kernels.compiled, kernels.transforms, kernels.graphs) == (True, False, True)
+    assert kernels.memory_format == PLAIN.memory_format == torch.contiguous_format
 
 
 def test_kernels_are_compiled_for_many_kinds_of_layer_in_any_thread(monkeypatch):

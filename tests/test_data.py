@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import platformdirs
@@ -10,7 +11,6 @@ import pytest
 import torchvision.datasets
 
 from iadd_lab.data.sets import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
-from iadd_lab.errors import InputError
 from tests.samples import assert_refused, counts, load, make_idx, make_tree, three
 
 
@@ -28,12 +28,8 @@ def test_roots_come_from_the_environment_or_the_platform(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("digits", "image_folder")])
 def test_a_missing_set_says_where_and_how(tmp_path, name):
     assert locate(name, root=tmp_path) is None
-    with pytest.raises(InputError) as caught:
-        load(name, tmp_path)
-    message = str(caught.value)
-    assert str(tmp_path) in message
-    assert (f"fetch it with `iadd-lab data fetch {name}`" in message) == (DATASETS[name].fetcher is not None)
-    assert DATASETS[name].where in message
+    how = f"fetch it with `iadd-lab data fetch {name}`" if DATASETS[name].fetcher else DATASETS[name].where
+    assert_refused(f"{tmp_path}.*: {re.escape(how)}", load, name, tmp_path)
 
 
 def test_image_folder_needs_its_folder(tmp_path):
@@ -52,9 +48,8 @@ def test_fetching(tmp_path, monkeypatch):
         raise RuntimeError("no\nnetwork")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
-    assert_refused(
-        r"CIFAR-10 could not be fetched into .* \(no network\)", fetch_data, "cifar10", root=tmp_path
-    )
+    message = r"CIFAR-10 could not be fetched into .* \(no network\)"
+    assert_refused(message, fetch_data, "cifar10", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -73,23 +68,14 @@ def test_bad_configurations(options, message):
     assert_refused(message, DataConfig, **{"name": "digits", **options})
 
 
-def test_bad_names():
+def test_names_and_the_registry():
+    without_flip = {name for name, spec in DATASETS.items() if "flip" not in spec.augment}
+    assert without_flip == {"digits", "mnist", "covid19"}
+    assert {len(spec.augment) for spec in DATASETS.values()} == {5, 6}
     data = load("digits")
     assert data.split("test") is data.test
     for function, wrong in ((data.split, "tset"), (locate, "x"), (fetch_data, "x"), (load_data, "x")):
         assert_refused("unknown", function, wrong)
-
-
-def test_the_registry():
-    without_flip = {name for name, spec in DATASETS.items() if "flip" not in spec.augment}
-    assert without_flip == {"digits", "mnist", "covid19"}
-    assert {len(spec.augment) for spec in DATASETS.values()} == {5, 6}
-
-
-def real(name):
-    if "IADD_DATA" not in os.environ or locate(name) is None:
-        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
-    return load(name)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +88,9 @@ def real(name):
     ],
 )
 def test_real_sets_are_whole(name, images, sums):
-    data = real(name)
+    if "IADD_DATA" not in os.environ or locate(name) is None:
+        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
+    data = load(name)
     assert data.train.images.shape[1:] == images
     parts = np.array([counts(split) for split in three(data)])  # (3, classes)
     assert parts.shape[1] == len(data.classes) == len(set(data.classes))

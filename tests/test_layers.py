@@ -79,19 +79,18 @@ def make_bare(*layers, features, **options):
     return make_problem(network, **options)
 
 
-def assert_same_derivatives(found, exact, problem, tolerance=TOLERANCE):
-    """Every derivative that two losses have, of one network and of all of them jointly."""
+def assert_same_derivatives(problem, *found):
+    """Losses have the derivatives that autograd gives."""
     flat, direction, images, labels = problem.point
-    expected = exact.along(*problem.point)
-    for part, truth in zip(found.along(*problem.point), expected, strict=True):
-        assert_near(part, truth, tolerance)
-    scalar, gradient, nothing = found.along(*problem.point, curvature=False)
-    assert_near(scalar, expected[0], tolerance)
-    assert_near(gradient, expected[1], tolerance)
-    assert nothing is None
-    slope = exact.slope(flat, images, labels)
-    assert_near(found.slope(flat, images, labels), slope, tolerance)
-    assert_near(expected[0], slope @ direction, tolerance)
+    exact = StudentLoss(problem.network)
+    expected, slope = exact.along(*problem.point), exact.slope(flat, images, labels)
+    assert_near(expected[0], slope @ direction, TOLERANCE)
+    for loss in found:
+        scalar, gradient, nothing = loss.along(*problem.point, curvature=False)
+        assert nothing is None
+        parts = (*loss.along(*problem.point), loss.slope(flat, images, labels), scalar, gradient)
+        for part, truth in zip(parts, (*expected, slope, *expected[:2]), strict=True):
+            assert_near(part, truth, TOLERANCE)
 
 
 CONVNETS = {
@@ -108,12 +107,10 @@ CONVNETS = {
 }
 
 
-@each_kernels
 @pytest.mark.parametrize("name", CONVNETS)
-def test_convnets_equal_autograd(name, kernels):
+def test_convnets_equal_autograd(name):
     problem = make_convnet(**CONVNETS[name])
-    exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels)
-    assert_same_derivatives(found, exact, problem)
+    assert_same_derivatives(problem, *(FusedStudentLoss(problem.network, each) for each in KERNELS.values()))
 
 
 # Winograd uncompiled takes its time on the largest two; `BARE` sends residual blocks that way.
@@ -125,14 +122,7 @@ def test_large_networks_equal_autograd(name):
     size, names = LARGE[name]  # 8 px are enlarged
     network = build_network(NetworkConfig(name), channels=3, size=size, classes=CLASSES, seed=2)
     problem = make_problem(network, size=size, batch=2)
-    flat, _, images, labels = problem.point
-    exact = StudentLoss(network)
-    expected, slope = exact.along(*problem.point), exact.slope(flat, images, labels)
-    for kernels in map(KERNELS.get, names):
-        found = FusedStudentLoss(network, kernels)
-        for part, truth in zip(found.along(*problem.point), expected, strict=True):
-            assert_near(part, truth, TOLERANCE)
-        assert_near(found.slope(flat, images, labels), slope, TOLERANCE)
+    assert_same_derivatives(problem, *(FusedStudentLoss(network, KERNELS[each]) for each in names))
 
 
 @each_kernels
@@ -141,7 +131,7 @@ def test_chunks_of_the_batch_add_up_for_one_network_and_for_several_jointly(chun
     """Each on images and labels of its own, with chunks that hold images of all of them."""
     problem = make_convnet(networks=3, batch=5)
     exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels, chunk=chunk)
-    assert_same_derivatives(found, exact, problem)
+    assert_same_derivatives(problem, found)
     expected = exact.slopes(problem.flats, problem.images, problem.labels)
     jointly = found.slopes(problem.flats, problem.images, problem.labels)
     for part, truth in zip(jointly, expected, strict=True):
@@ -217,7 +207,7 @@ BARE = {
 def test_layers_in_other_orders_equal_autograd(name, kernels):
     problem = make_bare(*BARE[name](), features=64, networks=2)
     exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels, chunk=4)
-    assert_same_derivatives(found, exact, problem)
+    assert_same_derivatives(problem, found)
     jointly = problem.flats, problem.images, problem.labels
     assert_near(found.slopes(*jointly)[1], exact.slopes(*jointly)[1], TOLERANCE)
     if name == "max pool":  # a norm takes the biases of convolutions away: without one they count

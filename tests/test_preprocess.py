@@ -92,8 +92,7 @@ def test_zca_equals_its_definition(dtype, count):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_invert_undoes_apply_and_apply_undoes_invert(kind, channels, dtype):
     fitted = fit_preprocess(kind, correlated(channels=channels))
-    other = correlated(7, channels=channels, dtype=dtype, seed=1)
-    other = other.to(dtype)
+    other = correlated(7, channels=channels, dtype=dtype, seed=1).to(dtype)
     applied = fitted.apply(other)
     assert applied.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
     assert fitted.invert(applied).shape == other.shape
@@ -164,15 +163,12 @@ def test_chunks_change_nothing(kind, dtype, monkeypatch):
 
 
 def test_zca_of_too_many_pixels_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(Standardise, "fit", lambda images: pytest.fail("it began to work"))
     images = torch.zeros((), dtype=torch.uint8).expand(50_000, 3, 65, 65)
-    assert_refused(
-        r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$", fit_preprocess, "zca", images
-    )
-
-
-def test_the_limit_of_zca_is_in_values_per_image(monkeypatch):
-    monkeypatch.setattr(module, "_ZCA_LIMIT", 48)
+    message = r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_chunks", lambda images: pytest.fail("it began to work"))
+        assert_refused(message, fit_preprocess, "zca", images)
+    monkeypatch.setattr(module, "_ZCA_LIMIT", 48)  # values per image
     assert Zca.fit(correlated(channels=3)).centre.shape == (48,)
     assert_refused("at most 48 values per image", Zca.fit, correlated(channels=4))
 
@@ -184,15 +180,8 @@ def test_incomplete_or_unknown_state_is_refused(kind):
     lacking = [{name: whole[name] for name in whole if name != missing} for missing in whole]
     other = {name.replace(kind, "other"): tensor for name, tensor in whole.items()}
     both = states["standardise"] | states["zca"]
-    for stored in (
-        *lacking,
-        other,
-        both,
-        {},
-        {"images": torch.ones(2)},
-        {f"preprocess/{kind}": torch.ones(1)},
-    ):
+    foreign, bare = {"images": torch.ones(2)}, {f"preprocess/{kind}": torch.ones(1)}
+    for stored in (*lacking, other, both, {}, foreign, bare):
         assert_refused("carries no complete preprocessing", preprocess_from_tensors, stored)
-    assert_refused(
-        f"^unknown preprocess '{kind}a' .did you mean '{kind}'", fit_preprocess, f"{kind}a", correlated()
-    )
+    wrong = f"{kind}a"
+    assert_refused(f"^unknown preprocess '{wrong}' .did you mean '{kind}'", fit_preprocess, wrong, whole)

@@ -66,12 +66,10 @@ def make_cifar(root: Path, monkeypatch, kind, classes=10):
     """The pickles of CIFAR, small; torchvision is told their checksums. Returns their folder."""
     folder = root / kind.base_folder
     key = "labels" if classes == 10 else "fine_labels"
-    sums = {}
+    labels, sums = np.repeat(range(classes), 3).tolist(), {}
     for number, (name, _) in enumerate(kind.train_list + kind.test_list):
-        labels = [label for label in range(classes) for _ in range(3)]
-        sums[name] = write_pickle(
-            folder / name, {"data": noise((3 * classes, 3072), seed=number), key: labels}
-        )
+        content = {"data": noise((3 * classes, 3072), seed=number), key: labels}
+        sums[name] = write_pickle(folder / name, content)
     names = {kind.meta["key"]: [f"thing {label}" for label in range(classes)]}
     meta = {**kind.meta, "md5": write_pickle(folder / kind.meta["filename"], names)}
     monkeypatch.setattr(kind, "meta", meta)
@@ -80,11 +78,11 @@ def make_cifar(root: Path, monkeypatch, kind, classes=10):
     return folder
 
 
-@pytest.mark.parametrize(("name", "classes", "total"), [("cifar10", 10, 150), ("cifar100", 100, 300)])
-def test_cifar_pickles(tmp_path, monkeypatch, name, classes, total):
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+@pytest.mark.parametrize(("classes", "total"), [(10, 150), (100, 300)])
+def test_cifar_pickles(tmp_path, monkeypatch, classes, total):
+    kind = getattr(torchvision.datasets, f"CIFAR{classes}")
     make_cifar(tmp_path, monkeypatch, kind, classes)
-    data = load(name, tmp_path)
+    data = load(f"cifar{classes}", tmp_path)
     assert data.classes == tuple(f"thing {label}" for label in range(classes))
     assert len(data.train) + len(data.validation) == total
     assert len(data.test) == 3 * classes
@@ -93,14 +91,11 @@ def test_cifar_pickles(tmp_path, monkeypatch, name, classes, total):
     assert data.remark == ""
 
 
-class Trap:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
+class Trap(str):
+    """Unpickling it makes a folder of that name."""
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return os.mkdir, (str(self),)
 
 
 @pytest.mark.parametrize("victim", ["data_batch_2", "batches.meta"])
@@ -192,7 +187,7 @@ def test_covid19_flat_and_kaggle_layouts_agree(tmp_path):
         for path in (flat / name).iterdir():
             (kaggle / name / "images" / path.name).write_bytes(path.read_bytes())
     (kaggle / "README.md.txt").write_text("about")
-    first, second = load("covid19", tmp_path / "one"), load("covid19", tmp_path / "two")
+    first, second = (load("covid19", tmp_path / root) for root in ("one", "two"))
     assert first.fingerprint == second.fingerprint
     assert (first.channels, first.size) == (1, 112)
     assert counts(first.test) == [2, 2]

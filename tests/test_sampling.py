@@ -15,9 +15,7 @@ from tests.samples import assert_refused
 def train_of(labels: list[int], classes=("cat", "dog", "fox")) -> ImageData:
     """Data whose training labels are `labels`; only these matter here."""
     split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
-    return ImageData(
-        config=None, classes=classes, train=split, validation=split, test=split, fingerprint="toy"
-    )
+    return ImageData(None, classes, split, split, split, fingerprint="toy")
 
 
 @pytest.mark.parametrize("ipc", [1, 5, 50])
@@ -61,9 +59,8 @@ def test_real_initial_images_are_the_rows_drawn(toy_data, toy_teachers):
 
 
 def test_noise_images_follow_the_generator_alone_and_need_no_real_ones(toy_data):
-    first, again, other = (
-        INITIAL_IMAGES["noise"](toy_data, None, 900, generator(seed)) for seed in (0, 0, 1)
-    )
+    noise = INITIAL_IMAGES["noise"]
+    first, again, other = (noise(toy_data, None, 900, generator(seed)) for seed in (0, 0, 1))
     assert first.shape == (1800, 1, 8, 8)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

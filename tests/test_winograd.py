@@ -1,12 +1,15 @@
-"""Winograd convolutions against torch's direct ones, and every transform against its transpose."""
+"""Winograd convolutions and patches against torch's own convolution, transforms against their transposes."""
 
 from __future__ import annotations
+
+import functools
 
 import pytest
 import torch
 from torch.nn import functional
 
-from iadd_lab.training.fast import winograd
+from iadd_lab.training.fast import patches, winograd
+from tests.samples import randn
 from tests.test_kernels import assert_near
 
 INPUTS, OUTPUTS = 5, 3
@@ -16,9 +19,7 @@ sizes = pytest.mark.parametrize(("batch", "height", "width"), SIZES)
 networks_counts = pytest.mark.parametrize("networks", [1, 3])
 
 
-def draw(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+draw = functools.partial(randn, seed=0)
 
 
 def transforms(dtype=torch.float64):
@@ -51,17 +52,12 @@ def problem(networks, batch, height, width):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_convolution_equals_the_direct_one(networks, batch, height, width, layout):
     maps, weight, _ = problem(networks, batch, height, width)
-    found = convolve(maps.contiguous(memory_format=layout), weight)
-    assert_near(found, convolve_directly(maps, weight))
-    assert found.stride(1) == 1
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_bias_is_added_to_every_image_or_to_its_own(rows):
-    maps, weight, _ = problem(1, 2, 8, 8)
-    bias = draw(rows, OUTPUTS, seed=3)
-    expected = convolve_directly(maps, weight) + bias[:, :, None, None]
-    assert_near(convolve(maps, weight, bias), expected)
+    maps, exact = maps.contiguous(memory_format=layout), convolve_directly(maps, weight)
+    assert_near(convolve(maps, weight), exact)
+    assert convolve(maps, weight).stride(1) == 1
+    for rows in (1, len(maps)):  # a bias for all images, or one for each
+        bias = draw(rows, OUTPUTS, seed=3)
+        assert_near(convolve(maps, weight, bias), exact + bias[:, :, None, None])
 
 
 @sizes
@@ -81,7 +77,7 @@ def test_gradients_equal_those_of_the_direct_convolution(networks, batch, height
 
 
 @sizes
-def test_maps_transforms_and_their_transposes(batch, height, width):
+def test_transforms_and_their_transposes(batch, height, width):
     """⟨T x, y⟩ = ⟨x, Tᵀ y⟩, for tiles that come from no convolution."""
     constants = transforms()
     maps = draw(batch, INPUTS, height, width)
@@ -92,10 +88,6 @@ def test_maps_transforms_and_their_transposes(batch, height, width):
     outputs = winograd.output_maps(tiles, None, height, width, constants.a)
     spread = winograd.output_tiles(maps, constants.a)
     assert_near((outputs * maps).sum(), (tiles * spread).sum())
-
-
-def test_weight_transform_and_its_transpose():
-    constants = transforms()
     weight, tiles = draw(2, OUTPUTS, INPUTS, 3, 3), draw(36, 2, OUTPUTS, INPUTS, seed=1)
     forward, back = winograd.weight_tiles(weight, constants.g), winograd.weight_gradient(tiles, constants.g)
     assert_near((forward * tiles).sum(), (weight * back).sum())
@@ -131,3 +123,21 @@ def test_suits(expected, changed, leading):
     maps = torch.empty(2, case["inputs"], case["height"], case["width"], device="meta")
     weight = torch.empty(*leading, case["outputs"], case["inputs"], *case["kernel"], device="meta")
     assert winograd.suits(maps, weight, case["stride"], case["padding"]) is expected
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "height", "width"), [(1, 4, 6, 6), (3, 8, 4, 7), (4, 2, 1, 3)])
+def test_the_input_gradient_by_patches_equals_autograds(inputs, outputs, height, width):
+    images, weight = draw(5, inputs, height, width).requires_grad_(), draw(outputs, inputs, 3, 3, seed=1)
+    maps = functional.conv2d(images, weight, padding=1)
+    above = draw(*maps.shape, seed=2)
+    (expected,) = torch.autograd.grad(maps, images, above)
+    assert_near(patches.add_patches(patches.send_patches(above, weight), height, width), expected)
+
+
+@pytest.mark.parametrize(
+    ("expected", "weight", "stride", "padding"),
+    [(True, (8, 3, 3, 3), 1, 1), (False, (8, 3, 3, 3), 2, 1), (False, (8, 3, 3, 3), 1, 0),
+     (False, (8, 3, 5, 5), 1, 1), (False, (8, 64, 3, 3), 1, 1)],
+)  # fmt: skip
+def test_patches_suit_what_they_compute(expected, weight, stride, padding):
+    assert patches.suits(torch.empty(weight), stride, padding) is expected

@@ -51,21 +51,18 @@ class AugmentConfig:
     contrast: float = 0.5
 
     def __post_init__(self) -> None:
-        given = self.operations
+        given, names = self.operations, ", ".join(OPERATIONS)
         listed = isinstance(given, (tuple, list)) and all(isinstance(name, str) for name in given)
-        names = ", ".join(OPERATIONS)
         require(listed, f"operations is {given!r}; it must be a list of names, such as {names}.")
         for name in given:
             choose("augmentation operation", name, OPERATIONS)
-        twice = len(set(given)) < len(given)
-        require(not twice, f"operations {given!r} names one twice; give each name once.")
-        object.__setattr__(self, "operations", tuple(self.operations))  # a list, as JSON and YAML give it
-        for share in ("flip", "crop", "cutout"):
-            check_number(share, getattr(self, share), maximum=1.0)
-        for strength in ("brightness", "saturation", "contrast"):
-            check_number(strength, getattr(self, strength))
+        once = len(set(given)) == len(given)
+        require(once, f"operations {given!r} names one twice; give each name once.")
+        object.__setattr__(self, "operations", tuple(given))  # a list, as JSON and YAML give it
+        largest = {"flip": 1.0, "crop": 1.0, "cutout": 1.0, "rotate": 180.0}
+        for strength in ("flip", "crop", "cutout", "brightness", "saturation", "contrast", "rotate"):
+            check_number(strength, getattr(self, strength), maximum=largest.get(strength, math.inf))
         check_number("scale", self.scale, minimum=1.0)
-        check_number("rotate", self.rotate, maximum=180.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +87,10 @@ class Augmentation:
     width: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        fits = images.ndim == 4 and images.shape[2:] == (self.height, self.width)
-        require(
-            fits and self.batch in (1, images.shape[0]),
-            f"the images have shape {tuple(images.shape)}; this augmentation was drawn for "
-            f"({self.batch}, channels, {self.height}, {self.width}).",
-        )
+        sides = (self.height, self.width)
+        fits = images.ndim == 4 and images.shape[2:] == sides and self.batch in (1, len(images))
+        own = f"({self.batch}, channels, {self.height}, {self.width})"
+        require(fits, f"the images have shape {tuple(images.shape)}; this augmentation was drawn for {own}.")
         if self.operation == "identity":
             return images
         here = {name: to_device(value, images.device) for name, value in self.parameters.items()}
@@ -121,10 +116,8 @@ def draw_augmentation(
     """
     for name, value in (("batch", batch), ("height", height), ("width", width)):
         check_whole(name, value, minimum=1)
-    require(
-        generator.device.type == "cpu",
-        f"the augmentation's generator is on {generator.device}; give it a CPU generator.",
-    )
+    place = generator.device
+    require(place.type == "cpu", f"the augmentation's generator is on {place}; give it a CPU generator.")
     operation, parameters = "identity", {}
     if config.operations:
         chosen = torch.randint(len(config.operations), (), generator=generator)
@@ -210,8 +203,7 @@ def _apply_cutout(images: Tensor, parameters: Parameters) -> Tensor:
     top, bottom, left, right = (parameters[name][:, None] for name in ("top", "bottom", "left", "right"))
     within_rows = (rows >= top) & (rows < bottom)  # (batch, height)
     within_columns = (columns >= left) & (columns < right)  # (batch, width)
-    hole = within_rows[:, :, None] & within_columns[:, None, :]  # (batch, height, width)
-    return images.masked_fill(hole[:, None], 0.0)
+    return images.masked_fill((within_rows[:, :, None] & within_columns[:, None, :])[:, None], 0.0)
 
 
 def _apply_flip(images: Tensor, parameters: Parameters) -> Tensor:
@@ -224,9 +216,8 @@ def _draw_scale(config: AugmentConfig, draws: _Draws) -> Parameters:
 
 
 def _apply_scale(images: Tensor, parameters: Parameters) -> Tensor:
-    horizontal, vertical = parameters["horizontal"], parameters["vertical"]
-    none = torch.zeros_like(horizontal)
-    return _sample_affine(images, x_from=(horizontal, none), y_from=(none, vertical))
+    none = torch.zeros_like(parameters["horizontal"])
+    return _sample_affine(images, parameters["horizontal"], none, none, parameters["vertical"])
 
 
 def _draw_rotate(config: AugmentConfig, draws: _Draws) -> Parameters:
@@ -236,7 +227,7 @@ def _draw_rotate(config: AugmentConfig, draws: _Draws) -> Parameters:
 
 def _apply_rotate(images: Tensor, parameters: Parameters) -> Tensor:
     cosine, sine = parameters["angle"].cos(), parameters["angle"].sin()
-    return _sample_affine(images, x_from=(cosine, -sine), y_from=(sine, cosine))
+    return _sample_affine(images, cosine, -sine, sine, cosine)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -249,31 +240,24 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def _sample_affine(images: Tensor, *, x_from: tuple[Tensor, Tensor], y_from: tuple[Tensor, Tensor]) -> Tensor:
+def _sample_affine(images: Tensor, *matrix: Tensor) -> Tensor:
     """Bilinear samples of the images, zero outside, at x' = a·x + b·y and y' = c·x + d·y.
 
-    x and y run from -1 to 1 between the centres of the border pixels; (a, b) = x_from and (c, d) = y_from,
-    each of shape (batch,) in float64. It equals `grid_sample` on an `affine_grid` with align_corners=True,
-    whose backward pass has no deterministic version on a GPU and, in older releases of PyTorch, can't be
-    differentiated again (pytorch issue 34704).
+    x and y run from -1 to 1 between the centres of the border pixels; `matrix` is (a, b, c, d), each of shape
+    (batch,) in float64. It equals `grid_sample` on an `affine_grid` with align_corners=True, whose backward
+    pass has no deterministic version on a GPU and, in older releases of PyTorch, can't be differentiated
+    again (pytorch issue 34704).
     """
     height, width = images.shape[2:]
     rows, columns = _pixel_numbers(images)
     x = (2.0 * columns.double() - (width - 1)) / max(width - 1, 1)  # (width,)
     y = (2.0 * rows.double()[:, None] - (height - 1)) / max(height - 1, 1)  # (height, 1)
-    (a, b), (c, d) = ((first[:, None, None], second[:, None, None]) for first, second in (x_from, y_from))
-    column = (a * x + b * y + 1.0) * (0.5 * (width - 1))  # (batch, height, width)
-    row = (c * x + d * y + 1.0) * (0.5 * (height - 1))  # (batch, height, width)
-    return _interpolate(images, row, column)
-
-
-def _interpolate(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Bilinear samples at fractional positions (batch or 1, height, width), zero outside."""
-    height, width = images.shape[2:]
-    row, column = row.clamp(-1, height), column.clamp(-1, width)
+    a, b, c, d = (entry[:, None, None] for entry in matrix)
+    column = ((a * x + b * y + 1.0) * (0.5 * (width - 1))).clamp(-1, width)  # (batch, height, width)
+    row = ((c * x + d * y + 1.0) * (0.5 * (height - 1))).clamp(-1, height)  # (batch, height, width)
     # The four neighbours all lie in the image with a border of one zero pixel around it.
     top, left = row.floor().clamp(max=height - 1), column.floor().clamp(max=width - 1)
-    down, across = ((row - top).to(images.dtype)[:, None], (column - left).to(images.dtype)[:, None])
+    down, across = (row - top).to(images.dtype)[:, None], (column - left).to(images.dtype)[:, None]
     bordered = F.pad(images, (1, 1, 1, 1))
     first = top.long() * (width + 2) + left.long() + width + 3  # (batch, height, width)
     upper = torch.lerp(_gather(bordered, first), _gather(bordered, first + 1), across)
@@ -284,15 +268,13 @@ def _interpolate(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 def _gather(images: Tensor, index: Tensor) -> Tensor:
     """Pixels by flat index (batch or 1, height', width'), the same in all channels."""
-    batch, channels = images.shape[:2]
-    index_everywhere = index.flatten(1)[:, None].expand(batch, channels, -1)
+    index_everywhere = index.flatten(1)[:, None].expand(*images.shape[:2], -1)
     return images.flatten(2).gather(2, index_everywhere).unflatten(2, index.shape[1:])
 
 
 def _pixel_numbers(images: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column numbers, (height,) and (width,), where the images are."""
-    height, width = images.shape[2:]
-    return torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    return tuple(torch.arange(side, device=images.device) for side in images.shape[2:])
 
 
 def _share(length: int, share: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,17 +83,14 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     Raises:
         InputError: a file can't be decoded, or not even read.
     """
-    shape = (request.channels, request.size, request.size)
-    variant = f"{request.name}-{'x'.join(map(str, shape))}"
+    variant = f"{request.name}-{request.channels}x{request.size}x{request.size}"
     key = fingerprint(CACHE_VERSION, variant, tree.classes, tree.parts)  # paths, sizes and times included
     path = request.cache / f"{variant}-{key}.safetensors"
-    decoded = _from_cache(path, key, tree, shape)
+    decoded = _from_cache(path, key, tree)
     if decoded is None or (decoded.skipped and not request.skip_bad):
-        images, skipped = _decode_files([file.path for file in tree.files], request)
-        lengths = [len(files) for files in _kept(tree, skipped).values()]
-        decoded = _labelled(tree, dict(zip(tree.parts, images.split(lengths), strict=True)), skipped)
+        decoded = _decode_files(tree, request)
         images = {part: split.images for part, split in decoded.parts.items()}
-        metadata = {"key": key} | ({"skipped": skipped} if skipped else {})
+        metadata = {"key": key} | ({"skipped": decoded.skipped} if decoded.skipped else {})
         try:
             save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
         except OSError as error:
@@ -101,41 +98,41 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     return decoded
 
 
-def _kept(tree: Tree, skipped: Container[str]) -> dict[str, list[ImageFile]]:
-    return {part: [file for file in files if file.path not in skipped] for part, files in tree.parts.items()}
-
-
 def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> Decoded:
     """`images` (by part, those of the files that were not skipped) with the files' labels."""
-    labels = {part: [file.label for file in files] for part, files in _kept(tree, skipped).items()}
-    parts = {part: Split(images[part], torch.tensor(labels[part], dtype=torch.int64)) for part in labels}
+    parts = {}
+    for part, files in tree.parts.items():
+        labels = [file.label for file in files if file.path not in skipped]
+        parts[part] = Split(images[part], torch.tensor(labels, dtype=torch.int64))
     return Decoded(parts, skipped)
 
 
-def _decode_files(paths: list[str], request: Request) -> tuple[torch.Tensor, dict[str, str]]:
-    """The files decoded, (count, channels, size, size) uint8, by threads; and why which were skipped."""
-    images = np.empty((len(paths), request.channels, request.size, request.size), dtype=np.uint8)
+def _decode_files(tree: Tree, request: Request) -> Decoded:
+    """The files decoded, (count, channels, size, size) uint8 for each part, by threads."""
+    files = tree.files
+    images = np.empty((len(files), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
 
     def decode(start: int) -> int:
-        stop = min(start + FILES_PER_TASK, len(paths))
-        for index in range(start, stop):
+        numbers = range(len(files))[start : start + FILES_PER_TASK]
+        for number in numbers:
             try:
-                images[index] = decode_file(paths[index], request.size, request.channels)
+                images[number] = decode_file(files[number].path, request.size, request.channels)
             except InputError as error:
                 if not request.skip_bad or _passing(error):
                     raise
-                reasons[index] = str(error)
-        return stop - start
+                reasons[number] = str(error)
+        return len(numbers)
 
-    bar = tqdm(total=len(paths), desc=request.name, unit="image", disable=not request.progress)
+    bar = tqdm(total=len(files), desc=request.name, unit="image", disable=not request.progress)
     with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         # After the first bad file, `map` cancels the rest: its message does not wait for them.
-        for count in pool.map(decode, range(0, len(paths), FILES_PER_TASK)):
+        for count in pool.map(decode, range(0, len(files), FILES_PER_TASK)):
             bar.update(count)
-    if reasons:
-        images = np.delete(images, list(reasons), axis=0)
-    return torch.from_numpy(images), {paths[index]: reasons[index] for index in sorted(reasons)}
+    good = np.delete(images, list(reasons), axis=0) if reasons else images
+    skipped = {files[number].path: reasons[number] for number in sorted(reasons)}
+    lengths = [sum(file.path not in skipped for file in part) for part in tree.parts.values()]
+    return _labelled(tree, dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True)), skipped)
 
 
 def _passing(error: InputError) -> bool:
@@ -144,7 +141,7 @@ def _passing(error: InputError) -> bool:
     return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
 
 
-def _from_cache(path: Path, key: str, tree: Tree, shape: tuple[int, int, int]) -> Decoded | None:
+def _from_cache(path: Path, key: str, tree: Tree) -> Decoded | None:
     """What is cached under `key`, unharmed; else None.
 
     Images stay mapped: whoever writes the file anew puts another in its place and leaves the mapped one be.
@@ -155,10 +152,7 @@ def _from_cache(path: Path, key: str, tree: Tree, shape: tuple[int, int, int]) -
         cached = load_artefact(path, kind=KIND)
         with unpacking(path):
             require(cached.metadata["key"] == key, "it holds other images")
-            decoded = _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
-            shapes = {tuple(split.images.shape[1:]) for split in decoded.parts.values()}
-            require(shapes == {shape}, f"its images have shapes {shapes}")
+            return _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
     except (InputError, OSError) as error:
         logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
         return None
-    return decoded

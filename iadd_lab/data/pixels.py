@@ -21,9 +21,8 @@ def decode_file(path: str, size: int, channels: int) -> np.ndarray:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:  # reads the header, but no pixels yet
             # A file of a few bytes may unpack to an image that fills the memory, and several are at once.
-            width, height = image.size
+            (width, height), most = image.size, f"at most {LARGEST_PIXELS} are decoded"
             few = width * height <= LARGEST_PIXELS
-            most = f"at most {LARGEST_PIXELS} are decoded"
             require(few, f"{path} has {width}×{height} pixels, but {most}: scale it down.")
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.

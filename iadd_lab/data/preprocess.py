@@ -91,13 +91,11 @@ class Zca(Preprocess):
             InputError: the images are too large for a dense whitening matrix.
         """
         columns = images[0].numel()
-        require(
-            columns <= _ZCA_LIMIT,
-            f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix; at most "
-            f"{_ZCA_LIMIT} values per image are supported: use preprocess 'standardise' or smaller images.",
-        )
-        centre = sum(chunk.flatten(1).double().sum(0) for chunk in _chunks(images))
-        centre = (centre / len(images)).float()
+        needs = f"ZCA of {tuple(images.shape[1:])} images needs a {columns}×{columns} matrix"
+        most = f"at most {_ZCA_LIMIT} values per image are supported"
+        require(columns <= _ZCA_LIMIT, f"{needs}; {most}: use preprocess 'standardise' or smaller images.")
+        total = sum(chunk.flatten(1).double().sum(0) for chunk in _chunks(images))
+        centre = (total / len(images)).float()
         covariance = torch.zeros(columns, columns, dtype=torch.float64)
         for chunk in _chunks(images):
             centred = chunk.float().flatten(1) - centre  # (chunk, columns)
@@ -135,12 +133,10 @@ def check_preprocess(preprocess: Preprocess, *, channels: int, size: int) -> Non
     """
     values = channels if isinstance(preprocess, Standardise) else channels * size * size
     for name, tensor in preprocess.tensors().items():
-        shape = (values, values) if name == "eigenvectors" else (values,)
-        require(
-            tensor.is_floating_point() and tuple(tensor.shape) == shape,
-            f"{name} of the preprocessing has {tuple(tensor.shape)} {tensor.dtype}; images of {channels} "
-            f"channels and {size} px need {shape} floats: fit it on such images.",
-        )
+        shape, found = (values, values) if name == "eigenvectors" else (values,), tuple(tensor.shape)
+        need = f"images of {channels} channels and {size} px need {shape} floats"
+        sentence = f"{name} of the preprocessing has {found} {tensor.dtype}; {need}: fit it on such images."
+        require(tensor.is_floating_point() and found == shape, sentence)
 
 
 PREPROCESSES: dict[str, type[Preprocess]] = {kind.kind: kind for kind in (Standardise, Zca)}

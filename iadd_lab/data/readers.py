@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,17 +74,14 @@ def download_torchvision(dataset: str, root: Path) -> None:
     _torchvision_class(dataset)(root, train=True, download=True)
 
 
-def _from_arrays(
-    images: np.ndarray, labels: np.ndarray | torch.Tensor | list[int], request: Request
-) -> Split:
+def _from_arrays(images: np.ndarray, labels: Sequence[int] | torch.Tensor, request: Request) -> Split:
     planes = resize_arrays(images, request.size, request.channels)
     return Split(torch.from_numpy(planes), torch.as_tensor(labels, dtype=torch.int64))
 
 
 def _torchvision_class(name: str) -> Callable:
-    import torchvision.datasets  # takes two seconds to import, which only its own sets should cost
-
-    return getattr(torchvision.datasets, name)
+    # It takes two seconds to import, which only its own sets should cost.
+    return getattr(importlib.import_module("torchvision.datasets"), name)
 
 
 def read_cifar10(request: Request) -> RawData:
@@ -107,10 +104,8 @@ def read_image_folder(request: Request) -> RawData:
     Beside train and test, other folders are left alone.
     """
     parts = [(request.folder / part).is_dir() for part in ("train", "test")]
-    require(
-        all(parts) or not any(parts),
-        f"{request.folder} has only one of train and test: give both, or a folder per class.",
-    )
+    odd = f"{request.folder} has only one of train and test: give both, or a folder per class."
+    require(all(parts) or not any(parts), odd)
     tree = _split_tree(request.folder) if all(parts) else _one_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
@@ -126,38 +121,33 @@ def read_tiny_imagenet(request: Request) -> RawData:
     twice = len(set(identifiers)) < len(identifiers)
     require(bool(identifiers) and not twice, f"{listed} is empty or names a class twice: unpack it again.")
     parts = {"train": _class_files(folder / "train", identifiers), "test": _tiny_test(folder, identifiers)}
-    part = len(identifiers) < TINY_CLASSES
     # Fewer classes are easier to tell apart: published numbers are of all of them.
-    remark = f"Tiny ImageNet with {len(identifiers)} of its {TINY_CLASSES} classes" if part else ""
+    count = len(identifiers)
+    remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
     return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
     """Class names: the first word of words.txt for each identifier, else the identifier itself."""
-    words = {}
-    if (folder / "words.txt").is_file():
-        for line in _read_text(folder / "words.txt").splitlines():
-            identifier, _, names = line.partition("\t")
-            words[identifier.strip()] = names.split(",")[0].strip()
-    return tuple(words.get(identifier) or identifier for identifier in identifiers)
+    listed = folder / "words.txt"
+    lines = _read_text(listed).splitlines() if listed.is_file() else []
+    words = {line.partition("\t")[0].strip(): line.partition("\t")[2] for line in lines}
+    return tuple(words.get(each, "").split(",")[0].strip() or each for each in identifiers)
 
 
 def _tiny_test(folder: Path, identifiers: list[str]) -> list[ImageFile]:
     """The files that val_annotations.txt gives to one of `identifiers`."""
-    labels = {identifier: label for label, identifier in enumerate(identifiers)}
     notes = folder / "val" / "val_annotations.txt"
     files: dict[str, ImageFile] = {}
     for number, line in enumerate(_read_text(notes).splitlines(), start=1):
-        name, _, rest = line.partition("\t")
-        identifier = rest.split("\t")[0].strip()
-        require(
-            bool(identifier) or not line.strip(), f"line {number} of {notes} is {line!r}; it names no class."
-        )
-        if identifier in labels:
-            path = folder / "val" / "images" / _plain_name(name.strip(), notes)
-            require(path.is_file(), f"{path} is missing, though line {number} of {notes} names it.")
-            require(str(path) not in files, f"line {number} of {notes} names {path.name} a second time.")
-            files[str(path)] = _image_file(str(path), labels[identifier])
+        name, identifier = (part.strip() for part in [*line.split("\t"), ""][:2])
+        here = f"line {number} of {notes}"
+        require(bool(identifier) or not line.strip(), f"{here} is {line!r}; it names no class.")
+        if identifier in identifiers:
+            path = folder / "val" / "images" / _plain_name(name, notes)
+            require(path.is_file(), f"{path} is missing, though {here} names it.")
+            require(str(path) not in files, f"{here} names {path.name} a second time.")
+            files[str(path)] = _image_file(str(path), identifiers.index(identifier))
     return list(files.values())
 
 
@@ -181,19 +171,17 @@ def _split_tree(folder: Path) -> Tree:
     """The tree {train,test}/<class>/...; both parts must have the same classes."""
     for part in ("train", "test"):
         require((folder / part).is_dir(), f"{folder / part} is missing: {folder} needs train and test.")
-    trees = {part: _one_tree(folder / part) for part in ("train", "test")}
-    odd = sorted(set(trees["train"].classes) ^ set(trees["test"].classes))
-    names = ", ".join(odd)
-    require(not odd, f"{folder} has class folders in only one of train and test ({names}): give both.")
-    return Tree(trees["train"].classes, {part: tree.parts["all"] for part, tree in trees.items()})
+    train, test = (_one_tree(folder / part) for part in ("train", "test"))
+    odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+    require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
+    return Tree(train.classes, {"train": train.files, "test": test.files})
 
 
 def _one_tree(folder: Path) -> Tree:
     """The tree <class>/..., classes by name."""
-    with os.scandir(folder) as entries:
-        classes = sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(HIDDEN)
-        )
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
+    )
     require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
     for name in classes:
         require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
@@ -221,30 +209,24 @@ def image_paths(folder: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith(HIDDEN):
                     continue
-                if entry.is_dir():
-                    if not entry.is_symlink():
-                        folders.append(entry.path)
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():
                     yield entry.path
 
 
 def _image_file(path: str, label: int) -> ImageFile:
     status = os.stat(path)
-    # Opening a pipe would wait for ever.
-    require(stat.S_ISREG(status.st_mode), f"{path} is no regular file: remove it.")
+    require(Path(path).is_file(), f"{path} is no regular file: remove it.")  # a pipe would wait for ever
     return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
 def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
     decoded = decode_tree(tree, request)
-    splits = decoded.parts
     skipped = _say_skipped(tree, decoded, request) if decoded.skipped else ""
-    train, test = (
-        hold_out(splits["all"], test_fraction, seed=[TEST_SEED])
-        if "all" in splits
-        else (splits["train"], splits["test"])
-    )
+    parts = decoded.parts.values()
+    train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
     return RawData(tree.classes, train, test, "; ".join(filter(None, (skipped, remark))))
 
 
@@ -258,10 +240,8 @@ def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     said = f"{len(names)} of {len(tree.files)} images can't be decoded ({shown})"
     for part, split in decoded.parts.items():
-        had = {file.label for file in tree.parts[part]}
-        for label in sorted(had - set(split.labels.tolist())):
+        for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
             emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
             raise InputError(f"{emptied}: {said}; replace them.")
-    remark = f"{said} and were skipped"
-    logger.warning("%s: %s", request.folder, remark)
-    return remark
+    logger.warning("%s: %s and were skipped", request.folder, said)
+    return f"{said} and were skipped"

@@ -16,27 +16,17 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data import readers
+from iadd_lab.data.augment import OPERATIONS, AugmentConfig
 from iadd_lab.data.pixels import LARGEST_SIZE
-from iadd_lab.data.readers import (
-    PICKLES,
-    RawData,
-    Request,
-    download_torchvision,
-    read_cifar10,
-    read_covid19,
-    read_digits,
-    read_image_folder,
-    read_tiny_imagenet,
-    read_torchvision,
-)
+from iadd_lab.data.readers import RawData, Request
 from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
 from iadd_lab.errors import InputError, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
-BAD_IMAGES = ("refuse", "skip")
 SPLITS = ("train", "validation", "test")
-ALL_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+ANYWHERE = (".",)  # the folders of what lies wherever the user says
+ALL_OPERATIONS = tuple(OPERATIONS)
 # A mirrored digit is another sign, and a mirrored chest has its heart on the wrong side.
 UNMIRRORED = tuple(operation for operation in ALL_OPERATIONS if operation != "flip")
 
@@ -78,7 +68,7 @@ class DataConfig:
         check_whole("seed", self.seed, minimum=0)
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
-        choose("bad_images", self.bad_images, dict.fromkeys(BAD_IMAGES))
+        choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +139,6 @@ class DatasetSpec:
     describe: str = ""
     licence: str = "see the source"
 
-    @property
-    def needs_root(self) -> bool:
-        """Whether it lies wherever the user says, not in a folder of its own under the data root."""
-        return self.folders == (".",)
-
 
 def data_root() -> Path:
     """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
@@ -179,11 +164,10 @@ def locate(name: str, *, root: Path | None = None) -> Path | None:
 
     `root` None is `data_root()`; for "image_folder", which has no fixed place, it is None again.
     """
-    spec = choose("data set", name, DATASETS)
-    if root is None and spec.needs_root:
+    folders = choose("data set", name, DATASETS).folders
+    if root is None and folders == ANYWHERE:
         return None
-    base = _base(root)
-    return next((base / folder for folder in spec.folders if (base / folder).is_dir()), None)
+    return next((place for folder in folders if (place := _base(root) / folder).is_dir()), None)
 
 
 def fetch_data(name: str, *, root: Path | None = None) -> Path:
@@ -193,10 +177,8 @@ def fetch_data(name: str, *, root: Path | None = None) -> Path:
         InputError: it can't be fetched by a program (the message says where to get it), or the download
             failed.
     """
-    spec = choose("data set", name, DATASETS)
-    if spec.fetcher is None:
-        raise InputError(f"{spec.title} can't be fetched: {spec.where}.")
-    base = _base(root)
+    spec, base = choose("data set", name, DATASETS), _base(root)
+    require(spec.fetcher is not None, f"{spec.title} can't be fetched: {spec.where}.")
     try:
         spec.fetcher(base)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
@@ -211,17 +193,12 @@ def require_data(name: str, *, root: Path | None = None) -> Path:
     Raises:
         InputError: the name is unknown, or the set is not there.
     """
-    spec = choose("data set", name, DATASETS)
-    require(
-        root is not None or not spec.needs_root,
-        f"{name} needs a folder: pass the one that holds your images as root, or set it in the notebook "
-        "your_data.",
-    )
-    folder = locate(name, root=root)
-    if folder is None:
-        tried = " or ".join(str(_base(root) / leaf) for leaf in spec.folders)
-        where = spec.where or f"fetch it with `iadd-lab data fetch {name}`"
-        raise InputError(f"{spec.title} was looked for in {tried}, which is not there: {where}.")
+    folder, spec = locate(name, root=root), DATASETS[name]
+    given = root is not None or spec.folders != ANYWHERE
+    require(given, f"{name} needs a folder: pass it as root, or set it in the notebook your_data.")
+    tried = " or ".join(str(_base(root) / leaf) for leaf in spec.folders)
+    where = spec.where or f"fetch it with `iadd-lab data fetch {name}`"
+    require(folder is not None, f"{spec.title} was looked for in {tried}, which is not there: {where}.")
     return folder
 
 
@@ -237,12 +214,12 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         InputError: the set is missing, damaged or incomplete, or has too few images of a class.
     """
     config = DataConfig(config) if isinstance(config, str) else config
-    spec = DATASETS[config.name]
+    spec, folder = DATASETS[config.name], require_data(config.name, root=root)
     request = Request(
         name=config.name,
         title=spec.title,
         root=_base(root),
-        folder=require_data(config.name, root=root),
+        folder=folder,
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
@@ -252,7 +229,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     try:
         raw = spec.reader(request)
     except OSError as error:
-        raise InputError(f"{spec.title} in {request.folder} can't be read ({error}).") from error
+        raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
     splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
@@ -262,12 +239,11 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:
     """What is to train on, at most `train_limit` images, and what is held out for validation."""
     train, validation = hold_out(raw.train, config.validation_fraction, seed=[config.seed, 0])
-    if config.train_limit is not None and config.train_limit < len(train):
-        enough = config.train_limit >= len(raw.classes)
-        least = f"at least the number of classes, {len(raw.classes)}"
-        require(enough, f"train_limit is {config.train_limit}; for {title} it must be {least}.")
-        generator = np.random.default_rng([config.seed, 1])
-        train = train.take(draw(train.labels.numpy(), config.train_limit, generator))
+    limit, classes = config.train_limit, len(raw.classes)
+    if limit is not None and limit < len(train):
+        enough = f"it must be at least the number of classes, {classes}"
+        require(limit >= classes, f"train_limit is {limit}; for {title} {enough}.")
+        train = train.take(draw(train.labels.numpy(), limit, np.random.default_rng([config.seed, 1])))
     return train, validation
 
 
@@ -278,7 +254,7 @@ DATASETS: dict[str, DatasetSpec] = {
         channels=1,
         # An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
         folders=(str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data"),),
-        reader=read_digits,
+        reader=readers.read_digits,
         where="it comes with scikit-learn, install that again",
         augment=UNMIRRORED,
         fetcher=lambda root: None,
@@ -291,9 +267,9 @@ DATASETS: dict[str, DatasetSpec] = {
         size=28,
         channels=1,
         folders=("MNIST/raw",),
-        reader=partial(read_torchvision, "MNIST"),
+        reader=partial(readers.read_torchvision, "MNIST"),
         augment=UNMIRRORED,
-        fetcher=partial(download_torchvision, "MNIST"),
+        fetcher=partial(readers.download_torchvision, "MNIST"),
         describe="70,000 handwritten digits",
         licence="see the source, http://yann.lecun.com/exdb/mnist/",
     ),
@@ -302,8 +278,8 @@ DATASETS: dict[str, DatasetSpec] = {
         size=28,
         channels=1,
         folders=("FashionMNIST/raw",),
-        reader=partial(read_torchvision, "FashionMNIST"),
-        fetcher=partial(download_torchvision, "FashionMNIST"),
+        reader=partial(readers.read_torchvision, "FashionMNIST"),
+        fetcher=partial(readers.download_torchvision, "FashionMNIST"),
         describe="70,000 pieces of clothing",
         licence="MIT licence, copyright Zalando SE "
         "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
@@ -312,9 +288,9 @@ DATASETS: dict[str, DatasetSpec] = {
         title="CIFAR-10",
         size=32,
         channels=3,
-        folders=(PICKLES, "cifar10"),
-        reader=read_cifar10,
-        fetcher=partial(download_torchvision, "CIFAR10"),
+        folders=(readers.PICKLES, "cifar10"),
+        reader=readers.read_cifar10,
+        fetcher=partial(readers.download_torchvision, "CIFAR10"),
         describe="60,000 photographs of 10 things",
         licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -323,8 +299,8 @@ DATASETS: dict[str, DatasetSpec] = {
         size=32,
         channels=3,
         folders=("cifar-100-python",),
-        reader=partial(read_torchvision, "CIFAR100"),
-        fetcher=partial(download_torchvision, "CIFAR100"),
+        reader=partial(readers.read_torchvision, "CIFAR100"),
+        fetcher=partial(readers.download_torchvision, "CIFAR100"),
         describe="60,000 photographs of 100 things",
         licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -333,7 +309,7 @@ DATASETS: dict[str, DatasetSpec] = {
         size=64,
         channels=3,
         folders=("tiny-imagenet-200",),
-        reader=read_tiny_imagenet,
+        reader=readers.read_tiny_imagenet,
         where="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
         describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
         licence="see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
@@ -344,7 +320,7 @@ DATASETS: dict[str, DatasetSpec] = {
         size=112,
         channels=1,
         folders=("covid19", "COVID-19_Radiography_Dataset"),
-        reader=read_covid19,
+        reader=readers.read_covid19,
         where="unpack https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database there, "
         "or put a folder of chest X-rays per class there",
         augment=UNMIRRORED,
@@ -356,8 +332,8 @@ DATASETS: dict[str, DatasetSpec] = {
         title="The image folder",
         size=32,
         channels=None,
-        folders=(".",),
-        reader=read_image_folder,
+        folders=ANYWHERE,
+        reader=readers.read_image_folder,
         where="pass a folder of your own, with train and test inside or a folder per class",
         describe="your own images, a folder per class",
         licence="that of the pictures in the folder: see their source",

@@ -22,12 +22,11 @@ class Split:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        fits = images.ndim == 4 and labels.shape == images.shape[:1]
-        require(
-            fits and images.dtype == torch.uint8 and labels.dtype == torch.int64,
-            f"a split has images {tuple(images.shape)} {images.dtype} and labels {tuple(labels.shape)} "
-            f"{labels.dtype}; it needs (count, channels, height, width) uint8 and (count,) int64.",
-        )
+        shapes = images.ndim == 4 and labels.shape == images.shape[:1]
+        fits = shapes and (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        found, counts = (f"{tuple(each.shape)} {each.dtype}" for each in (images, labels))
+        needs = "it needs (count, channels, height, width) uint8 and (count,) int64"
+        require(fits, f"a split has images {found} and labels {counts}; {needs}.")
 
     def __len__(self) -> int:
         return len(self.labels)

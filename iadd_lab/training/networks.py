@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +23,6 @@ from iadd_lab.errors import check_whole, choose, require
 
 SMALLEST_SIZE = 8
 ENLARGED_SIZE = 32
-DEFAULT_WIDTH = 128
 
 # Layers are born here whatever the caller's default device and dtype: a seed means the same everywhere.
 _PLACE = {"device": "cpu", "dtype": torch.float32}
@@ -51,10 +50,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         choose("network", self.name, NETWORKS)
         for field, value in self.options().items():
-            require(
-                self.name == "convnet",
-                f"{field} is {value!r} for network {self.name!r}; only convnet has a {field}: leave it out.",
-            )
+            given = f"{field} is {value!r} for network {self.name!r}"
+            require(self.name == "convnet", f"{given}; only convnet has a {field}: leave it out.")
             check_whole(field, value, minimum=1)
 
     @property
@@ -84,11 +81,10 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
     check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)
-    builder = choose("network", config.name, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators' generators too.
         torch.random.default_generator.manual_seed(seed)
-        return builder(channels=channels, size=size, classes=classes, **config.options())
+        return NETWORKS[config.name](channels=channels, size=size, classes=classes, **config.options())
 
 
 def network_for(data: Any, config: NetworkConfig, *, seed: int) -> nn.Module:
@@ -117,12 +113,15 @@ class ImageClassifier(nn.Module):
         self.classifier = classifier
         self.enlarge_to = enlarge_to
 
+    def enlarge(self, images: Tensor) -> Tensor:
+        """The images (batch, channels, height, width) at the size for which the features are made."""
+        if self.enlarge_to is None:
+            return images
+        return F.interpolate(images, size=2 * (self.enlarge_to,), mode="bilinear", align_corners=False)
+
     def embed(self, images: Tensor) -> Tensor:
         """What the linear layer sees of the images: (batch, channels * height * width)."""
-        if self.enlarge_to is not None:
-            sides = (self.enlarge_to, self.enlarge_to)
-            images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-        return self.features(images).flatten(1)
+        return self.features(self.enlarge(images)).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.embed(images))
@@ -133,13 +132,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _convolution(inputs, outputs, 3, padding=1, stride=stride, bias=False),
-            _norm(outputs),
-            nn.ReLU(),
-            _convolution(outputs, outputs, 3, padding=1, bias=False),
-            _norm(outputs),
-        )
+        first = _block(inputs, outputs, padding=1, stride=stride, bias=False)
+        self.body = nn.Sequential(*first, *_block(outputs, outputs, padding=1, bias=False)[:2])
         self.shortcut = nn.Sequential()  # the identity
         if stride != 1 or inputs != outputs:
             projection = _convolution(inputs, outputs, 1, stride=stride, bias=False)
@@ -150,27 +144,23 @@ class ResidualBlock(nn.Module):
 
 
 def convnet(
-    *, channels: int, size: int, classes: int, width: int = DEFAULT_WIDTH, depth: int | None = None
+    *, channels: int, size: int, classes: int, width: int = 128, depth: int | None = None
 ) -> ImageClassifier:
     """ConvNet (Gidaris & Komodakis, CVPR 2018), whose blocks are convolution, instance norm, ReLU, pooling.
 
     Its parameters, in order: per block the convolution's weight and bias and the norm's weight and bias; then
     the linear layer's weight and bias. 320,010 of them at width 128, depth 3, 3×32×32 and 10 classes.
     """
-    depth = default_depth(size) if depth is None else depth
+    depth = depth or default_depth(size)
     padding = 3 if _is_grey_28(channels, size) else 1
     side = size + 2 * padding - 2
     # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
     deepest = int(math.log2(side))
-    require(
-        depth <= deepest,
-        f"depth is {depth}, too deep for images of {size} px, of which the last block's norm would see "
-        f"less than 2×2; choose a depth of at most {deepest}.",
-    )
-    layers: list[nn.Module] = []
-    inputs = channels
+    why = f"depth is {depth}, too deep for images of {size} px, whose last norm would see less than 2×2"
+    require(depth <= deepest, f"{why}; choose a depth of at most {deepest}.")
+    layers, inputs = [], channels
     for _ in range(depth):
-        layers += [_convolution(inputs, width, 3, padding=padding), _norm(width), nn.ReLU(), nn.AvgPool2d(2)]
+        layers += [*_block(inputs, width, padding=padding), nn.AvgPool2d(2)]
         inputs, padding, side = width, 1, side // 2
     return ImageClassifier(nn.Sequential(*layers), _linear(width * side**2, classes))
 
@@ -180,21 +170,12 @@ def alexnet(*, channels: int, size: int, classes: int) -> ImageClassifier:
     enlarge_to = ENLARGED_SIZE if size < 28 else None
     padding = 4 if _is_grey_28(channels, size) else 2
     side = (enlarge_to or size) + 2 * padding - 4
-    layers: list[nn.Module] = []
-    inputs = channels
-    # The width and the kernel of each convolution, and whether a pooling follows.
-    for width, kernel, pooled in (
-        (128, 5, True),
-        (192, 5, True),
-        (256, 3, False),
-        (192, 3, False),
-        (192, 3, True),
-    ):
-        layers += [
-            _convolution(inputs, width, kernel, padding=padding if not layers else kernel // 2),
-            nn.ReLU(),
-        ]
-        layers += [nn.MaxPool2d(2)] if pooled else []
+    layers, inputs = [], channels
+    # The width, the kernel and the padding of each convolution, and what the side is divided by after it.
+    rows = ((128, 5, padding, 2), (192, 5, 2, 2), (256, 3, 1, 1), (192, 3, 1, 1), (192, 3, 1, 2))
+    for width, kernel, padding, pool in rows:
+        layers += [_convolution(inputs, width, kernel, padding=padding), nn.ReLU()]
+        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
         inputs = width
     classifier = _linear(192 * (side // 8) ** 2, classes)
     return ImageClassifier(nn.Sequential(*layers), classifier, enlarge_to=enlarge_to)
@@ -209,12 +190,11 @@ def vgg11(*, channels: int, size: int, classes: int) -> ImageClassifier:
     enlarge_to = ENLARGED_SIZE if size < 32 and not grey_28 else None
     padding = 3 if grey_28 else 1
     side = (enlarge_to or size) + 2 * padding - 2
-    layers: list[nn.Module] = []
-    inputs = channels
+    layers, inputs = [], channels
     # The widths of the convolutions between two poolings.
     for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in stage:
-            layers += [_convolution(inputs, width, 3, padding=padding), _norm(width), nn.ReLU()]
+            layers += _block(inputs, width, padding=padding)
             inputs, padding = width, 1
         layers.append(nn.MaxPool2d(2))
     classifier = _linear(512 * (side // 32) ** 2, classes)
@@ -227,8 +207,7 @@ def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
     11,173,962 parameters at 3×32×32, 10 classes.
     """
     enlarge_to = ENLARGED_SIZE if size < 28 else None
-    layers = [_convolution(channels, 64, 3, padding=1, bias=False), _norm(64), nn.ReLU()]
-    inputs = 64
+    layers, inputs = _block(channels, 64, padding=1, bias=False), 64
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         layers += [ResidualBlock(inputs, width, stride=stride), ResidualBlock(width, width, stride=1)]
         inputs = width
@@ -238,13 +217,8 @@ def resnet18(*, channels: int, size: int, classes: int) -> ImageClassifier:
     return ImageClassifier(nn.Sequential(*layers), _linear(512 * side**2, classes), enlarge_to=enlarge_to)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "convnet": convnet,
-    "alexnet": alexnet,
-    "vgg11": vgg11,
-    "resnet18": resnet18,
-}
-
+# Each builds a network of keyword arguments: channels, size, classes, and the options of its own.
+NETWORKS = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18}
 TITLES = {"convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18"}
 
 
@@ -260,10 +234,8 @@ class ParameterLayout:
     shapes: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        require(
-            len(self.names) == len(self.shapes),
-            f"the layout has {len(self.names)} names and {len(self.shapes)} shapes; give one shape per name.",
-        )
+        names, shapes = len(self.names), len(self.shapes)
+        require(names == shapes, f"the layout has {names} names and {shapes} shapes; give one for each.")
 
     @classmethod
     def of(cls, network: nn.Module) -> ParameterLayout:
@@ -297,12 +269,10 @@ class ParameterLayout:
             require(not odd, f"the parameters {odd} are not in both the layout and the mapping.")
             tensors = [tensors[name] for name in self.names]
         listed = list(tensors)
-        given, own = len(listed), len(self.shapes)
-        require(given == own, f"there are {given} tensors; this network has {own} parameters.")
+        own = len(self.shapes)
+        require(len(listed) == own, f"there are {len(listed)} tensors; this network has {own} parameters.")
         for name, tensor, expected in zip(self.names, listed, self.shapes, strict=True):
-            found = tuple(tensor.shape)
-            fits = f"the tensor for {name} has shape {found}; this network's has shape {expected}."
-            require(found == expected, fits)
+            _check_shape(f"tensor for {name}", tensor, expected)
         return torch.cat([tensor.reshape(-1) for tensor in listed])  # (P,)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
@@ -310,12 +280,19 @@ class ParameterLayout:
 
         Raises `InputError` if it has another shape.
         """
-        require(
-            tuple(flat.shape) == (self.count,),
-            f"the parameter vector has shape {tuple(flat.shape)}; this network's has shape ({self.count},).",
-        )
+        _check_shape("parameter vector", flat, (self.count,))
         pieces = zip(self.names, self.shapes, flat.split(self.sizes), strict=True)
         return {name: piece.view(shape) for name, shape, piece in pieces}
+
+
+def _check_shape(what: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    found = tuple(tensor.shape)
+    require(found == expected, f"the {what} has shape {found}; this network's has shape {expected}.")
+
+
+def _block(inputs: int, width: int, **options: int) -> list[nn.Module]:
+    """A 3×3 convolution, instance norm and ReLU."""
+    return [_convolution(inputs, width, 3, **options), _norm(width), nn.ReLU()]
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -8,13 +8,12 @@ interrupted run goes on exactly as it began.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import inspect
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +63,8 @@ def compiled_kernels(device: str) -> Kernels | None:
     try:
         sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, device=device)
         limit = _room_for_shapes()
-        functions = {
-            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=False, **limit)
-            for field in dataclasses.fields(Kernels)
-            if callable(field.default)
-        }
+        plain = {field.name: field.default for field in fields(Kernels) if callable(field.default)}
+        functions = {name: torch.compile(plain[name], dynamic=False, **limit) for name in plain}
         with torch.no_grad():
             functions["norm"](sample, parameter, parameter, 1e-5, True, True)
     except Exception as error:  # whatever a missing or broken compiler raises

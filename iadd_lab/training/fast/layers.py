@@ -32,7 +32,7 @@ class Dual(NamedTuple):
 
 
 def has_rules(network: nn.Module) -> bool:
-    """Whether a `Pass` knows every layer of `network`, with its options."""
+    """Whether the passes below know every layer of `network`, with its options."""
     if type(network) is not ImageClassifier or network.classifier.bias is None:
         return False
     layers = [layer for layer in network.features.modules() if not isinstance(layer, _CONTAINERS)]
@@ -59,10 +59,12 @@ _KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
 }
 
 
-class Pass:
-    """One forward pass of a network with other parameters; `has_rules` tells of which networks.
+class PlainPass:
+    """One forward pass of one or more networks with other parameters; `has_rules` tells of which networks.
 
-    Subclasses say what feature maps and parameters are, and compute the layers.
+    Feature maps and parameters are tensors, differentiable once. Parameters have a first dimension of
+    networks. Images and maps are of all networks, in equal shares, one after the other: what touches memory
+    most is then one pass for all of them.
 
     Args:
         network: for its structure.
@@ -80,10 +82,8 @@ class Pass:
 
     def logits(self, maps: Any) -> Any:
         """What the network says, (batch, classes), of images (batch, channels, height, width)."""
-        if self.network.enlarge_to is not None:
-            sides = (self.network.enlarge_to, self.network.enlarge_to)
-            maps = self.each(partial(F.interpolate, size=sides, mode="bilinear", align_corners=False), maps)
-        features = self.each(partial(torch.flatten, start_dim=1), self.run(self.network.features, maps))
+        maps = self.run(self.network.features, self.each(self.network.enlarge, maps))
+        features = self.each(partial(torch.flatten, start_dim=1), maps)
         return self.affine(features, *self.weights[self.network.classifier])
 
     def run(self, layer: nn.Module, maps: Any) -> Any:
@@ -106,35 +106,13 @@ class Pass:
         while number < len(layers):
             layer, relu, pool = layers[number], False, False
             if isinstance(layer, nn.GroupNorm):
-                relu, pool = _followers(
-                    layers, number, (maps.value if type(maps) is Dual else maps).shape[2:]
-                )
+                value = maps.value if type(maps) is Dual else maps
+                relu, pool = _followers(layers, number, value.shape[2:])
                 maps = self.norm(maps, *self.weights[layer], layer.eps, relu=relu, pool=pool)
             else:
                 maps = self.run(layer, maps)
             number += 1 + relu + pool
         return maps
-
-
-def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tuple[bool, bool]:
-    """Whether a ReLU, and then 2×2 averages, follow the norm at `number`."""
-    following = list(layers[number + 1 : number + 3])
-    relu = bool(following) and isinstance(following[0], nn.ReLU)
-    pool = relu and len(following) == 2 and isinstance(following[1], nn.AvgPool2d)
-    plain = pool and (following[1].kernel_size, following[1].stride, following[1].padding) == (2, 2, 0)
-    return relu, plain and not any(side % 2 for side in sides)
-
-
-class PlainPass(Pass):
-    """Feature maps and parameters as tensors, of one or more networks at once; differentiable once.
-
-    Parameters have a first dimension of `networks`. Images and maps are of all networks, in equal shares, one
-    after the other: what touches memory most is then one pass for all of them.
-    """
-
-    def __init__(self, network: ImageClassifier, parameters: Mapping[str, Tensor], kernels: Kernels):
-        super().__init__(network, parameters, kernels)
-        self.networks = len(parameters["classifier.bias"])
 
     def each(self, function, maps):
         return function(maps)
@@ -143,16 +121,16 @@ class PlainPass(Pass):
         return first + second
 
     def affine(self, maps, weight, bias):
-        shares = maps.unflatten(0, (self.networks, -1))  # (networks, batch, inputs)
+        shares = maps.unflatten(0, (len(weight), -1))  # (networks, batch, inputs)
         return torch.baddbmm(bias[:, None], shares, weight.mT).flatten(0, 1)
 
     def convolve(self, maps, weight, bias, stride, padding):
         if self.kernels.transforms and winograd.suits(maps, weight, stride, padding):
             return _Winograd.apply(maps, weight, bias, self.kernels)
-        biases = [None] * self.networks if bias is None else bias
-        shares = zip(maps.chunk(self.networks), weight, biases, strict=True)
+        biases = [None] * len(weight) if bias is None else bias
+        shares = zip(maps.chunk(len(weight)), weight, biases, strict=True)
         parts = [F.conv2d(*share, stride=stride, padding=padding) for share in shares]
-        return parts[0] if self.networks == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def norm(self, maps, weight, bias, epsilon, *, relu, pool):
         weight, bias = (_for_images(parameter, maps) for parameter in (weight, bias))
@@ -165,6 +143,15 @@ class PlainPass(Pass):
         return F.max_pool2d(maps, size)
 
 
+def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tuple[bool, bool]:
+    """Whether a ReLU, and then 2×2 averages, follow the norm at `number`."""
+    following = list(layers[number + 1 : number + 3])
+    relu = bool(following) and isinstance(following[0], nn.ReLU)
+    pool = relu and len(following) == 2 and isinstance(following[1], nn.AvgPool2d)
+    plain = pool and (following[1].kernel_size, following[1].stride, following[1].padding) == (2, 2, 0)
+    return relu, plain and not any(side % 2 for side in sides)
+
+
 def _for_images(parameter: Tensor, maps: Tensor) -> Tensor:
     """A parameter (networks, channels) for every image: (batch, channels), or (1, channels) for all."""
     if len(parameter) == 1:
@@ -172,8 +159,8 @@ def _for_images(parameter: Tensor, maps: Tensor) -> Tensor:
     return parameter.repeat_interleave(len(maps) // len(parameter), 0)
 
 
-class DualPass(Pass):
-    """Feature maps and parameters as duals; values and parameters' values are differentiable, once.
+class DualPass(PlainPass):
+    """The same for one network whose maps and parameters are duals; their values are differentiable, once.
 
     Images have no derivative: a `Dual` whose tangent is None.
     """
@@ -220,7 +207,7 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above):
         relu, pool, kernels = ctx.options
-        y, *parameters = kernels.norm_backward(_laid_out(above, kernels), *ctx.saved_tensors, relu, pool)
+        y, *parameters = kernels.norm_backward(laid_out(above, kernels), *ctx.saved_tensors, relu, pool)
         if len(ctx.saved_tensors[-1]) == 1:  # parameters that all images share
             parameters = [gradient.sum(0, keepdim=True) for gradient in parameters]
         return y, *parameters, None, None, None, None
@@ -230,9 +217,8 @@ class _DualNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, dy, gamma, dgamma, beta, dbeta, epsilon, relu, pool, kernels):
         gamma, beta, dgamma, dbeta = (parameter[None] for parameter in (gamma, beta, dgamma, dbeta))
-        value, tangent, *statistics = kernels.dual_norm(
-            y, dy, gamma, beta, dgamma, dbeta, epsilon, relu, pool
-        )
+        given = (y, dy, gamma, beta, dgamma, dbeta)
+        value, tangent, *statistics = kernels.dual_norm(*given, epsilon, relu, pool)
         ctx.save_for_backward(y, dy, *statistics, gamma, beta, dgamma)
         ctx.options = (relu, pool, kernels)
         return value, tangent
@@ -241,7 +227,7 @@ class _DualNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, above, dabove):
         relu, pool, kernels = ctx.options
-        above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
+        above, dabove = laid_out(above, kernels), laid_out(dabove, kernels)
         y, dy, gamma, beta = kernels.dual_norm_backward(above, dabove, *ctx.saved_tensors, relu, pool)
         return y, dy, gamma.sum(0), None, beta.sum(0), None, None, None, None, None
 
@@ -273,7 +259,7 @@ class _DualConvolution(torch.autograd.Function):
             dx_bar, more = back(dabove, dx, weight, wanted=(True, wants_weight))
             weight_bar = weight_bar.add_(more) if wants_weight else None
         if by_patches:
-            above, dabove = _laid_out(above, kernels), _laid_out(dabove, kernels)
+            above, dabove = laid_out(above, kernels), laid_out(dabove, kernels)
             sent = patches.send_patches(above, weight) + patches.send_patches(dabove, dweight)
             x_bar = kernels.add_patches(sent, *x.shape[2:])
         elif wants_x:
@@ -288,7 +274,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, kernels):
         constants = winograd.constants(x.dtype, x.device)
-        tiles = kernels.input_tiles(_laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
+        tiles = kernels.input_tiles(laid_out(x, kernels), constants.b)  # (36, tiles, inputs)
         filters = winograd.weight_tiles(weight, constants.g)  # (36, networks, outputs, inputs)
         ctx.save_for_backward(tiles, filters)
         ctx.kernels = kernels
@@ -301,7 +287,7 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx, above):
         (tiles, filters), kernels = ctx.saved_tensors, ctx.kernels
         constants, networks = winograd.constants(above.dtype, above.device), filters.shape[1]
-        above_tiles = kernels.output_tiles(_laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
+        above_tiles = kernels.output_tiles(laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
         x_bar = None
         if ctx.needs_input_grad[0]:
             products = winograd.multiply(above_tiles, filters)
@@ -318,33 +304,27 @@ class _DualWinograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dx, weight, dweight, bias, dbias, kernels):
         constants = winograd.constants(x.dtype, x.device)
-        tiles, dtiles = (kernels.input_tiles(_laid_out(maps, kernels), constants.b) for maps in (x, dx))
-        filters, dfilters = (
-            winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight)
-        )  # (36, outputs, inputs)
+        tiles, dtiles = (kernels.input_tiles(laid_out(maps, kernels), constants.b) for maps in (x, dx))
+        # (36, outputs, inputs) each
+        filters, dfilters = (winograd.weight_tiles(w[None], constants.g)[:, 0] for w in (weight, dweight))
         ctx.save_for_backward(tiles, dtiles, filters, dfilters)
         ctx.kernels = kernels
-        if bias is not None:
-            bias, dbias = bias[None], dbias[None]
+        bias, dbias = (None if each is None else each[None] for each in (bias, dbias))
         products = torch.bmm(dtiles, filters.mT).baddbmm_(tiles, dfilters.mT)
-        return tuple(
-            kernels.output_maps(part, shift, *x.shape[2:], constants.a)
-            for part, shift in ((tiles @ filters.mT, bias), (products, dbias))
-        )
+        value = kernels.output_maps(tiles @ filters.mT, bias, *x.shape[2:], constants.a)
+        return value, kernels.output_maps(products, dbias, *x.shape[2:], constants.a)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, above, dabove):
         (tiles, dtiles, filters, dfilters), kernels = ctx.saved_tensors, ctx.kernels
         constants = winograd.constants(above.dtype, above.device)
-        above_tiles, dabove_tiles = (
-            kernels.output_tiles(_laid_out(maps, kernels), constants.a) for maps in (above, dabove)
-        )  # (36, tiles, outputs)
+        above_tiles = kernels.output_tiles(laid_out(above, kernels), constants.a)  # (36, tiles, outputs)
+        dabove_tiles = kernels.output_tiles(laid_out(dabove, kernels), constants.a)
         products = torch.bmm(above_tiles, filters).baddbmm_(dabove_tiles, dfilters)
-        x_bar, dx_bar = (
-            kernels.input_maps(part, *above.shape[2:], constants.b, constants.edges)
-            for part in (products, dabove_tiles @ filters)
-        )
+        joins = (*above.shape[2:], constants.b, constants.edges)
+        x_bar = kernels.input_maps(products, *joins)
+        dx_bar = kernels.input_maps(dabove_tiles @ filters, *joins)
         weight_bar = None
         if ctx.needs_input_grad[2]:
             products = torch.bmm(above_tiles.mT, tiles).baddbmm_(dabove_tiles.mT, dtiles)
@@ -357,12 +337,10 @@ def _convolution_backward(
     above: Tensor, x: Tensor, weight: Tensor, *, stride: int, padding: int, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x and of the weight, each where it is wanted."""
-    pair = torch.ops.aten.convolution_backward(
-        above, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
-    )
-    return pair[0], pair[1]
+    options = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False])
+    return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
 
 
-def _laid_out(gradient: Tensor, kernels: Kernels) -> Tensor:
-    # Kernels are compiled for one layout; autograd may hand over another, or an expanded scalar.
-    return gradient.contiguous(memory_format=kernels.memory_format)
+def laid_out(maps: Tensor, kernels: Kernels) -> Tensor:
+    """`maps` in the one layout for which kernels are compiled; autograd hands over others."""
+    return maps.contiguous(memory_format=kernels.memory_format)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.fast.compiling import Kernels
 from iadd_lab.training.fast.cuda_graphs import Graphs
-from iadd_lab.training.fast.layers import Dual, DualPass, PlainPass, has_rules
+from iadd_lab.training.fast.layers import Dual, DualPass, PlainPass, has_rules, laid_out
 from iadd_lab.training.student import StudentLoss, leaf
 
 # The largest feature map of a chunk of images, in bytes: larger ones cost memory and are not faster.
@@ -83,51 +83,44 @@ class FusedStudentLoss(StudentLoss):
         layout, networks = self.layout, len(flats)
         pieces = zip(layout.names, layout.shapes, flats.split(layout.sizes, dim=1), strict=True)
         parameters = {name: piece.view(networks, *shape) for name, shape, piece in pieces}
-        logits = PlainPass(self.network, parameters, self.kernels).logits(
-            self._laid_out(images.flatten(0, 1))
-        )
+        maps = laid_out(images.flatten(0, 1), self.kernels)
+        logits = PlainPass(self.network, parameters, self.kernels).logits(maps)
         return logits.unflatten(0, (networks, -1))
 
     def _scalar(self, flat, direction, images, labels, shares) -> Tensor:
         """s for one chunk, as `along` has it, whose images have `shares` (batch,) of the mean."""
         values, tangents = self.layout.split(flat), self.layout.split(direction)
         parameters = {name: Dual(values[name], tangents[name]) for name in values}
-        pair = DualPass(self.network, parameters, self.kernels).logits(Dual(self._laid_out(images), None))
+        maps = Dual(laid_out(images, self.kernels), None)
+        pair = DualPass(self.network, parameters, self.kernels).logits(maps)
         # The derivative of cross-entropy: ⟨softmax(z) − one-hot, ż⟩.
         classes = torch.arange(pair.value.shape[1], device=labels.device)
         one_hot = (labels[:, None] == classes).to(pair.value.dtype)  # unlike F.one_hot, no GPU waits for it
         errors = pair.value.softmax(1) - one_hot  # (batch, classes)
         return (errors * pair.tangent).sum(1) @ shares
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=self.kernels.memory_format)
-
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of every network's images and labels, and the share of each image in the mean."""
         networks, count = labels.shape
-        most = min(max(self._fitting(images) // networks, 1), count)
-        number = math.ceil(count / most)
+        number = math.ceil(count / max(self._fitting(images) // networks, 1))
         size = math.ceil(count / number)
         missing = number * size - count
         shares = images.new_full((count,), 1 / count)
         if missing:
-            images = torch.cat([images, images.new_zeros(networks, missing, *images.shape[2:])], dim=1)
-            labels = torch.cat([labels, labels.new_zeros(networks, missing)], dim=1)
-            shares = torch.cat([shares, shares.new_zeros(missing)])
+            images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
+            labels, shares = F.pad(labels, (0, missing)), F.pad(shares, (0, missing))
         return zip(images.split(size, 1), labels.split(size, 1), shares.split(size), strict=True)
 
     def _fitting(self, images: Tensor) -> int:
         """How many images make a chunk."""
         if self.chunk is not None:
             return self.chunk
-        most = CHUNK_BYTES if images.device.type == "cpu" else _GPU_CHUNK_BYTES
-        return max(most // (self._largest(images.shape[-1]) * images.element_size()), 1)
-
-    def _largest(self, size: int) -> int:
-        """Floats of the largest feature map of an image: that of the first convolution."""
+        # An image's largest feature map is that of the first convolution.
         first = next(layer for layer in self.network.features.modules() if isinstance(layer, nn.Conv2d))
-        side = (self.network.enlarge_to or size) + 2 * first.padding[0] - first.kernel_size[0] + 1
-        return first.out_channels * side**2
+        size = self.network.enlarge_to or images.shape[-1]
+        side = size + 2 * first.padding[0] - first.kernel_size[0] + 1
+        most = CHUNK_BYTES if images.device.type == "cpu" else _GPU_CHUNK_BYTES
+        return max(most // (first.out_channels * side**2 * images.element_size()), 1)
 
 
 class CapturedStudentLoss(StudentLoss):
@@ -138,6 +131,7 @@ class CapturedStudentLoss(StudentLoss):
 
     def __init__(self, loss: StudentLoss):
         self.loss, self.network, self.layout, self.joint = loss, loss.network, loss.layout, loss.joint
+        self.predict, self.networks_at_once = loss.predict, loss.networks_at_once
         self.graphs = Graphs()
 
     def slope(self, flat, images, labels, augmentation=None):
@@ -151,23 +145,14 @@ class CapturedStudentLoss(StudentLoss):
 
     def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
         def along(*given):
-            return self.loss.along(*given, curvature=curvature)[
-                : 3 if curvature else 2
-            ]  # no graph gives None
+            found = self.loss.along(*given, curvature=curvature)
+            return found if curvature else found[:2]  # no graph gives None
 
         name = f"along, {curvature}"
         found = self._replay(name, along, augmentation, flat, direction, images, labels)
         return found if curvature else (*found, None)
 
-    def networks_at_once(self, images, *, batch):
-        return self.loss.networks_at_once(images, batch=batch)
-
-    def predict(self, flat, images, *, batch=1024):
-        return self.loss.predict(flat, images, batch=batch)
-
-    def _replay(
-        self, name, function, augmentation: Augmentation | None, *given: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _replay(self, name, function, augmentation: Augmentation | None, *given: Tensor):
         given = tuple(tensor.detach() for tensor in given)
         if augmentation is None:
             return self.graphs.replay(name, function, *given)
