@@ -49,8 +49,8 @@ def exploration(
     check_views(views, image=image, count=count)
     iteration = views[0].iterations[-1] if iteration is None else iteration
     label, number = views[0].number(image)
-    width, (*_, high, wide) = DOUBLE if len(views) == 1 else _WIDTH, views[0].distilled.images.shape
-    size = (width - 0.4) / _COLUMNS * high / wide  # inches
+    width = DOUBLE if len(views) == 1 else _WIDTH
+    size = (width - 0.4) / _COLUMNS  # of a picture, in inches
     boxes = [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance]
     heights = (3 * size, 1.1, 0.15 + 0.16 * max(boxes, default=1), size, size)
     figure = new_figure(width * len(views), sum(heights) + 2.5)
@@ -72,9 +72,7 @@ def exploration(
 
 def check_views(views: Sequence[View], *, image: int, count: int) -> None:
     """Require one or two runs, an image that the first one has, and a number of neighbours."""
-    require(
-        0 < len(views) <= 2, f"there are {len(views)} runs to show: give one, or two to stand side by side."
-    )
+    require(0 < len(views) <= 2, f"there are {len(views)} runs to show: give one, or two side by side.")
     check_whole("image", image, minimum=0, maximum=len(views[0].distilled.labels) - 1)
     check_whole("count", count, minimum=1)
 
@@ -85,29 +83,28 @@ def _draw_images(ax: Axes, view: View, place: int, picked: int) -> None:
     page = label // _COLUMNS * _COLUMNS
     shown = range(len(made.classes))[page : page + _COLUMNS]
     rows = torch.tensor([view.row(other, number) for other in shown])
-    start, now = (made.pictures(view.images(n))[rows] for n in (0, place))
-    if len(view.iterations) > 1:
-        first, last, change = (made.preprocess.invert(view.images(n)).mean(1) for n in (0, -1, place))
-        largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
-        shades = 0.5 + 0.5 * ((change - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
-        colours = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)  # channels last
-        pictures = {"start": start, "now": now, "change": torch.tensor(colours)[..., :3].movedim(3, 1)}
-    else:
-        pictures = {"now": now}
+    moments = [view.images(moment) for moment in (0, place, -1)]
+    first, now, last = (made.preprocess.invert(images).mean(1) for images in moments)  # grey
+    largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
+    shades = 0.5 + 0.5 * ((now - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
+    colours = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[..., :3]  # channels last
+    pictures = {name: made.pictures(moments[n])[rows] for n, name in enumerate(("start", "now"))}
+    pictures["change"] = torch.tensor(colours).movedim(3, 1)
+    if len(view.iterations) == 1:
+        pictures = {"now": pictures["now"]}
         sentence = "No snapshots were stored: only the last images can be shown."
         ax.text(0, -0.15, sentence, transform=ax.transAxes, fontsize=SMALL, va="top")
     show_rows(ax, pictures, columns=_names(view, shown))
     frame = ((label - page) / len(shown), 0), 1 / len(shown), 1
-    look = {"transform": ax.transAxes, "fill": False, "ec": _PICKED, "lw": 1.6, "clip_on": False, "zorder": 3}
-    ax.add_patch(Rectangle(*frame, **look))
+    look = {"fill": False, "ec": _PICKED, "lw": 1.6, "clip_on": False, "zorder": 3}
+    ax.add_patch(Rectangle(*frame, transform=ax.transAxes, **look))
 
 
 def _draw_curve(ax: Axes, history: History, iteration: int, name: str) -> None:
     """The loss or α over the whole run, with a line at the iteration."""
     values = getattr(history, name)
     if not values:
-        _say(ax, f"No {SERIES[name]} was stored.")
-        return
+        return _say(ax, f"No {SERIES[name]} was stored.")
     draw_panel(ax, history, name)
     ax.axvline(iteration, color=_PICKED, lw=1.2)
     if iteration:
@@ -118,8 +115,7 @@ def _draw_importance(ax: Axes, view: View, place: int) -> None:
     """W in each tensor, or layer of a large network."""
     snapshots, method = view.history.snapshot_importance, view.distilled.method
     if not snapshots:
-        _say(ax, f"W is always 1 in {method} matching." if view.made else f"{method} has no W.")
-        return
+        return _say(ax, f"W is always 1 in {method} matching." if view.made else f"{method} has no W.")
     parts = tensors_or_layers(view.layout)
     draw_boxes(ax, snapshots[place], parts)
     # The same for all iterations, or one could not see it move.
@@ -138,8 +134,7 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
         which = f"“{name}”" + f", image {number + 1}" * (view.distilled.ipc > 1)
         ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
     if search is None or space not in search.spaces:
-        _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
-        return
+        return _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
     real, images = search.data.train, view.images(place)[picked : picked + 1]
     rows, distances = (found[0] for found in search.of(images, by=space, count=count))
     labels = real.labels[rows].tolist()

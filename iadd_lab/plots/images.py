@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from matplotlib.figure import Figure, SubFigure
+from torch.nn.utils.rnn import pad_sequence
 
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
@@ -69,16 +70,12 @@ def real_and_distilled(
     shapes = [tuple(pictures.shape[1:]) for pictures in (real, made)]
     sentence = "a real image has the shape {}, a distilled one {}: give real images of the distilled set."
     require(shapes[0] == shapes[1], sentence.format(*shapes))
-    rows = max(map(len, left + right))
-    white = torch.full((rows, 3, *made.shape[2:]), 255, dtype=torch.uint8)  # where a class has fewer
-    blocks = []
-    for pair in zip(left, right, strict=True):
-        columns = [torch.cat((as_bytes(pictures), white))[:rows] for pictures in pair]
-        blocks.append(torch.stack(columns, 1).flatten(0, 1))
-    captions = ("real", "distilled")
-    besides = range(min(len(classes), 10), 0, -1)
-    sheets = [_Sheet(classes, made, beside=n, columns=2, rows=rows, captions=captions) for n in besides]
-    sheet = _best(sheets)
+    columns = [as_bytes(pictures) for pair in zip(left, right, strict=True) for pictures in pair]
+    # (classes * 2, rows, 3, height, width): white where a class has fewer.
+    columns = pad_sequence(columns, batch_first=True, padding_value=255)
+    blocks, rows = columns.unflatten(0, (-1, 2)).transpose(1, 2).flatten(1, 2), columns.shape[1]
+    captions, besides = ("real", "distilled"), range(min(len(classes), 10), 0, -1)
+    sheet = _best([_Sheet(classes, made, beside=n, columns=2, rows=rows, captions=captions) for n in besides])
     return sheet.draw(blocks, title if sheet.captions else f"{title} (left: real, right: distilled)".strip())
 
 
@@ -106,7 +103,7 @@ class _Sheet:
         self.pitch, self.names = pitch, names  # from one block to the next; names as they are written
         self.heads = heads  # for each row of blocks, the height of what is written above it
 
-    def draw(self, blocks: Sequence[torch.Tensor], title: str) -> Figure:
+    def draw(self, blocks: Iterable[torch.Tensor], title: str) -> Figure:
         """The figure: a name above each block, and its pictures (count, channels, height, width) in rows."""
         width, height = self.columns * self.cell, self.rows * self.cell * self.ratio  # of a block
         across = max(self.beside * self.pitch, SINGLE)
@@ -168,9 +165,7 @@ def _by_class(
     shape, count = tuple(pictures.shape), len(classes)
     sentence = f"{name} has the shape {shape}; it must be (count, channels, height, width), 1 or 3 channels."
     require(len(shape) == 4 and len(pictures) > 0 and shape[1] in (1, 3), sentence)
-    sentence = (
-        f"labels has the shape {tuple(labels.shape)}, but there are {shape[0]} pictures: give one for each."
-    )
+    sentence = f"{shape[0]} pictures need as many labels, not {tuple(labels.shape)}: give one for each."
     require(labels.shape == shape[:1], sentence)
     low, high = int(labels.min()), int(labels.max())
     require(0 <= low <= high < count, f"labels go from {low} to {high}, with {count} classes: name them all.")
