@@ -40,9 +40,8 @@ def explore(
     """
     if interactive is None:
         interactive = any(os.environ.get(name) for name in _FRONT_ENDS)
-    if interactive:
-        return Explorer(views, image=image, count=count, **options)
-    return exploration(views, image=image, count=count)
+    show = partial(Explorer, **options) if interactive else exploration
+    return show(views, image=image, count=count)
 
 
 class Explorer(widgets.VBox):

@@ -68,7 +68,7 @@ def real_and_distilled(
     classes, made = result.distilled.classes, result.distilled.pictures()
     left, right = _by_class("real", real, real_labels, classes), _by_class("", made, result.labels, classes)
     shapes = [tuple(pictures.shape[1:]) for pictures in (real, made)]
-    sentence = "a real image has the shape {}, a distilled one {}: give real images of the distilled set."
+    sentence = "a real image has the shape {}, a distilled one {}: give images of the set that was distilled."
     require(shapes[0] == shapes[1], sentence.format(*shapes))
     columns = [as_bytes(pictures) for pair in zip(left, right, strict=True) for pictures in pair]
     # (classes * 2, rows, 3, height, width): white where a class has fewer.

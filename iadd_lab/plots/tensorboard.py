@@ -89,11 +89,9 @@ class TensorBoard(AbstractContextManager):
         points = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
         # The iteration just done may be one done again: on a GPU with other roundings, which grew.
         for point, own in zip(points, history.loss[: max(iteration - 1, 1)], strict=False):
-            require(
-                math.isclose(point.value, own, rel_tol=1e-4),
-                f"{self.folder} holds the points of another run (the loss of iteration {point.step} is "
-                f"{point.value:.6g} there and {own:.6g} here): choose another folder for TensorBoard.",
-            )
+            found = f"a loss of {point.value:.6g} in iteration {point.step}, not {own:.6g}"
+            sentence = f"{self.folder} holds points of another run ({found}): choose another folder."
+            require(math.isclose(point.value, own, rel_tol=1e-4), sentence)
         # Files are read in the order of their names, which start with the second in which they were made.
         while list(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
