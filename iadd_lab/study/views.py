@@ -110,12 +110,12 @@ def open_run(folder: Path, *, runs: Path, title: str = "", data_root: Path | Non
         distilled.check_data(data)
     except InputError:
         return replace(view, remark="the real images that it was made of are not at hand")
-    teachers = _find_teachers(runs, view)
+    teachers = find_teachers(runs, view)
     remark = "" if teachers else "no stored teacher gives features for them"
     return replace(view, neighbours=Neighbours(data, distilled.preprocess, teachers), remark=remark)
 
 
-def _find_teachers(runs: Path, view: View) -> Teachers | None:
+def find_teachers(runs: Path, view: View) -> Teachers | None:
     """The first teacher among `runs` that a set was made with, or whose data and preprocessing it shares."""
     made, distilled = view.made, view.distilled
     for path, about in _finished(runs, "teachers"):
