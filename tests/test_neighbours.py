@@ -7,18 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
 import iadd_lab.study.neighbours
-from iadd_lab.errors import InputError
 from iadd_lab.study.neighbours import Neighbours
-
-
-def brute_force(images, real, count):
-    """Rows and distances by NumPy, one pair after another."""
-    images, real = (values.reshape(len(values), -1).astype(np.float64) for values in (images, real))
-    distances = np.array([[np.linalg.norm(image - other) for other in real] for image in images])
-    rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
-    return rows, np.take_along_axis(distances, rows, axis=1)
+from tests.samples import assert_refused
 
 
 @pytest.fixture
@@ -33,29 +26,24 @@ def some(toy_data, toy_teachers):
     return toy_teachers.preprocess.apply(toy_data.test.images[:3]) + noise
 
 
+@pytest.mark.parametrize("space", ["pixels", "features"])
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_by_pixels_images_are_compared_as_they_look(neighbours, toy_data, some, monkeypatch, chunk):
-    monkeypatch.setattr(iadd_lab.study.neighbours, "_CHUNK", chunk)
-    found = neighbours.of(some, count=6)
-    looks = neighbours.preprocess.invert(some).numpy()
-    rows, distances = brute_force(looks, toy_data.train.images.numpy() / np.float32(255), 6)
-    assert found.rows.tolist() == rows.tolist()
-    np.testing.assert_allclose(found.distances.numpy(), distances, rtol=1e-6)
-
-
-def test_by_features_they_are_compared_as_the_trained_teacher_sees_them(
-    neighbours, toy_data, toy_teachers, some
+def test_nearest_are_those_of_a_search_over_every_pair(
+    neighbours, toy_data, toy_teachers, some, monkeypatch, space, chunk
 ):
-    network = toy_teachers.network(0)
-    network.load_state_dict(toy_teachers.layout.split(toy_teachers.trajectory(0)[-1]))
-    with torch.no_grad():
-        mine = network.embed(some).numpy()
-        real = network.embed(toy_teachers.preprocess.apply(toy_data.train.images)).numpy()
-    rows, distances = brute_force(mine, real, 6)
-    found = neighbours.of(some, by="features", count=6)
-    assert found.rows.tolist() == rows.tolist()
-    np.testing.assert_allclose(found.distances.numpy(), distances, rtol=1e-5)
-    assert found.rows.tolist() != neighbours.of(some, count=6).rows.tolist()
+    """Images are compared as they look, or as the teacher sees them at the end of its training."""
+    monkeypatch.setattr(iadd_lab.study.neighbours, "_CHUNK", chunk)
+    mine, real = neighbours.preprocess.invert(some), toy_data.train.images / 255
+    if space == "features":
+        network = toy_teachers.network(0)
+        network.load_state_dict(toy_teachers.layout.split(toy_teachers.trajectory(0)[-1]))
+        pair = some, neighbours.preprocess.apply(toy_data.train.images)
+        mine, real = (network.embed(images).detach() for images in pair)
+    distances = cdist(mine.flatten(1).double(), real.flatten(1).double())
+    found = neighbours.of(some, by=space, count=6)
+    assert found.rows.tolist() == distances.argsort(kind="stable")[:, :6].tolist()
+    np.testing.assert_allclose(found.distances.numpy(), np.sort(distances)[:, :6], rtol=1e-5)
+    assert neighbours.of(some, by=space, count=10**6).rows.shape == (3, len(toy_data.train))
 
 
 def test_a_real_image_is_its_own_nearest_neighbour_and_the_first_of_equals(neighbours, toy_data):
@@ -70,24 +58,11 @@ def test_a_real_image_is_its_own_nearest_neighbour_and_the_first_of_equals(neigh
     assert alike.of(real[:1], count=3).rows.tolist() == [[0, 2, 3]]
 
 
-def test_a_small_set_has_no_more_neighbours_than_images(neighbours, toy_data, some):
-    assert neighbours.of(some, count=10**6).rows.shape == (3, len(toy_data.train))
-
-
-def test_without_teachers_there_are_pixels_alone(toy_data, toy_teachers, some):
-    alone = Neighbours(toy_data, toy_teachers.preprocess)
+def test_what_does_not_fit_is_said_in_one_sentence(neighbours, toy_data, some):
+    alone = replace(neighbours, teachers=None)
     assert alone.spaces == ("pixels",)
-    with pytest.raises(InputError, match="need a trained network, and there are no teachers"):
-        alone.of(some, by="features")
-
-
-def test_what_does_not_fit_is_said_in_one_sentence(neighbours, toy_data, toy_teachers, some):
-    with pytest.raises(InputError, match=r"shape \(3, 1, 7, 8\); it must be \(images, 1, 8, 8\)"):
-        neighbours.of(some[:, :, 1:])
-    with pytest.raises(InputError, match=r"unknown space .pixel. .did you mean .pixels."):
-        neighbours.of(some, by="pixel")
-    with pytest.raises(InputError, match="count is 0"):
-        neighbours.of(some, count=0)
-    other = replace(toy_data, fingerprint="another")
-    with pytest.raises(InputError, match="take teachers of this"):
-        Neighbours(other, toy_teachers.preprocess, teachers=toy_teachers)
+    assert_refused("by features need teachers", alone.of, some, by="features")
+    assert_refused(r"the shape \(1, 7, 8\), but a real one \(1, 8, 8\)", neighbours.of, some[:, :, 1:])
+    assert_refused(r"unknown space .pixel. .did you mean .pixels.", neighbours.of, some, by="pixel")
+    assert_refused("count is 0", neighbours.of, some, count=0)
+    assert_refused("or train teachers on this", replace, neighbours, data=replace(toy_data, fingerprint="x"))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +15,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
-from iadd_lab.errors import InputError
 from iadd_lab.plots.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard
 from tests.processes import complete
+from tests.samples import assert_refused
 from tests.test_distill import CONFIG, STEEP, Killed
 
 
 def events(folder) -> EventAccumulator:
     """All that TensorBoard shows of `folder`."""
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
-    return found.Reload()
+    return EventAccumulator(str(folder), {"scalars": 0, "images": 0, "histograms": 0}).Reload()
 
 
 def points(folder) -> list[int]:
@@ -42,120 +42,99 @@ def assert_watched(folder, history):
         assert [event.step for event in kind(tag)] == history.snapshot_iterations
 
 
-def kill_at(count, watch):
-    """A callback that watches, and ends the run without warning in iteration `count`."""
+@pytest.fixture
+def watched(toy_data, toy_teachers, tmp_path):
+    """Distil into a folder under the eyes of TensorBoard; the history, or, after a kill, None."""
 
-    def on_iteration(iteration, history):
-        watch(iteration, history)
-        if iteration == count:
-            raise Killed
+    def run(config=CONFIG, *, watch_in=tmp_path, kill_at=None, ipc=1, **options):
+        with TensorBoard(watch_in, toy_teachers.preprocess, ipc=ipc) as watch:
 
-    return on_iteration
+            def on_iteration(iteration, history):
+                watch(iteration, history)
+                if iteration == kill_at:
+                    raise Killed
 
+            options |= {"progress": False, "on_iteration": on_iteration}
+            with nullcontext() if kill_at is None else pytest.raises(Killed):
+                return distill(toy_data, toy_teachers, config, **options).history
 
-def test_every_iteration_is_a_point_of_each_curve(toy_data, toy_teachers, tmp_path):
-    with TensorBoard(tmp_path, toy_teachers.preprocess, ipc=2) as watch:
-        result = distill(toy_data, toy_teachers, CONFIG, progress=False, on_iteration=watch)
-    assert_watched(tmp_path, result.history)
-    image = events(tmp_path).Images(IMAGES)[-1]
-    assert image.width == image.height == 65  # two classes below each other, two images each
+    return run
 
 
 @pytest.mark.parametrize(("killed", "seconds"), [(4, 0.0), (1, 0.0), (4, 60.0)])
-def test_a_killed_run_goes_on_without_a_point_twice(toy_data, toy_teachers, tmp_path, killed, seconds):
+def test_a_killed_run_goes_on_without_a_point_twice(watched, tmp_path, killed, seconds):
     """From a checkpoint just before the kill, or from none: then all points are taken back."""
-    options = {"folder": tmp_path / "run", "progress": False, "checkpoint_seconds": seconds}
-    with TensorBoard(tmp_path / "watch", toy_teachers.preprocess) as watch, pytest.raises(Killed):
-        distill(toy_data, toy_teachers, CONFIG, on_iteration=kill_at(killed, watch), **options)
+    places = {"watch_in": tmp_path / "watch", "folder": tmp_path / "run"}
+    assert watched(kill_at=killed, checkpoint_seconds=seconds, **places) is None
     assert len(points(tmp_path / "watch")) == killed
-    with TensorBoard(tmp_path / "watch", toy_teachers.preprocess) as watch:
-        result = distill(toy_data, toy_teachers, CONFIG, on_iteration=watch, **options)
-    assert_watched(tmp_path / "watch", result.history)
+    assert_watched(tmp_path / "watch", watched(checkpoint_seconds=seconds, **places))
 
 
-def test_what_a_kill_kept_from_the_disk_is_written_from_the_history(toy_data, toy_teachers, tmp_path):
-    with TensorBoard(tmp_path / "whole", toy_teachers.preprocess) as watch:
-        result = distill(toy_data, toy_teachers, CONFIG, progress=False, on_iteration=watch)
-        watch(CONFIG.iterations, result.history)  # nothing is missing: nothing is written
+def test_what_a_kill_kept_from_the_disk_is_written_from_the_history(watched, toy_teachers, tmp_path):
+    history = watched(ipc=2, watch_in=tmp_path / "whole")
+    image = events(tmp_path / "whole").Images(IMAGES)[-1]
+    assert image.width == image.height == 65  # two classes below each other, two images each
     (whole,) = (tmp_path / "whole").iterdir()
-    for share in (0.3, 0.7, 0.95):
+    content = whole.read_bytes()
+    for share in (0.3, 0.7, 0.95, 1):
         folder = tmp_path / f"{share}"
         folder.mkdir()
-        content = whole.read_bytes()
         (folder / whole.name).write_bytes(content[: int(share * len(content))])
         with TensorBoard(folder, toy_teachers.preprocess) as watch:
-            watch(CONFIG.iterations, result.history)
-        assert_watched(folder, result.history)
-    assert_watched(tmp_path / "whole", result.history)
+            watch(CONFIG.iterations, history)
+        assert_watched(folder, history)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("config", [STEEP, replace(CONFIG, image_rate=1e30, iterations=8, back_offs=100)])
-def test_points_of_a_state_that_diverged_are_taken_back(toy_data, toy_teachers, tmp_path, config):
+def test_points_of_a_state_that_diverged_are_taken_back(watched, tmp_path, config):
     """Where the run goes back to its last good state, and where an iteration is undone."""
-    with TensorBoard(tmp_path, toy_teachers.preprocess) as watch:
-        history = distill(toy_data, toy_teachers, config, progress=False, on_iteration=watch).history
+    history = watched(config)
     assert history.back_off_iterations
     assert_watched(tmp_path, history)
 
 
-def test_a_folder_of_another_run_is_refused(toy_data, toy_teachers, tmp_path):
-    for seed in (0, 1):
-        config = replace(CONFIG, iterations=2, seed=seed)
-        with TensorBoard(tmp_path, toy_teachers.preprocess) as watch:
-            if seed == 0:
-                distill(toy_data, toy_teachers, config, progress=False, on_iteration=watch)
-            else:
-                with pytest.raises(InputError, match=r"points of another run \(the loss of iteration 1 is "):
-                    distill(toy_data, toy_teachers, config, progress=False, on_iteration=watch)
+def test_a_folder_of_another_run_is_refused(watched, tmp_path):
+    config = replace(CONFIG, iterations=2)
+    watched(config)
+    other = replace(config, seed=1)
+    assert_refused(r"points of another run \(a loss of .* in iteration 1, not ", watched, other)
     assert points(tmp_path) == [1, 2]
 
 
 def test_without_tensorboard_one_sentence_says_what_to_install(toy_teachers, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(InputError, match="pip install tensorboard"):
-        TensorBoard(tmp_path / "watch", toy_teachers.preprocess)
+    assert_refused("pip install tensorboard", TensorBoard, tmp_path / "watch", toy_teachers.preprocess)
     assert not (tmp_path / "watch").exists()
 
 
+TEACH = "teach --data digits --width 4 --teachers 2 --epochs 2 --device cpu --out {teachers}"
 DISTILL = (
     "distill --iterations 40 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 --alpha 0.02 "
-    "--alpha-rate 1e-6 --device cpu --compile never"
+    "--alpha-rate 1e-6 --device cpu --compile never --teachers {teachers} --out {out} --tensorboard {watch}"
 )
+# Presses Ctrl-C after the tenth iteration.
+STOPPING = """
+import os, signal, sys
+from iadd_lab.__main__ import main
+from iadd_lab.plots.tensorboard import TensorBoard
+def stop(self, iteration, history, write=TensorBoard.__call__):
+    write(self, iteration, history)
+    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)
+TensorBoard.__call__ = stop
+main()
+"""
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    """The folder of two teachers on all ten digits."""
-    folder = tmp_path_factory.mktemp("watched")
-    command = "teach --data digits --width 4 --teachers 2 --epochs 2 --device cpu --out"
-    complete([*command.split(), str(folder)])
-    return folder
-
-
-def test_a_command_stopped_and_run_again_has_one_point_per_iteration(teachers, tmp_path):
-    paths = {"teachers": teachers, "out": tmp_path / "run", "tensorboard": tmp_path / "watch"}
-    command = [
-        *DISTILL.split(),
-        *(piece for name, path in paths.items() for piece in (f"--{name}", str(path))),
-    ]
-    stopping = (  # presses Ctrl-C after the tenth iteration
-        "import os, signal, sys; import iadd_lab.plots.tensorboard as t; write = t.TensorBoard.__call__\n"
-        "def stop(self, iteration, history):\n"
-        "    write(self, iteration, history)\n"
-        "    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)\n"
-        "t.TensorBoard.__call__ = stop\n"
-        "from iadd_lab.__main__ import main; sys.argv = ['iadd-lab', *sys.argv[1:]]; main()"
-    )
+def test_a_command_stopped_and_run_again_has_one_point_per_iteration(tmp_path):
+    paths = {name: tmp_path / name for name in ("teachers", "out", "watch")}
+    complete(TEACH, **paths)
+    words = [sys.executable, "-c", STOPPING, *DISTILL.format(**paths).split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", stopping, *command], capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 128 + signal.SIGINT, done.stderr
-    assert points(tmp_path / "watch") == list(range(1, 11))
+    assert points(paths["watch"]) == list(range(1, 11))
     for _ in range(2):  # the second time, the finished run is only read
-        complete(command)
-        history = DistillResult.load(tmp_path / "run" / "distilled.safetensors").history
-        assert_watched(tmp_path / "watch", history)
+        complete(DISTILL, **paths)
+        history = DistillResult.load(paths["out"] / "distilled.safetensors").history
+        assert_watched(paths["watch"], history)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ from iadd_lab.plots.curves import SERIES, draw_panel
 from iadd_lab.plots.importance import draw_boxes
 from iadd_lab.plots.layers import tensors_or_layers
 from iadd_lab.plots.style import DOUBLE, LARGE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import as_bytes, fit_name, show_rows
+from iadd_lab.plots.tiles import fit_name, show_rows
 from iadd_lab.study.neighbours import SPACES
 from iadd_lab.study.views import View
 
@@ -49,8 +49,8 @@ def exploration(
     check_views(views, image=image, count=count)
     iteration = views[0].iterations[-1] if iteration is None else iteration
     label, number = views[0].number(image)
-    width, (*_, high, wide) = DOUBLE if len(views) == 1 else _WIDTH, views[0].distilled.images.shape
-    size = (width - 0.4) / _COLUMNS * high / wide  # inches
+    width = DOUBLE if len(views) == 1 else _WIDTH
+    size = (width - 0.4) / _COLUMNS  # of a picture, in inches
     boxes = [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance]
     heights = (3 * size, 1.1, 0.15 + 0.16 * max(boxes, default=1), size, size)
     figure = new_figure(width * len(views), sum(heights) + 2.5)
@@ -72,10 +72,7 @@ def exploration(
 
 def check_views(views: Sequence[View], *, image: int, count: int) -> None:
     """Require one or two runs, an image that the first one has, and a number of neighbours."""
-    require(
-        0 < len(views) <= 2,
-        f"there are {len(views)} runs to show; give one, or two to stand side by side.",
-    )
+    require(0 < len(views) <= 2, f"there are {len(views)} runs to show: give one, or two side by side.")
     check_whole("image", image, minimum=0, maximum=len(views[0].distilled.labels) - 1)
     check_whole("count", count, minimum=1)
 
@@ -86,31 +83,28 @@ def _draw_images(ax: Axes, view: View, place: int, picked: int) -> None:
     page = label // _COLUMNS * _COLUMNS
     shown = range(len(made.classes))[page : page + _COLUMNS]
     rows = torch.tensor([view.row(other, number) for other in shown])
-    pictures = {"now": made.pictures(view.images(place))[rows]}
-    if len(view.iterations) > 1:
-        first, now, last = (made.preprocess.invert(view.images(n)).mean(1) for n in (0, place, -1))
-        largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
-        shades = 0.5 + 0.5 * ((now - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
-        change = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[..., :3]  # channels last
-        change = torch.from_numpy(change.copy()).permute(0, 3, 1, 2)
-        pictures = {"start": made.pictures(view.images(0))[rows], **pictures, "change": change}
-    else:
-        ax.text(0, -0.15, "No snapshots were stored: only the last images can be shown.",
-                transform=ax.transAxes, fontsize=SMALL, va="top")  # fmt: skip
-    names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in shown]
-    show_rows(ax, {name: as_bytes(part) for name, part in pictures.items()}, columns=names)
+    moments = [view.images(moment) for moment in (0, place, -1)]
+    first, now, last = (made.preprocess.invert(images).mean(1) for images in moments)  # grey
+    largest = np.quantile((last - first).abs().numpy(), 0.995)  # one pixel of 200 exceeds it
+    shades = 0.5 + 0.5 * ((now - first)[rows] / max(largest, 1e-12)).clamp(-1, 1)
+    colours = matplotlib.colormaps["RdBu_r"](shades.numpy(), bytes=True)[..., :3]  # channels last
+    pictures = {name: made.pictures(moments[n])[rows] for n, name in enumerate(("start", "now"))}
+    pictures["change"] = torch.tensor(colours).movedim(3, 1)
+    if len(view.iterations) == 1:
+        pictures = {"now": pictures["now"]}
+        sentence = "No snapshots were stored: only the last images can be shown."
+        ax.text(0, -0.15, sentence, transform=ax.transAxes, fontsize=SMALL, va="top")
+    show_rows(ax, pictures, columns=_names(view, shown))
     frame = ((label - page) / len(shown), 0), 1 / len(shown), 1
-    ax.add_patch(
-        Rectangle(*frame, transform=ax.transAxes, fill=False, ec=_PICKED, lw=1.6, clip_on=False, zorder=3)
-    )
+    look = {"fill": False, "ec": _PICKED, "lw": 1.6, "clip_on": False, "zorder": 3}
+    ax.add_patch(Rectangle(*frame, transform=ax.transAxes, **look))
 
 
 def _draw_curve(ax: Axes, history: History, iteration: int, name: str) -> None:
     """The loss or α over the whole run, with a line at the iteration."""
     values = getattr(history, name)
     if not values:
-        _say(ax, f"No {SERIES[name]} was stored.")
-        return
+        return _say(ax, f"No {SERIES[name]} was stored.")
     draw_panel(ax, history, name)
     ax.axvline(iteration, color=_PICKED, lw=1.2)
     if iteration:
@@ -121,34 +115,38 @@ def _draw_importance(ax: Axes, view: View, place: int) -> None:
     """W in each tensor, or layer of a large network."""
     snapshots, method = view.history.snapshot_importance, view.distilled.method
     if not snapshots:
-        _say(ax, f"W is always 1 in {method} matching." if view.made else f"{method} has no W.")
-        return
+        return _say(ax, f"W is always 1 in {method} matching." if view.made else f"{method} has no W.")
     parts = tensors_or_layers(view.layout)
     draw_boxes(ax, snapshots[place], parts)
     # The same for all iterations, or one could not see it move.
     ends = [np.percentile(weights[part.place].numpy(), (1, 99)) for weights in snapshots for part in parts]
     low, high = min(1.0, np.min(ends)), max(1.0, np.max(ends))
-    ax.set_xlim(low - 0.05 * max(high - low, 0.01), high + 0.05 * max(high - low, 0.01))
-    ax.set_xlabel("importance W: median, quartiles, 1–99 % (dashed: uniform)")
+    margin = 0.05 * max(high - low, 0.01)
+    xlabel = "importance W: median, quartiles, 1–99 % (dashed: uniform)"
+    ax.set(xlim=(low - margin, high + margin), xlabel=xlabel)
 
 
 def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, count: int) -> None:
     """The nearest real images in a space, with their classes and distances."""
-    made, (label, number) = view.distilled, view.number(picked)
+    search, (label, number) = view.neighbours, view.number(picked)
     if space == SPACES[0]:
-        which = f"“{fit_name(made.classes[label], 2, lines=1)}”" + f", image {number + 1}" * (made.ipc > 1)
+        name = fit_name(view.distilled.classes[label], 2, lines=1)
+        which = f"“{name}”" + f", image {number + 1}" * (view.distilled.ipc > 1)
         ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
-    if view.neighbours is None or space not in view.neighbours.spaces:
-        _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
-        return
-    real, images = view.neighbours.data.train, view.images(place)[picked : picked + 1]
-    rows, distances = (found[0].tolist() for found in view.neighbours.of(images, by=space, count=count))
+    if search is None or space not in search.spaces:
+        return _say(ax, f"{view.remark or 'they were not given'}.".capitalize())
+    real, images = search.data.train, view.images(place)[picked : picked + 1]
+    rows, distances = (found[0] for found in search.of(images, by=space, count=count))
     labels = real.labels[rows].tolist()
-    names = [fit_name(made.classes[other], _WIDTH / _COLUMNS, lines=1) for other in labels]
-    columns = [f"{name}\n{distance:.3g}" for name, distance in zip(names, distances, strict=True)]
-    show_rows(ax, {space: real.images[rows]}, columns=columns)
+    named = zip(_names(view, labels), distances.tolist(), strict=True)
+    show_rows(ax, {space: real.images[rows]}, columns=[f"{name}\n{distance:.3g}" for name, distance in named])
     for text, other in zip(ax.texts, labels, strict=False):
         text.set_color("0.15" if other == label else _PICKED)
+
+
+def _names(view: View, labels: Iterable[int]) -> list[str]:
+    """The names of classes, as they fit above pictures."""
+    return [fit_name(view.distilled.classes[label], _WIDTH / _COLUMNS, lines=1) for label in labels]
 
 
 def _say(ax: Axes, sentence: str) -> None:

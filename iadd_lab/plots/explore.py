@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,8 @@ def explore(
     """
     if interactive is None:
         interactive = any(os.environ.get(name) for name in _FRONT_ENDS)
-    if interactive:
-        return Explorer(views, image=image, count=count, **options)
-    return exploration(views, image=image, count=count)
+    show = partial(Explorer, **options) if interactive else exploration
+    return show(views, image=image, count=count)
 
 
 class Explorer(widgets.VBox):
@@ -69,23 +68,19 @@ class Explorer(widgets.VBox):
     ):
         check_views(views, image=image, count=count)
         given = {view.title: view for view in views}
-        require(
-            len(given) == len(views),
-            f"both views are called {views[0].title!r}: give them titles that tell them apart.",
-        )
+        sentence = f"both views are called {views[0].title!r}: give them titles that tell them apart."
+        require(len(given) == len(views), sentence)
         found = stored_runs(runs, without=views) if runs is not None else {}
-        names, shown, self.count = list(given | found), [*given, _NOTHING], count
+        names, shown, self.count = [*given, *found], [*given, _NOTHING], count
         options = {"runs": runs, "data_root": data_root}
         # A stored run is opened when it is chosen first, and nothing drawn anew when the slider comes back.
         self._view = cache(lambda name: given.get(name) or open_run(found[name], title=name, **options))
         self._drawn = lru_cache(64)(lambda *_: self.figure()._repr_png_())
         wide = {"layout": widgets.Layout(width="420px"), "style": {"description_width": "70px"}}
-        self.run = widgets.Dropdown(options=names, value=shown[0], description="run", **wide)
-        self.beside = widgets.Dropdown(
-            options=[_NOTHING, *names], value=shown[1], description="beside it", **wide
-        )
-        self.label = widgets.Dropdown(description="class", **wide)
-        self.number = widgets.Dropdown(description="its image", **wide)
+        choice = partial(widgets.Dropdown, **wide)
+        self.run = choice(options=names, value=shown[0], description="run")
+        self.beside = choice(options=[_NOTHING, *names], value=shown[1], description="beside it")
+        self.label, self.number = choice(description="class"), choice(description="its image")
         self.iteration = widgets.SelectionSlider(options=[0], description="iteration", **wide)
         self.messages = widgets.Output()  # and progress bars, which a callback has no cell for
         self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
@@ -126,11 +121,10 @@ class Explorer(widgets.VBox):
         self._settling = True  # while values change that belong together
         classes, ipc = view.distilled.classes, view.distilled.ipc
         self.label.options = [(name, place) for place, name in enumerate(classes)]
-        self.label.value = min(label, len(classes) - 1)
         self.number.options = [(str(place + 1), place) for place in range(ipc)]
-        self.number.value = min(number, ipc - 1)
         self.iteration.options = view.iterations
-        self.iteration.value = view.iterations[view.place(iteration)]
+        self.label.index, self.number.index = min(label, len(classes) - 1), min(number, ipc - 1)
+        self.iteration.index = view.place(iteration)
         self._settling = False
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from matplotlib.figure import Figure, SubFigure
+from torch.nn.utils.rnn import pad_sequence
 
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
@@ -42,8 +42,11 @@ def image_grid(
     """
     blocks = _by_class("pictures", pictures, labels, classes)
     ipc = max(map(len, blocks))
-    shapes = [(beside, columns) for columns in range(1, min(ipc, 10) + 1) for beside in (10, 13, 17, 20)]
-    sheets = [_Sheet.of(classes, pictures, *shape, math.ceil(ipc / shape[1])) for shape in shapes]
+    sheets = [
+        _Sheet(classes, pictures, beside=beside, columns=columns, rows=math.ceil(ipc / columns))
+        for columns in range(1, min(ipc, 10) + 1)
+        for beside in (10, 13, 17, 20)
+    ]
     return _best(sheets).draw(blocks, title)
 
 
@@ -64,38 +67,26 @@ def real_and_distilled(
     """
     classes, made = result.distilled.classes, result.distilled.pictures()
     left, right = _by_class("real", real, real_labels, classes), _by_class("", made, result.labels, classes)
-    require(
-        real.shape[1:] == made.shape[1:],
-        f"a real image has the shape {tuple(real.shape[1:])}, a distilled one {tuple(made.shape[1:])}: "
-        "give real images of the set that was distilled.",
-    )
-    rows = max(map(len, left + right))
-    blocks = []
-    for pair in zip(left, right, strict=True):
-        block = torch.full((rows, 2, 3, *made.shape[2:]), 255, dtype=torch.uint8)  # white where one has fewer
-        for column, own in enumerate(pair):
-            block[: len(own), column] = as_bytes(own)
-        blocks.append(block.flatten(0, 1))
-    besides = range(min(len(classes), 10), 0, -1)
-    sheet = _best([_Sheet.of(classes, made, beside, 2, rows, ("real", "distilled")) for beside in besides])
+    shapes = [tuple(pictures.shape[1:]) for pictures in (real, made)]
+    sentence = "a real image has the shape {}, a distilled one {}: give images of the set that was distilled."
+    require(shapes[0] == shapes[1], sentence.format(*shapes))
+    columns = [as_bytes(pictures) for pair in zip(left, right, strict=True) for pictures in pair]
+    # (classes * 2, rows, 3, height, width): white where a class has fewer.
+    columns = pad_sequence(columns, batch_first=True, padding_value=255)
+    blocks, rows = columns.unflatten(0, (-1, 2)).transpose(1, 2).flatten(1, 2), columns.shape[1]
+    captions, besides = ("real", "distilled"), range(min(len(classes), 10), 0, -1)
+    sheet = _best([_Sheet(classes, made, beside=n, columns=2, rows=rows, captions=captions) for n in besides])
     return sheet.draw(blocks, title if sheet.captions else f"{title} (left: real, right: distilled)".strip())
 
 
-class _Sheet(NamedTuple):
-    """A page of blocks of pictures, one block per class; lengths are in inches."""
+class _Sheet:
+    """A page of blocks of pictures, one block per class; lengths are in inches.
 
-    beside: int  # blocks in a row of them
-    columns: int  # of pictures in a block
-    rows: int  # of pictures in a block
-    cell: tuple[float, float]  # width and height of a picture
-    pitch: float  # from one block to the next
-    names: list[str]  # as they are written
-    heads: list[float]  # for each row of blocks, the height of what is written above it
-    captions: tuple[str, ...]  # above a block's columns, where these are wide enough
+    Pictures are as large as a page allows, with at most `beside` blocks side by side, of `columns` × `rows`
+    pictures each, and `captions` above their columns where these are wide enough.
+    """
 
-    @classmethod
-    def of(cls, classes, pictures, beside, columns, rows, captions=()) -> _Sheet:
-        """With pictures as large as a page allows, and at most so many blocks side by side."""
+    def __init__(self, classes, pictures, *, beside, columns, rows, captions=()):
         bands = math.ceil(len(classes) / beside)
         beside = math.ceil(len(classes) / bands)  # or the last row of blocks would be much shorter
         ratio, pitch = pictures.shape[2] / pictures.shape[3], (DOUBLE + _GAP) / beside
@@ -107,34 +98,36 @@ class _Sheet(NamedTuple):
             room = (PAGE - sum(heads) - bands * _GAP) / (bands * rows * ratio)
             cell = max(min((pitch - _GAP) / columns, _LARGEST, room), 0.02)
             pitch = max(columns * cell + _GAP, min(pitch, _NAME))
-        return cls(beside, columns, rows, (cell, cell * ratio), pitch, names, heads, captions)
+        self.beside, self.columns, self.rows, self.captions = beside, columns, rows, captions
+        self.cell, self.ratio = cell, ratio  # the width of a picture, and its height in widths
+        self.pitch, self.names = pitch, names  # from one block to the next; names as they are written
+        self.heads = heads  # for each row of blocks, the height of what is written above it
 
-    def draw(self, blocks: Sequence[torch.Tensor], title: str) -> Figure:
+    def draw(self, blocks: Iterable[torch.Tensor], title: str) -> Figure:
         """The figure: a name above each block, and its pictures (count, channels, height, width) in rows."""
-        width, height = self.columns * self.cell[0], self.rows * self.cell[1]  # of a block
+        width, height = self.columns * self.cell, self.rows * self.cell * self.ratio  # of a block
         across = max(self.beside * self.pitch, SINGLE)
         down = sum(self.heads) + len(self.heads) * (height + _GAP)
         figure = new_figure(across, down, title=title, layout=None)
         # One for all pictures and names: axes for each of hundreds of blocks would take seconds.
         ax = figure.add_axes((0, 0, 1, down / figure.get_figheight()), xlim=(0, across), ylim=(down, 0))
         small = {"fontsize": SMALL, "ha": "center", "va": "baseline", "linespacing": 1.05}
-        for number, pictures in enumerate(blocks):
+        finest = max(_FINEST * self.cell, 8)
+        for number, (name, pictures) in enumerate(zip(self.names, blocks, strict=True)):
             band, place = divmod(number, self.beside)
             left = across / 2 + (place - (self.beside - 1) / 2) * self.pitch - width / 2
             top = sum(self.heads[: band + 1]) + band * (height + _GAP)
-            most = max(_FINEST * self.cell[0], 8)
-            image = tile(pictures, columns=self.columns, rows=self.rows, most_pixels=most)
+            image = tile(pictures, columns=self.columns, rows=self.rows, most_pixels=finest)
             show(ax, image, extent=(left, left + width, top + height, top))
-            above = top - 0.045 - _LINE * bool(self.captions)
-            ax.text(left + width / 2, above, self.names[number], **small)
+            ax.text(left + width / 2, top - 0.045 - _LINE * bool(self.captions), name, **small)
             for column, caption in enumerate(self.captions):
-                ax.text(left + (column + 0.5) * self.cell[0], top - 0.045, caption, color="0.4", **small)
+                ax.text(left + (column + 0.5) * self.cell, top - 0.045, caption, color="0.4", **small)
         return figure
 
 
 def _best(sheets: Sequence[_Sheet]) -> _Sheet:
     """The first one with pictures of a good size, else the one with the largest pictures."""
-    return max(sheets, key=lambda sheet: min(sheet.cell[0], _ENOUGH))  # the first of equals
+    return max(sheets, key=lambda sheet: min(sheet.cell, _ENOUGH))  # the first of equals
 
 
 @house_style()
@@ -169,18 +162,11 @@ def _by_class(
     name: str, pictures: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
 ) -> list[torch.Tensor]:
     """For each class its pictures, in their order: (count of that class, channels, height, width) each."""
-    require(
-        pictures.ndim == 4 and len(pictures) > 0 and pictures.shape[1] in (1, 3),
-        f"{name} has the shape {tuple(pictures.shape)}; it must be (count, channels, height, width) "
-        "with 1 or 3 channels.",
-    )
-    require(
-        labels.shape == pictures.shape[:1],
-        f"there are {len(pictures)} pictures, but labels of shape {tuple(labels.shape)}: give one for each.",
-    )
-    require(
-        bool((labels >= 0).all()) and int(labels.max()) < len(classes),
-        f"the labels go from {int(labels.min())} to {int(labels.max())}, but there are {len(classes)} "
-        "classes: name them all.",
-    )
-    return [pictures[labels == number] for number in range(len(classes))]
+    shape, count = tuple(pictures.shape), len(classes)
+    sentence = f"{name} has the shape {shape}; it must be (count, channels, height, width), 1 or 3 channels."
+    require(len(shape) == 4 and len(pictures) > 0 and shape[1] in (1, 3), sentence)
+    sentence = f"{shape[0]} pictures need as many labels, not {tuple(labels.shape)}: give one for each."
+    require(labels.shape == shape[:1], sentence)
+    low, high = int(labels.min()), int(labels.max())
+    require(0 <= low <= high < count, f"labels go from {low} to {high}, with {count} classes: name them all.")
+    return [pictures[labels == number] for number in range(count)]

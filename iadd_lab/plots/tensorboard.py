@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 from iadd_lab.data.distilled import displayable
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.distillation.history import History
-from iadd_lab.errors import InputError, check_whole, require
+from iadd_lab.errors import check_whole, require
 from iadd_lab.plots.tiles import tile
 from iadd_lab.store.artefacts import check_folder
 
@@ -51,13 +52,8 @@ class TensorBoard(AbstractContextManager):
 
     def __init__(self, folder: Path | str, preprocess: Preprocess, *, ipc: int = 1):
         check_whole("ipc", ipc, minimum=1)
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "watching a run in TensorBoard needs the package tensorboard, which is not installed: "
-                "pip install tensorboard."
-            ) from error
+        sentence = "watching a run needs the package tensorboard, not found here: pip install tensorboard."
+        require(find_spec("tensorboard") is not None, sentence)
         self.folder, self.preprocess, self.ipc = check_folder(Path(folder)), preprocess, ipc
         self._writer, self._next = None, 0  # the iteration to write next; 0 is before the first
 
@@ -70,11 +66,12 @@ class TensorBoard(AbstractContextManager):
     def __call__(self, iteration: int, history: History) -> None:
         """Write all points up to `iteration` that are not there yet."""
         if self._writer is None:
-            # A kill may have left the last iteration without some of its points.
-            known = min(self._points_of(history, iteration), iteration)
-            self._restart(known if known > 1 else 0)
+            self._open(iteration, history)
         elif iteration < self._next - 1:  # the run diverged and went back
-            self._restart(iteration + 1)
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            self._next, taken_back = iteration + 1, SessionLog(status=SessionLog.START)
+            self._writer.file_writer.add_event(Event(session_log=taken_back), step=self._next)
         for number in range(self._next, iteration + 1):
             for tag, name in SCALARS.items() if number else ():
                 self._writer.add_scalar(tag, getattr(history, name)[number - 1], number)
@@ -82,38 +79,26 @@ class TensorBoard(AbstractContextManager):
                 self._add_snapshot(number, history)
         self._next = iteration + 1
 
-    def _points_of(self, history: History, iteration: int) -> int:
-        """How many iterations lie in the folder, which are required to be this run's."""
+    def _open(self, iteration: int, history: History) -> None:
+        """Go on after the points that lie in the folder, which are required to be this run's."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter
 
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names every point that was taken back
-        events = EventAccumulator(str(self.folder), {"scalars": 0, "images": 1, "histograms": 1}).Reload()
-        tag = next(iter(SCALARS))
+        events, tag = EventAccumulator(str(self.folder), {"scalars": 0}).Reload(), next(iter(SCALARS))
         points = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
         # The iteration just done may be one done again: on a GPU with other roundings, which grew.
         for point, own in zip(points, history.loss[: max(iteration - 1, 1)], strict=False):
-            require(
-                math.isclose(point.value, own, rel_tol=1e-4),
-                f"{self.folder} holds the points of another run (the loss of iteration {point.step} is "
-                f"{point.value:.6g} there and {own:.6g} here): choose another folder for TensorBoard.",
-            )
-        return len(points)
-
-    def _restart(self, first: int) -> None:
-        """Write from iteration `first` on, and have TensorBoard forget what it knows from there on."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._next = first
-        if self._writer is not None:
-            self._writer.file_writer.add_event(
-                Event(session_log=SessionLog(status=SessionLog.START)), step=first
-            )
-            return
+            found = f"a loss of {point.value:.6g} in iteration {point.step}, not {own:.6g}"
+            sentence = f"{self.folder} holds points of another run ({found}): choose another folder."
+            require(math.isclose(point.value, own, rel_tol=1e-4), sentence)
         # Files are read in the order of their names, which start with the second in which they were made.
         while list(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
-        self._writer = SummaryWriter(str(self.folder), flush_secs=10, purge_step=first)
+        # A kill may have left the last iteration without some of its points.
+        known = min(len(points), iteration)
+        self._next = known if known > 1 else 0
+        self._writer = SummaryWriter(str(self.folder), flush_secs=10, purge_step=self._next)
 
     def _add_snapshot(self, iteration: int, history: History) -> None:
         """The images and W of `iteration`: a row for each class, or ten classes where each has one image."""
@@ -121,14 +106,6 @@ class TensorBoard(AbstractContextManager):
         pictures = displayable(self.preprocess.invert(history.snapshot_images[place]))
         columns = min(len(pictures) if self.ipc == 1 else self.ipc, _MOST)
         shown = pictures.unflatten(0, (-1, self.ipc))[:, :columns].flatten(0, 1)[: columns * _MOST]
-        image = tile(shown, columns=columns, rows=-(-len(shown) // columns))
-        self._writer.add_image(IMAGES, image, iteration, dataformats="HWC")
+        self._writer.add_image(IMAGES, tile(shown, columns=columns), iteration, dataformats="HWC")
         if history.snapshot_importance:
             self._writer.add_histogram(WEIGHTS, history.snapshot_importance[place], iteration)
-
-
-def watched(
-    folder: Path | None, preprocess: Preprocess, *, ipc: int
-) -> AbstractContextManager[TensorBoard | None]:
-    """A `TensorBoard` that is closed in the end, or None where no `folder` is given."""
-    return nullcontext() if folder is None else TensorBoard(folder, preprocess, ipc=ipc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 
 import numpy as np
@@ -21,33 +22,30 @@ def as_bytes(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.expand(-1, 3, -1, -1)
 
 
-def tile(pictures: torch.Tensor, *, columns: int, rows: int = 1, most_pixels: float = 1e9) -> np.ndarray:
+def tile(
+    pictures: torch.Tensor, *, columns: int, rows: int | None = None, most_pixels: float = math.inf
+) -> np.ndarray:
     """Pictures side by side, row after row, as one image; places without a picture stay white.
 
     Args:
         pictures: (count, channels, height, width), at most columns × rows of them.
         columns: of the image.
-        rows: of the image.
+        rows: of the image; None: as many as there are pictures for.
         most_pixels: wider pictures are averaged down to so many pixels, finer than which nothing is seen.
 
     Returns:
         (rows * (height + gap) − gap, columns * (width + gap) − gap, 3) uint8.
     """
-    pictures = _resized(as_bytes(pictures), most_pixels)
-    height, width = pictures.shape[2:]
-    gap = max(1, round(width / 32))
-    # White ones below the last row, or a single picture would come back without the gaps around it.
-    white = torch.full(((rows + 1) * columns - len(pictures), 3, height, width), 255, dtype=torch.uint8)
-    grid = make_grid(torch.cat((pictures, white)), nrow=columns, padding=gap, pad_value=255)
-    return grid[:, gap : rows * (height + gap), gap:-gap].permute(1, 2, 0).numpy()
-
-
-def _resized(pictures: torch.Tensor, most_pixels: float) -> torch.Tensor:
     height, width = pictures.shape[2:]
     factor = most_pixels / width if width > most_pixels else max(1, round(_FINE / width))
-    size = [max(1, round(side * factor)) for side in (height, width)]
-    mode = "area" if factor < 1 else "nearest"
-    return functional.interpolate(pictures.float(), size=size, mode=mode).round().to(torch.uint8)
+    height, width = (max(1, round(side * factor)) for side in (height, width))
+    mode, rows = "area" if factor < 1 else "nearest", rows or math.ceil(len(pictures) / columns)
+    pictures = functional.interpolate(as_bytes(pictures).float(), size=(height, width), mode=mode).round()
+    gap = max(1, round(width / 32))
+    # White ones below the last row, or a single picture would come back without the gaps around it.
+    white = pictures.new_full(((rows + 1) * columns - len(pictures), 3, height, width), 255)
+    grid = make_grid(torch.cat((pictures, white)), nrow=columns, padding=gap, pad_value=255)
+    return grid[:, gap : rows * (height + gap), gap:-gap].permute(1, 2, 0).byte().numpy()
 
 
 def show(ax: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
@@ -59,8 +57,7 @@ def show(ax: Axes, image: np.ndarray, extent: tuple[float, float, float, float] 
 
 def show_rows(ax: Axes, rows: dict[str, torch.Tensor], *, columns: list[str]) -> None:
     """Draw rows of equally many pictures, each with its caption, and a name above each column."""
-    pictures = torch.cat([as_bytes(row) for row in rows.values()])
-    show(ax, tile(pictures, columns=len(columns), rows=len(rows)))
+    show(ax, tile(torch.cat([as_bytes(row) for row in rows.values()]), columns=len(columns)))
     small = {"fontsize": "small", "transform": ax.transAxes}
     for place, name in enumerate(columns):
         ax.text((place + 0.5) / len(columns), 1.01, name, ha="center", va="bottom", **small)

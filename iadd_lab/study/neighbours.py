@@ -47,11 +47,8 @@ class Neighbours:
     teachers: Teachers | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.teachers is None or self.data.fingerprint == self.teachers.data_fingerprint,
-            f"the teachers were trained on other data than {self.data.config} (fingerprint "
-            f"{self.data.fingerprint}): load their data, or take teachers of this.",
-        )
+        if self.teachers is not None:
+            self.teachers.check_data(self.data)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -73,24 +70,16 @@ class Neighbours:
         """
         check_whole("count", count, minimum=1)
         choose("space", by, dict.fromkeys(SPACES))
-        require(
-            by in self.spaces,
-            "neighbours by features need a trained network, and there are no teachers: pass teachers=, or "
-            "take pixels.",
-        )
-        real = self.data.train.images
-        require(
-            images.ndim == 4 and images.shape[1:] == real.shape[1:],
-            f"images has the shape {tuple(images.shape)}; it must be (images, "
-            f"{', '.join(map(str, real.shape[1:]))}), as the real ones are.",
-        )
-        if by == "pixels":
-            seen, chunks = self.preprocess.invert(images), map(as_float, real.split(_CHUNK))
-        else:
-            seen, chunks = self._embed(images), self._features.split(_CHUNK)
-        pairs = ((seen.flatten(1).double(), chunk.flatten(1).double()) for chunk in chunks)
+        require(by in self.spaces, "neighbours by features need teachers: pass teachers=, or take pixels.")
+        given, real = tuple(images.shape[1:]), tuple(self.data.train.images.shape[1:])
+        require(given == real, f"an image has the shape {given}, but a real one {real}: give images alike.")
+        pixels = by == "pixels"
+        known = self.data.train.images if pixels else self._features  # (real, …)
+        seen = self.preprocess.invert(images) if pixels else self._network.embed(images)
+        seen = seen.flatten(1).double()
+        chunks = (as_float(chunk).flatten(1).double() for chunk in known.split(_CHUNK))
         # Exactly, and not through products: an image that is a real one has the distance 0.
-        parts = [torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist") for pair in pairs]
+        parts = [torch.cdist(seen, chunk, compute_mode="donot_use_mm_for_euclid_dist") for chunk in chunks]
         distances, rows = torch.cat(parts, 1).sort(dim=1, stable=True)  # (images, real) each
         return Nearest(rows[:, :count], distances[:, :count])
 
@@ -99,15 +88,11 @@ class Neighbours:
         """What the teacher's linear layer sees of all training images: (count, dimensions)."""
         chunks = self.data.train.images.split(_CHUNK)
         bar = tqdm(chunks, desc="features of the real images", delay=2.0, leave=False)
-        return torch.cat([self._embed(self.preprocess.apply(chunk)) for chunk in bar])
+        return torch.cat([self._network.embed(self.preprocess.apply(chunk)) for chunk in bar])
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        network = self.teachers.network(0)
+        network = self.teachers.network(0).requires_grad_(False)
         trained = self.teachers.snapshot(0, self.teachers.config.epochs)
         network.load_state_dict(self.teachers.layout.split(trained))
         return network
-
-    @torch.no_grad()
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self._network.embed(images)

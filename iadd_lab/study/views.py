@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from iadd_lab.data.distilled import KIND, DistilledSet
@@ -56,9 +56,9 @@ class View:
         teachers: Teachers | None = None,
     ) -> View:
         """A finished distillation; `data` and `teachers` are those that it was made with."""
-        made = {"config": describe(result.config), "teachers": result.teachers}
-        view = cls(title or result.distilled.method, result.distilled, result.history, made)
-        return replace(view, neighbours=data and Neighbours(data, result.distilled.preprocess, teachers))
+        made, distilled = {"config": describe(result.config), "teachers": result.teachers}, result.distilled
+        neighbours = data and Neighbours(data, distilled.preprocess, teachers)
+        return cls(title or distilled.method, distilled, result.history, made, neighbours)
 
     @cached_property
     def iterations(self) -> list[int]:
@@ -67,7 +67,7 @@ class View:
 
     def place(self, iteration: int) -> int:
         """The latest snapshot until `iteration`: an index into `iterations`."""
-        return max(int(np.searchsorted(self.iterations, iteration, side="right")) - 1, 0)
+        return max(bisect(self.iterations, iteration) - 1, 0)
 
     def images(self, place: int) -> torch.Tensor:
         """(classes * ipc, channels, height, width) of a snapshot, preprocessed."""
@@ -76,15 +76,14 @@ class View:
     @cached_property
     def layout(self) -> ParameterLayout:
         """Which parameter of W belongs to which tensor."""
-        network = restore(TeacherConfig, self.made["teachers"]["config"]).network
-        _, channels, _, size = self.distilled.images.shape
-        options = {"channels": channels, "size": size, "classes": len(self.distilled.classes), "seed": 0}
-        return ParameterLayout.of(build_network(network, **options))
+        config, made = restore(TeacherConfig, self.made["teachers"]["config"]).network, self.distilled
+        _, channels, _, size = made.images.shape
+        network = build_network(config, channels=channels, size=size, classes=len(made.classes), seed=0)
+        return ParameterLayout.of(network)
 
     def row(self, label: int, number: int) -> int:
         """Where image `number` of a class lies; its last one where it has fewer."""
-        rows = torch.nonzero(self.distilled.labels == label).flatten().tolist()
-        return rows[min(number, len(rows) - 1)]
+        return int((self.distilled.labels == label).nonzero()[: number + 1][-1])
 
     def number(self, image: int) -> tuple[int, int]:
         """The class of an image, and which of the class's images it is."""
@@ -105,10 +104,7 @@ def open_run(folder: Path, *, runs: Path, title: str = "", data_root: Path | Non
     with unpacking(path):
         distilled = DistilledSet.from_parts(artefact.tensors, artefact.metadata)
         history = History.from_tensors(artefact.tensors)
-        made = {
-            name: artefact.metadata[name] for name in ("config", "teachers") if "config" in artefact.metadata
-        }
-    view = View(title or Path(folder).name, distilled, history, made)
+    view = View(title or Path(folder).name, distilled, history, _made(artefact.metadata))
     try:
         data = load_data(distilled.data, root=data_root)
         distilled.check_data(data)
@@ -121,17 +117,13 @@ def open_run(folder: Path, *, runs: Path, title: str = "", data_root: Path | Non
 
 def find_teachers(runs: Path, view: View) -> Teachers | None:
     """The first teacher among `runs` that a set was made with, or whose data and preprocessing it shares."""
-    for found in stored(runs):
-        if (found.kind, found.state) != ("teachers", "finished"):
-            continue
-        about = read_metadata(found.path / "teachers.safetensors", kind="teachers")
-        if about["data_fingerprint"] == view.distilled.data_fingerprint and (
-            not view.made or about["config"] == view.made["teachers"]["config"]
-        ):
-            teachers = open_teachers(found.path, count=1)
-            if preprocess_fingerprint(teachers.preprocess) == preprocess_fingerprint(
-                view.distilled.preprocess
-            ):
+    made, distilled = view.made, view.distilled
+    for path, about in _finished(runs, "teachers"):
+        same_data = about["data_fingerprint"] == distilled.data_fingerprint
+        if same_data and (not made or about["config"] == made["teachers"]["config"]):
+            teachers = open_teachers(path, count=1)
+            fitted = [preprocess_fingerprint(each.preprocess) for each in (teachers, distilled)]
+            if fitted[0] == fitted[1]:
                 return teachers
     return None
 
@@ -147,16 +139,20 @@ def stored_runs(runs: Path, *, without: Sequence[View] = ()) -> dict[str, Path]:
         InputError: it is no folder of runs.
     """
     named, known = {}, [fingerprint(view.made) for view in without if view.made]
-    for found in stored(runs):
-        if (found.kind, found.state) != ("distilled", "finished"):
-            continue
-        metadata = read_metadata(set_file(found.path), kind=KIND)
-        config = metadata.get("config") or metadata.get("baseline") or {}
-        stem, _, mark = found.name.rpartition("-")
+    for path, about in _finished(runs, KIND):
+        config = about.get("config") or about.get("baseline") or {}
+        stem, _, mark = path.name.rpartition("-")
         parts = [f"{key} {config[key]}" for key in ("iterations", "seed") if key in config]
-        if fingerprint(_made(metadata)) not in known:
-            named[", ".join([stem, *parts, mark[:4]])] = found.path
+        if fingerprint(_made(about)) not in known:
+            named[", ".join([stem, *parts, mark[:4]])] = path
     return named
+
+
+def _finished(runs: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The finished runs of a kind: their folders, and what they say of themselves."""
+    for found in stored(runs):
+        if (found.kind, found.state) == (kind, "finished"):
+            yield found.path, read_metadata(found.path / f"{kind}.safetensors", kind=kind)
 
 
 def _made(metadata: Mapping[str, Any]) -> dict[str, Any]:
