@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
@@ -39,6 +40,7 @@ from iadd_lab.training.sgd import Training
 from iadd_lab.training.student import StudentLoss
 
 CLASSES = 10
+Work = Callable[[], Any]  # what is timed, again and again
 
 
 class Variant(NamedTuple):
@@ -197,9 +199,7 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
     return {"title": variant.title} | times | rate
 
 
-def _iteration(
-    config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int
-) -> Callable[[], Gradients]:
+def _iteration(config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int) -> Work:
     """A function that takes the gradients of one iteration, each time with other augmentation."""
     device, random = pick_device(config.device), torch.Generator().manual_seed(0)
     start = loss.layout.flatten(config.network(0).parameters()).detach().to(device)
@@ -251,45 +251,41 @@ _SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 
 def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, Any]:
     """Seconds per epoch of all networks of a task, trained in one of `WAYS`, in this process."""
-    work, device, seconds = TASKS[task], pick_device(config.device), 0.0
-    images = torch.randn(work.images, 3, config.size, config.size).to(device)
-    labels = torch.arange(work.images, device=device) % CLASSES
-    for epoch in WAYS[way](config, work, images, labels):
+    known, device, seconds = TASKS[task], pick_device(config.device), 0.0
+    images = torch.randn(known.images, 3, config.size, config.size).to(device)
+    labels = torch.arange(known.images, device=device) % CLASSES
+    for epoch in WAYS[way](config, known, images, labels):
         epoch()
-        seconds += statistics.median(_timed(epoch, device) for _ in range(work.epochs))
+        seconds += statistics.median(_timed(epoch, device) for _ in range(known.epochs))
     return {"seconds": seconds}
 
 
-def _own_epochs(
-    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor
-) -> Iterator[Callable[[], Any]]:
+def _own_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor) -> Iterator[Work]:
     """An epoch of as many networks side by side as evaluation trains, for each such group."""
     kernels = compiled_kernels(str(images.device)) or PLAIN
     loss = student_loss(config.network(0), kernels)
-    at_once = loss.networks_at_once(images, batch=min(work.batch, work.images))
-    for seeds in torch.arange(work.networks).split(at_once):
+    at_once = loss.networks_at_once(images, batch=min(task.batch, task.images))
+    for seeds in torch.arange(task.networks).split(at_once):
         networks = [config.network(int(seed)).to(images.device) for seed in seeds]
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         sets = [images] * len(seeds), [labels] * len(seeds)
         options = {"rates": [0.01] * len(seeds), "generators": generators, "augment": AugmentConfig()}
-        yield Training(networks, *sets, batch=work.batch, kernels=kernels, **options, **_SGD).advance
+        yield Training(networks, *sets, batch=task.batch, kernels=kernels, **options, **_SGD).advance
 
 
-def _plain_epochs(
-    config: BenchConfig, work: Task, images: torch.Tensor, labels: torch.Tensor
-) -> Iterator[Callable[[], Any]]:
+def _plain_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor) -> Iterator[Work]:
     """The loop that everybody writes: standard layers, one network after another, the default allocator."""
     draw = partial(draw_augmentation, AugmentConfig(), height=config.size, width=config.size)
 
     def epoch(network: torch.nn.Module, optimizer: torch.optim.SGD, random: torch.Generator) -> None:
-        for rows in torch.randperm(len(images), generator=random).split(work.batch):
+        for rows in torch.randperm(len(images), generator=random).split(task.batch):
             augmentation = draw(batch=len(rows), generator=random)
             value = torch.nn.functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
 
-    for seed in range(work.networks):
+    for seed in range(task.networks):
         network = config.network(seed).to(images.device)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, **_SGD)
         yield partial(epoch, network, optimizer, torch.Generator())
@@ -298,7 +294,7 @@ def _plain_epochs(
 WAYS = {"plain loop": _plain_epochs, "iadd-lab": _own_epochs}
 
 
-def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
+def _timed(function: Work, device: torch.device | None) -> float:
     # Not by torch.utils.benchmark: its Timer warms up twice before each measurement and gives means, and its
     # clock starts CUDA wherever there is a GPU, which would count as peak memory of a measurement on the CPU.
     started = time.perf_counter()
