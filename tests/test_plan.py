@@ -88,6 +88,7 @@ def test_what_is_needed_follows_settings_methods_seeds_and_source():
     assert kinds(Shown(methods=("mtt",)), more) == kinds(more)  # the first of two seeds is the same
     without = replace(TINY, distribution_matching_iterations=None)
     assert kinds(Shown((without,), ("dm", "whole"))) == {"evaluation": networks}
+    assert kinds(Shown((TINY, replace(TINY, ipc=2)), ("whole",))) == {"evaluation": networks}
     others = planned(Shown(own={"other_networks": ["vgg11"], "network_epochs": {"vgg11": 7}}))
     longer = others["title"].str.contains("VGG11.* 7 epochs")
     assert longer.sum() == 2

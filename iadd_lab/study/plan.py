@@ -10,11 +10,11 @@ import functools
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from timeit import Timer
 from typing import Any
 
 import pandas as pd
 import torch
-from torch.utils.benchmark import Timer
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
@@ -130,7 +130,8 @@ def _evaluations(
         needed = {"kind": "evaluation", "title": title, "count": sets * config.networks, "network": network}
         needed |= {"images": min(config.batch, images), "passes": 3.0 * images * epochs + shape.test}
         needed |= {"floats": 2 * shape.classes**2 + _HEADER / 2 / config.networks}
-        yield (name, replace(setting, seeds=1), config, epochs, sets), needed
+        made_by = method.competes and replace(setting, seeds=1)  # the whole set is one for all IPC
+        yield (name, made_by, config, epochs, sets), needed
 
 
 def _distillation(setting: Setting, shape: Shape, name: str, number: int) -> tuple[Any, dict]:
@@ -172,16 +173,18 @@ def _measured(config: NetworkConfig, shape: Shape, images: int, how: Execution) 
     """Operations of an image's forward pass; parameters; operations a second with so many images at once."""
     *_, classes, channels, size = shape
     network = build_network(config, channels=channels, size=size, classes=classes, seed=0).to(how.place)
-    forward, parameters = flops(network, channels=channels, size=size), list(network.parameters())
+    forward = flops(network, channels=channels, size=size)
     count = max(min(images, int(_TIMED / 3 / forward)), 1)
     pictures = torch.randn(count, channels, size, size, device=how.place)
     labels = torch.arange(count, device=how.place) % classes
-    options = {"rates": [1e-4], "augment": AugmentConfig(), "generators": [torch.Generator().manual_seed(0)]}
+    options = {"rates": [1e-4], "augment": AugmentConfig(), "generators": [torch.Generator()]}
     training = Training([network], [pictures], [labels], batch=count, **options)
     with how.environment():
-        timer = Timer("advance()", globals={"advance": training.advance}, num_threads=torch.get_num_threads())
-        seconds = timer.blocked_autorange(min_run_time=_SECONDS).median
-    return forward, sum(tensor.numel() for tensor in parameters), 3.0 * forward * count / seconds
+        timer = Timer(training.advance)
+        timer.timeit(1)  # warms up
+        steps = max(2, int(_SECONDS / timer.timeit(1)))
+        rate = 3.0 * forward * count * steps / timer.timeit(steps)
+    return forward, sum(tensor.numel() for tensor in network.parameters()), rate
 
 
 def describe(found: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
