@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,20 +40,19 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
     records["limit"] = records.time * records.conv_gflops / rate
     reference = records[records.engine == _REFERENCE].set_index(["images", "steps"]).time.rename("reference")
     records = records.join(reference, on=["images", "steps"])
-    counts = sorted(records.images.unique())
+    panels = {"memory": f"peak memory ({unit})", "time": "time per step (ms)"}
+    counts = records.groupby("images")
     figure = new_figure(DOUBLE, 0.6 + 1.75 * len(counts), title=title)
-    rows = figure.subplots(len(counts), 2, squeeze=False)
-    for count, (memory, time) in zip(counts, rows, strict=True):
-        memory.sharey(rows[0][0])  # to be compared from row to row
-        for ax, what in ((memory, "memory"), (time, "time")):
-            _draw_bars(ax, records[records.images == count], what)
-            title = "1 image per step" if count == 1 else f"{count} images per step"
-            ax.set(title=title, xlabel="student steps J", ylabel="time per step (ms)")
-        memory.set_ylabel(f"peak memory ({unit})")
-    first = rows[0][1]
+    axes = figure.subplots(len(counts), 2, squeeze=False)
+    for (count, own), row in zip(counts, axes, strict=True):
+        row[0].sharey(axes[0][0])  # to be compared from row to row
+        heading = "1 image per step" if count == 1 else f"{count} images per step"
+        for ax, (what, label) in zip(row, panels.items(), strict=True):
+            _draw_bars(ax, own, what)
+            ax.set(title=heading, xlabel="student steps J", ylabel=label)
+    first, titles = axes[0][1], dict(zip(records.engine, records.title, strict=True))
     limit = f"a bar's convolutions at {rate:.0f} GFLOP/s, the rate of matrix products"
     first.plot([], [], **_LIMIT, label=limit)
-    titles = dict(zip(records.engine, records.title, strict=True))
     if _REFERENCE in titles and len(titles) > 1:
         first.plot([], [], " ", label=f"×: time relative to {titles[_REFERENCE]}")
     handles = [*first.containers, *first.lines]
@@ -64,17 +62,17 @@ def engine_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
 
 def _draw_bars(ax: Axes, records: pd.DataFrame, what: str) -> None:
     """A bar for each engine and number of steps, labelled; those of time have their limits across them."""
-    steps = sorted(records.steps.unique())
-    engines = [own for _, own in records.groupby("engine", sort=False)]
-    rows = {own.title.iloc[0]: dict(zip(own.steps, own[what], strict=True)) for own in engines}
-    colors = {own.title.iloc[0]: _COLOURS[own.engine.iloc[0]] for own in engines}
-    for bars, own in zip(grouped_bars(ax, rows, steps, colors=colors), engines, strict=True):
-        labels = [_short(value) for value in own[what]]
+    engines = dict(list(records.groupby("title", sort=False)))
+    rows = {title: own.set_index("steps")[what].to_dict() for title, own in engines.items()}
+    colors = {title: _COLOURS[own.engine.iloc[0]] for title, own in engines.items()}
+    drawn = grouped_bars(ax, rows, sorted(records.steps.unique()), colors=colors)
+    for bars, own in zip(drawn, engines.values(), strict=True):
+        labels = own[what].map(_short)
         if what == "time":
             ratios = (own.time / own.reference).mask(own.engine == _REFERENCE)
             labels = ["" if pd.isna(ratio) else f"×{ratio:.2f}" for ratio in ratios]
-            ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
-            ax.hlines(own.limit, *zip(*ends, strict=True), **_LIMIT)
+            left = [bar.get_x() for bar in bars]
+            ax.hlines(own.limit, left, [bar.get_x() + bar.get_width() for bar in bars], **_LIMIT)
         ax.bar_label(bars, labels, rotation=90, padding=2.5, fontsize=SMALL)
     ax.margins(y=0.35)
 
@@ -94,23 +92,19 @@ def training_costs(measured: Mapping[str, Any], *, title: str = "") -> Figure:
     """
     records = pd.DataFrame(measured["training"])
     require(len(records) > 0, "there is no training to show: measure some, with BenchConfig(training=True).")
+    records["task"] = records.task.str.wrap(20)
     seconds = records.pivot(index="way", columns="task", values="seconds")
     seconds = seconds.loc[records.way.unique(), records.task.unique()]
-    ratios = seconds / seconds.iloc[0]
+    ratios, first = seconds / seconds.iloc[0], seconds.index[0]
     figure = new_figure(SINGLE, 0.8 + 0.42 * len(seconds.columns), title=title)
     ax = figure.subplots()
-    for bars, way in zip(
-        grouped_bars(ax, ratios.T.to_dict(), list(ratios), horizontal=True), seconds.index, strict=True
-    ):
-        texts = [f"{_short(own)} s" for own in seconds.loc[way]]
-        if way != seconds.index[0]:
-            texts = [f"{text}, ×{ratio:.2f}" for text, ratio in zip(texts, ratios.loc[way], strict=True)]
+    drawn = grouped_bars(ax, ratios.T.to_dict(), list(ratios), horizontal=True)
+    for bars, way in zip(drawn, seconds.index, strict=True):
+        texts = seconds.loc[way].map(_short) + " s"
+        if way != first:
+            texts += ratios.loc[way].map(", ×{:.2f}".format)
         ax.bar_label(bars, texts, padding=2.5, fontsize=SMALL)
-    ax.set_yticks(range(len(ratios.columns)), [textwrap.fill(task, 20) for task in ratios])
-    ax.set(
-        xlabel=f"time of an epoch, relative to the {seconds.index[0]}",
-        xlim=(0, 1.35 * ratios.to_numpy().max()),
-    )
+    ax.set(xlabel=f"time of an epoch, relative to the {first}", xlim=(0, 1.35 * ratios.to_numpy().max()))
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=len(seconds), frameon=False)
     return figure

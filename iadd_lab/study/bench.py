@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
@@ -39,6 +40,7 @@ from iadd_lab.training.sgd import Training
 from iadd_lab.training.student import StudentLoss
 
 CLASSES = 10
+Work = Callable[[], Any]  # what is timed, again and again
 
 
 class Variant(NamedTuple):
@@ -46,25 +48,22 @@ class Variant(NamedTuple):
 
     title: str
     engine: str
-    passes: int  # forward passes that its convolutions amount to, per image and step
     compiled: bool = False
     plain: bool = False  # with the default allocator, as a script of PyTorch has it
     graphs: bool = False  # replayed as CUDA graphs
 
 
 VARIANTS = {
-    "full": Variant("full unroll (plain PyTorch)", "full", 9, plain=True),
-    "full_reusing": Variant("full unroll, freed memory reused", "full", 9),
-    "adjoint": Variant("adjoint, not compiled", "adjoint", ADJOINT_PASSES),
-    "compiled": Variant("adjoint, compiled", "adjoint", ADJOINT_PASSES, compiled=True),
-    "frozen": Variant("frozen, not compiled", "frozen", 9),
-    "graphs": Variant("adjoint, CUDA graphs", "adjoint", ADJOINT_PASSES, graphs=True),
-    "compiled_graphs": Variant(
-        "adjoint, compiled, CUDA graphs", "adjoint", ADJOINT_PASSES, compiled=True, graphs=True
-    ),
+    "full": Variant("full unroll (plain PyTorch)", "full", plain=True),
+    "full_reusing": Variant("full unroll, freed memory reused", "full"),
+    "adjoint": Variant("adjoint, not compiled", "adjoint"),
+    "compiled": Variant("adjoint, compiled", "adjoint", compiled=True),
+    "frozen": Variant("frozen, not compiled", "frozen"),
+    "graphs": Variant("adjoint, CUDA graphs", "adjoint", graphs=True),
+    "compiled_graphs": Variant("adjoint, compiled, CUDA graphs", "adjoint", compiled=True, graphs=True),
 }
-
-
+# Forward passes that an engine's convolutions amount to, per image and step.
+PASSES = {"full": 9, "adjoint": ADJOINT_PASSES, "frozen": 9}
 ENGINES_OF = {  # by kind of device
     "cpu": ("full", "adjoint", "compiled", "frozen"),
     "cuda": ("full", "adjoint", "graphs", "compiled_graphs"),
@@ -100,25 +99,22 @@ class BenchConfig:
     precision: str = "float32"
 
     def __post_init__(self):
-        device = pick_device(self.device)
+        kind = pick_device(self.device).type
         choose("precision", self.precision, PRECISIONS)
         if self.engines is None:
-            object.__setattr__(self, "engines", ENGINES_OF[device.type])
+            object.__setattr__(self, "engines", ENGINES_OF[kind])
         for name in ("images", "steps", "engines"):
             listed = getattr(self, name)
-            require(isinstance(listed, (tuple, list)), f"{name} is {listed!r}; it must be a list.")
+            fits = isinstance(listed, (tuple, list)) and len(listed) > 0
+            require(fits, f"{name} is {listed!r}; it must be a list of at least one.")
             object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
-            require(bool(listed), f"{name} is empty; give at least one.")
-            for value in listed if name != "engines" else ():
-                check_whole(name, value, minimum=1)
-        check_whole("iterations", self.iterations, minimum=1)
+        for name in ("images", "steps", "iterations", "width"):
+            value = getattr(self, name)
+            for each in value if name in ("images", "steps") else (value,):
+                check_whole(name, each, minimum=1)
         for engine in self.engines:
-            variant = choose("engine", engine, VARIANTS)
-            require(
-                device.type == "cuda" or not variant.graphs,
-                f"engine {engine!r} needs a CUDA device, and this is {device.type}: leave it out.",
-            )
-        check_whole("width", self.width, minimum=1)
+            possible = not choose("engine", engine, VARIANTS).graphs or kind == "cuda"
+            require(possible, f"engine {engine!r} needs a CUDA device, and this is {kind}: leave it out.")
         check_flag("training", self.training)
         self.network(0)
 
@@ -140,17 +136,11 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
     device, records = pick_device(config.device), {kind: [] for kind in MEASURES}
     for kind, job in tqdm(list(_jobs(config)), desc="bench", leave=None, disable=not progress):
         records[kind].append(job | _in_process(kind, job, config))
-    return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        },
-        "config": asdict(config),
-        "matmul_gflops": matmul_gflops(device),
-        **records,
-    }
+    name = str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
+    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    machine |= {"torch": torch.__version__, "device": name}
+    about = {"machine": machine, "config": asdict(config), "matmul_gflops": matmul_gflops(device)}
+    return about | records
 
 
 def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
@@ -173,23 +163,17 @@ def _fits(config: BenchConfig, images: int, steps: int) -> bool:
     device = pick_device(config.device)
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
-    elif "SC_PHYS_PAGES" in os.sysconf_names:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
-        return True
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # Measured: seven times the first feature map for every image and step.
     return 7 * images * steps * config.width * config.size**2 * 4 < available * 2 / 3
 
 
 def _in_process(kind: str, job: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """One measurement in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-m", "iadd_lab.study.bench", kind, json.dumps(job), json.dumps(asdict(config))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    command = [sys.executable, "-m", __name__, kind, json.dumps(job), json.dumps(asdict(config))]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         # The out-of-memory killer leaves no message.
         reason = (done.stderr.strip().splitlines() or [f"killed (exit code {done.returncode})"])[-1]
@@ -209,30 +193,22 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
     # Graphs are captured when an operation of the augmentation is first drawn.
     warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
     seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))
-    work = variant.passes * images * steps * flops(network, channels=3, size=config.size)
-    return {
-        "title": variant.title,
-        "seconds": seconds,
-        "peak_mb": peak_memory(device) / 1e6,
-        "conv_gflops": work / seconds / 1e9,
-        "warm_up_seconds": warm_up,
-        "iterations": config.iterations,
-    }
+    work = PASSES[variant.engine] * images * steps * flops(network, channels=3, size=config.size)
+    times = {"seconds": seconds, "warm_up_seconds": warm_up, "iterations": config.iterations}
+    rate = {"conv_gflops": work / seconds / 1e9, "peak_mb": peak_memory(device) / 1e6}
+    return {"title": variant.title} | times | rate
 
 
-def _iteration(
-    config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int
-) -> Callable[[], Gradients]:
+def _iteration(config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int) -> Work:
     """A function that takes the gradients of one iteration, each time with other augmentation."""
-    device, size, random = pick_device(config.device), config.size, torch.Generator().manual_seed(0)
+    device, random = pick_device(config.device), torch.Generator().manual_seed(0)
     start = loss.layout.flatten(config.network(0).parameters()).detach().to(device)
     target = start + 0.01 * torch.randn(start.shape, generator=random).to(device)
-    values = torch.randn(images, 3, size, size, generator=random), torch.arange(images) % CLASSES
-    alpha, raw = torch.tensor(0.01), torch.zeros(0)
-    variables = Variables(*(value.to(device) for value in (*values, alpha, raw)))
-    draw = partial(
-        draw_augmentation, AugmentConfig(), batch=images, height=size, width=size, generator=random
-    )
+    pictures = torch.randn(images, 3, config.size, config.size, generator=random)
+    values = pictures, torch.arange(images) % CLASSES, torch.tensor(0.01), torch.zeros(0)
+    variables = Variables(*(value.to(device) for value in values))
+    sizes = {"batch": images, "height": config.size, "width": config.size}
+    draw = partial(draw_augmentation, AugmentConfig(), generator=random, **sizes)
     objective = partial(Uniform().loss, start=start, target=target, layout=loss.layout)
 
     def iterate() -> Gradients:
@@ -270,53 +246,55 @@ TASKS = {
     "evaluation of 5 networks, IPC 1": Task(networks=5, images=10, batch=256, epochs=40),
     "evaluation of 5 networks, IPC 10": Task(networks=5, images=100, batch=256, epochs=6),
 }
-WAYS = ("plain loop", "iadd-lab")
 _SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 
 
 def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, Any]:
-    """Seconds per epoch of all networks of a task, trained in one way or the other, in this process."""
-    work, device = TASKS[task], pick_device(config.device)
-    images = torch.randn(work.images, 3, config.size, config.size).to(device)
-    labels = torch.arange(work.images, device=device) % CLASSES
-    kernels, at_once = PLAIN, 1
-    if way == "iadd-lab":
-        kernels = compiled_kernels(str(device)) or PLAIN
-        loss = student_loss(config.network(0), kernels)
-        at_once = loss.networks_at_once(images, batch=min(work.batch, work.images))
-    seconds = 0.0
-    for first in range(0, work.networks, at_once):
-        seeds = range(first, min(first + at_once, work.networks))
-        networks = [config.network(seed).to(device) for seed in seeds]
-        if way == "iadd-lab":
-            count, generators = len(seeds), [torch.Generator().manual_seed(seed) for seed in seeds]
-            options = {"rates": [0.01] * count, "generators": generators, "augment": AugmentConfig(), **_SGD}
-            sets = [images] * count, [labels] * count
-            epoch = Training(networks, *sets, batch=work.batch, kernels=kernels, **options).advance
-        else:
-            epoch = _plain_epoch(networks[0], images, labels, batch=work.batch)
+    """Seconds per epoch of all networks of a task, trained in one of `WAYS`, in this process."""
+    known, device, seconds = TASKS[task], pick_device(config.device), 0.0
+    images = torch.randn(known.images, 3, config.size, config.size).to(device)
+    labels = torch.arange(known.images, device=device) % CLASSES
+    for epoch in WAYS[way](config, known, images, labels):
         epoch()
-        seconds += statistics.median(_timed(epoch, device) for _ in range(work.epochs))
+        seconds += statistics.median(_timed(epoch, device) for _ in range(known.epochs))
     return {"seconds": seconds}
 
 
-def _plain_epoch(network: torch.nn.Module, images, labels, *, batch: int) -> Callable[[], None]:
-    """The loop that everybody writes: standard layers, one network after another, the default allocator."""
-    optimizer, random = torch.optim.SGD(network.parameters(), lr=0.01, **_SGD), torch.Generator()
-    draw = partial(draw_augmentation, AugmentConfig(), height=images.shape[2], width=images.shape[3])
+def _own_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor) -> Iterator[Work]:
+    """An epoch of as many networks side by side as evaluation trains, for each such group."""
+    kernels = compiled_kernels(str(images.device)) or PLAIN
+    loss = student_loss(config.network(0), kernels)
+    at_once = loss.networks_at_once(images, batch=min(task.batch, task.images))
+    for seeds in torch.arange(task.networks).split(at_once):
+        networks = [config.network(int(seed)).to(images.device) for seed in seeds]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        sets = [images] * len(seeds), [labels] * len(seeds)
+        options = {"rates": [0.01] * len(seeds), "generators": generators, "augment": AugmentConfig()}
+        yield Training(networks, *sets, batch=task.batch, kernels=kernels, **options, **_SGD).advance
 
-    def epoch() -> None:
-        for rows in torch.randperm(len(images), generator=random).split(batch):
+
+def _plain_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor) -> Iterator[Work]:
+    """The loop that everybody writes: standard layers, one network after another, the default allocator."""
+    draw = partial(draw_augmentation, AugmentConfig(), height=config.size, width=config.size)
+
+    def epoch(network: torch.nn.Module, optimizer: torch.optim.SGD, random: torch.Generator) -> None:
+        for rows in torch.randperm(len(images), generator=random).split(task.batch):
             augmentation = draw(batch=len(rows), generator=random)
             value = torch.nn.functional.cross_entropy(network(augmentation(images[rows])), labels[rows])
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
 
-    return epoch
+    for seed in range(task.networks):
+        network = config.network(seed).to(images.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, **_SGD)
+        yield partial(epoch, network, optimizer, torch.Generator())
 
 
-def _timed(function: Callable[[], Any], device: torch.device | None) -> float:
+WAYS = {"plain loop": _plain_epochs, "iadd-lab": _own_epochs}
+
+
+def _timed(function: Work, device: torch.device | None) -> float:
     # Not by torch.utils.benchmark: its Timer warms up twice before each measurement and gives means, and its
     # clock starts CUDA wherever there is a GPU, which would count as peak memory of a measurement on the CPU.
     started = time.perf_counter()

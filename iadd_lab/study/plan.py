@@ -7,19 +7,19 @@ how many of them a second are done, is measured on this machine in a few steps o
 from __future__ import annotations
 
 import functools
-import re
-import time
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from timeit import Timer
+from typing import Any
 
 import pandas as pd
 import torch
 
-from iadd_lab.baselines.features import DistributionMatchingConfig
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
 from iadd_lab.device import Execution
+from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import ADJOINT_PASSES
 from iadd_lab.errors import check_whole
 from iadd_lab.study.bench import peak_memory
@@ -45,22 +45,11 @@ COMPILED_SHARE = {"teachers": 0.45, "distillation": 0.6, "evaluation": 0.45}
 _NOTEBOOK = 10.0  # seconds of a notebook that only reads: kernel, imports, figures
 _TIMED = 1e10  # operations of a step that is timed as it is; of larger ones, fewer images are
 _SECONDS = 0.1  # that each network is timed for
-_HEADER = 2_500.0  # bytes of an artefact beside its tensors
+_HEADER = 625  # what an artefact holds beside its tensors, as so many numbers of four bytes
 
 
-class Shape(NamedTuple):
-    """What of a data set decides how long networks take on it."""
-
-    train: int
-    test: int
-    classes: int
-    channels: int
-    size: int
-
-    @property
-    def pixels(self) -> int:
-        """Values of one image."""
-        return self.channels * self.size**2
+# What of a data set decides how long networks take on it: how many images and classes, and their shape.
+Shape = namedtuple("Shape", "train test classes channels size")
 
 
 def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.DataFrame:
@@ -75,119 +64,98 @@ def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.Da
         device: where they compute.
 
     Returns:
-        One row for each thing: `notebook`, the first that needs it; kind, title and count; flops; seconds,
-        where it has the machine for itself; bytes of disk in the folder of runs; of memory,
-        roughly; of all `epochs` of trajectories in single precision, and of those `used`.
+        One row for each thing: `notebook`, the first that needs it; kind ("teachers", "distillation" or
+        "evaluation") and title; count, of the networks where it is an evaluation; flops; seconds, where it
+        has the machine for itself; bytes of disk in the folder of runs, and of memory, roughly.
 
     Raises:
         InputError: a data set of which nothing is published is missing, or a value is impossible.
     """
-    found: dict[Any, dict[str, Any]] = {}
+    found: dict[tuple, dict[str, Any]] = {}
     for notebook, (shown, source) in pages.items():
         how = Execution.of(None, {**(shown.how if shown else {}), "device": device})
         for setting in shown.settings if shown else ():
-            for key, needed in _needed(setting, shown, source):
-                key = needed["kind"], setting.data(), setting.teachers(), key
-                before = found.get(key, {"notebook": notebook, "count": 0})
-                if needed["count"] > before["count"]:  # of more seeds, the first are the same
-                    found[key] = _row(setting, how, **needed, notebook=before["notebook"])
-    columns = ["notebook", "kind", "title", "count", "flops", "seconds", "disk", "memory", "epochs", "used"]
+            shape = _shape(setting.data())
+            for key, needed in _needed(setting, shape, shown, source):
+                row = {"notebook": notebook} | _row(shape, how, **needed)
+                found.setdefault((row["kind"], setting.data(), setting.teachers(), key), row)
+    columns = ["notebook", "kind", "title", "count", "flops", "seconds", "disk", "memory"]
     return pd.DataFrame(list(found.values()), columns=columns)
 
 
-def _row(setting: Setting, how: Execution, *, network: NetworkConfig, images: int, **needed: Any) -> dict:
-    """All that is needed of one kind and title: so many of what each has, for so many images at once."""
-    shape, count, kind, work = _shape(setting.data()), needed["count"], needed["kind"], needed["flops"]
-    run = work * (setting.evaluation_networks if kind == "evaluation" else 1)
-    share = COMPILED_SHARE[kind] if run >= WORTH_COMPILING[how.place.type] else 1.0
-    first = next(m for m in _network(network, shape).modules() if isinstance(m, torch.nn.Conv2d))
+def _row(shape: Shape, how: Execution, network: NetworkConfig, images: int, **needed: Any) -> dict[str, Any]:
+    """What it costs to train or match `network` with so many images at once."""
+    forward, parameters, rate = _measured(network, shape, images, how)
+    row = {"count": 1, "vectors": 0} | needed
+    row["flops"] = row["count"] * row["passes"] * forward
+    compiled = row["flops"] >= WORTH_COMPILING[how.place.type]
+    row["seconds"] = row["flops"] / rate * (COMPILED_SHARE[row["kind"]] if compiled else 1.0)
+    row["disk"] = 4.0 * row["count"] * (row["floats"] + row["vectors"] * parameters)
     # A batch's feature maps and their gradients are seven times the first map, four bytes each.
-    maps = 28.0 * images * first.out_channels * shape.size**2 + 5.0 * shape.train * shape.pixels
-    of_each = {name: count * needed.get(name, 0.0) for name in ("flops", "disk", "epochs", "used")}
-    memory, seconds = maps + needed.get("memory", 0.0), count * work / _rate(network, shape, images, how)
-    title = needed["title"].format(data=f"{DATASETS[setting.data_name].title} {shape.size} px")
-    return needed | of_each | {"title": title, "seconds": seconds * share, "memory": memory}
+    maps = 28.0 * images * (network.width or 128) * shape.size**2
+    return row | {"memory": maps + 5.0 * shape.train * shape.channels * shape.size**2}
 
 
-def _needed(setting: Setting, shown: Any, source: str) -> Iterator[tuple[Any, dict]]:
-    """What else tells each thing from others of the same images and teachers, and what one of it needs."""
-    evaluated, snapshots = re.search(r"\b(cells|evaluate)\(", source), "snapshots(" in source
-    others = [NetworkConfig(network) for network in shown.own.get("other_networks", ())]
-    longer = shown.own.get("network_epochs", {})
+def _needed(setting: Setting, shape: Shape, shown: Any, source: str) -> Iterator[tuple[Any, dict]]:
+    """What else than images and teachers tells each thing from others, and what it needs.
+
+    Each of a `count` needs forward `passes` of an image, and on disk numbers and `vectors` of all parameters.
+    """
     methods = {name: METHODS[name] for name in shown.methods if not METHODS[name].left_out(setting)}
     if any(method.needs_teachers for method in methods.values()):
-        yield _teachers(setting)
+        epochs, network = setting.teacher_training_epochs, setting.network()
+        needed = {"kind": "teachers", "title": f"{setting.data_title}, {epochs} epochs", "network": network}
+        needed |= {"images": setting.teacher_batch, "passes": 3.0 * shape.train * epochs}
+        needed |= {"floats": _HEADER, "vectors": epochs + 1}
+        yield from ((number, needed) for number in range(setting.teacher_count))
     for name, method in methods.items():
-        if method.matching or method.iterations:  # others only choose images
-            yield _distillation(setting, name)
-        for network in [setting.network(), *others] if evaluated else ():
-            yield _evaluation(setting, name, network, longer.get(network.name))
-        if method.matching and snapshots:
-            config = setting.distillation(method.matching(setting))
-            kept = min(config.snapshots, config.iterations + 1)
-            yield _evaluation(setting, name, setting.network(), None, snapshots=kept)
+        for number in range(method.seeds(setting)):
+            if method.matching or method.iterations:  # others only choose images
+                yield _distillation(setting, shape, name, number)
+            if "cells(" in source or "evaluate(" in source:
+                yield from _evaluations(setting, shape, name, number, shown.own)
+        if method.matching and "snapshots(" in source:
+            snapshots = min(DistillConfig.snapshots, setting.iterations + 1)
+            yield from _evaluations(setting, shape, name, 0, {}, sets=snapshots)
 
 
-def _teachers(setting: Setting) -> tuple[Any, dict]:
-    shape, config, count = _shape(setting.data()), setting.teachers(), setting.teacher_count
-    forward, parameters = _counts(config.network, shape)
-    epochs, used = config.epochs + 1, min(setting.max_start_epoch + setting.teacher_epochs, config.epochs + 1)
-    work, stored = 3.0 * shape.train * config.epochs * forward, {"epochs": 4.0 * parameters * epochs}
-    stored |= {"used": 4.0 * parameters * used, "disk": stored["epochs"] + _HEADER}
-    needed = {"kind": "teachers", "title": f"{{data}}, {config.epochs} epochs", "count": count, "flops": work}
-    return None, needed | stored | {"network": config.network, "images": config.batch}
+def _evaluations(
+    setting: Setting, shape: Shape, name: str, number: int, own: Mapping[str, Any], sets: int = 1
+) -> Iterator[tuple[Any, dict]]:
+    for network in (setting.network(), *map(NetworkConfig, own.get("other_networks", ()))):
+        method, config = METHODS[name], setting.evaluation(network=network, number=number)
+        images = setting.ipc * shape.classes if method.competes else shape.train
+        epochs = own.get("network_epochs", {}).get(network.name, getattr(setting, method.epochs))
+        title = f"{network.title}, {setting.data_title}, {images} images, {epochs} epochs"
+        needed = {"kind": "evaluation", "title": title, "count": sets * config.networks, "network": network}
+        needed |= {"images": min(config.batch, images), "passes": 3.0 * images * epochs + shape.test}
+        needed |= {"floats": 2 * shape.classes**2 + _HEADER / 2 / config.networks}
+        made_by = method.competes and replace(setting, seeds=1)  # the whole set is one for all IPC
+        yield (name, made_by, config, epochs, sets), needed
 
 
-def _distillation(setting: Setting, name: str) -> tuple[Any, dict]:
-    shape, network, method = _shape(setting.data()), setting.network(), METHODS[name]
-    (forward, parameters), total = _counts(network, shape), setting.ipc * shape.classes
-    floats, memory = total * shape.pixels, 0.0
+def _distillation(setting: Setting, shape: Shape, name: str, number: int) -> tuple[Any, dict]:
+    method, total = METHODS[name], setting.ipc * shape.classes
+    floats, vectors = total * shape.channels * shape.size**2, 0
+    images = min(setting.real_batch, shape.train // shape.classes)  # of a class
     if method.matching:
-        config = setting.distillation(method.matching(setting))
-        images, steps = config.batch or total, config.student_steps
-        kept = min(config.snapshots, config.iterations + 1)
-        passes = ADJOINT_PASSES * images * steps * config.segments
-        floats = (1 + kept) * floats + (1 + config.matching.varies * (1 + kept)) * parameters
-        memory = 4.0 * parameters * (steps + 8)
+        config = setting.distillation(method.matching(setting), number=number)
+        images, states = config.batch or total, 1 + min(config.snapshots, config.iterations + 1)
+        floats, vectors = floats * states, 1 + config.matching.varies * states
+        passes = ADJOINT_PASSES * images * config.student_steps * config.segments
+    elif name == "dm":
+        config = setting.distribution_matching(number=number)
+        passes = shape.classes * images + 3 * total
     else:
         unseen = ImageData(setting.data(), (), *[None] * 3, "")
-        by_features = name == "dm"
-        config = (
-            setting.distribution_matching()
-            if by_features
-            else setting.gradient_matching(None).resolved(unseen)
-        )
-        images = config.real_batch
-        passes = descent_passes(config, shape.classes, shape.train // shape.classes)
-    needed = {"kind": "distillation", "title": f"{method.title}, {{data}}, IPC {setting.ipc}"}
-    needed |= {"count": method.seeds(setting), "flops": float(passes) * config.iterations * forward}
-    needed |= {"disk": 4.0 * floats + 56.0 * config.iterations + _HEADER, "memory": memory}
-    return (name, config, setting.teacher_count), needed | {"network": network, "images": images}
-
-
-def _evaluation(
-    setting: Setting, name: str, network: NetworkConfig, epochs: int | None, *, snapshots: int = 0
-) -> tuple[Any, dict]:
-    shape, config, method = _shape(setting.data()), setting.evaluation(network=network), METHODS[name]
-    images, epochs = setting.ipc * shape.classes, epochs or getattr(setting, method.epochs)
-    images = images if method.competes else shape.train
-    work = (3.0 * images * epochs + shape.test) * _counts(network, shape)[0]
-    title = f"{network.title}, {{data}}, {images} images, {epochs} epochs"
-    needed = {"kind": "evaluation", "title": title, "count": config.networks, "flops": work}
-    needed["count"] *= snapshots or method.seeds(setting)
-    needed["disk"] = shape.classes**2 * 8.0 + _HEADER / 2 / config.networks  # one file for all of them
-    key = (name, replace(setting, seeds=1), network, epochs, snapshots)
-    return key, needed | {"network": network, "images": min(config.batch, images)}
-
-
-def descent_passes(config: Any, classes: int, most: int) -> int:
-    """Forward passes that an iteration of DC, DSA or DM is, with at most `most` real images of a class."""
-    real = min(config.real_batch, most)
-    if isinstance(config, DistributionMatchingConfig):
-        return classes * (real + 3 * config.ipc)
-    matches, steps = config.matches_per_network, config.network_steps
-    # Real: forward and back; distilled: that, and once more through it; and the network's own steps.
-    return classes * (matches * (3 * real + 9 * config.ipc) + (matches - 1) * steps * 3 * config.ipc)
+        config = setting.gradient_matching(None, number=number).resolved(unseen)
+        matches, steps = config.matches_per_network, config.network_steps
+        # Real: forward and back; distilled: that, and once more through it; and the network's own steps.
+        passes = matches * (3 * shape.classes * images + 9 * total) + (matches - 1) * steps * 3 * total
+    needed = {"kind": "distillation", "title": f"{method.title}, {setting.title}", "images": images}
+    needed |= {"network": setting.network(), "passes": float(passes) * config.iterations}
+    needed |= {"floats": floats + 14 * config.iterations + _HEADER, "vectors": vectors}
+    return (name, config, setting.teacher_count), needed
 
 
 @functools.cache
@@ -200,70 +168,42 @@ def _shape(config: DataConfig) -> Shape:
     return Shape(kept, test, classes, config.channels or spec.channels, config.size or spec.size)
 
 
-def _network(config: NetworkConfig, shape: Shape) -> torch.nn.Module:
-    shapes = {"channels": shape.channels, "size": shape.size, "classes": shape.classes}
-    return build_network(config, **shapes, seed=0)
-
-
 @functools.cache
-def _counts(config: NetworkConfig, shape: Shape) -> tuple[int, int]:
-    """Operations of a forward pass of one image, and parameters."""
-    network = _network(config, shape)
-    parameters = sum(tensor.numel() for tensor in network.parameters())
-    return flops(network, channels=shape.channels, size=shape.size), parameters
-
-
-@functools.cache
-def _rate(config: NetworkConfig, shape: Shape, images: int, how: Execution) -> float:
-    """Floating-point operations that are done a second where so many images are trained on at once."""
-    one, place = 3.0 * _counts(config, shape)[0], how.place
-    count = max(min(images, int(_TIMED / one)), 1)
-    pictures = torch.randn(count, shape.channels, shape.size, shape.size, device=place)
-    labels, network = torch.arange(count, device=place) % shape.classes, _network(config, shape).to(place)
-    options = {"rates": [1e-4], "augment": AugmentConfig(), "generators": [torch.Generator().manual_seed(0)]}
-    training, steps = Training([network], [pictures], [labels], batch=count, **options), 0
+def _measured(config: NetworkConfig, shape: Shape, images: int, how: Execution) -> tuple[int, int, float]:
+    """Operations of an image's forward pass; parameters; operations a second with so many images at once."""
+    *_, classes, channels, size = shape
+    network = build_network(config, channels=channels, size=size, classes=classes, seed=0).to(how.place)
+    forward = flops(network, channels=channels, size=size)
+    count = max(min(images, int(_TIMED / 3 / forward)), 1)
+    pictures = torch.randn(count, channels, size, size, device=how.place)
+    labels = torch.arange(count, device=how.place) % classes
+    options = {"rates": [1e-4], "augment": AugmentConfig(), "generators": [torch.Generator()]}
+    training = Training([network], [pictures], [labels], batch=count, **options)
     with how.environment():
-        training.advance()  # warms up; what it gives back, it has waited for
-        started = time.perf_counter()
-        while steps < 2 or time.perf_counter() - started < _SECONDS:
-            training.advance()
-            steps += 1
-        return steps * one * count / (time.perf_counter() - started)
+        timer = Timer(training.advance)
+        timer.timeit(1)  # warms up
+        steps = max(2, int(_SECONDS / timer.timeit(1)))
+        rate = 3.0 * forward * count * steps / timer.timeit(steps)
+    return forward, sum(tensor.numel() for tensor in network.parameters()), rate
 
 
 def describe(found: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
-    """The plan as lines of text, for so many notebooks, so many `jobs` at once.
+    """The plan as lines of text, notebook by notebook, for so many of them, so many `jobs` at once.
 
     Raises:
         InputError: `jobs` is no whole number of at least 1.
     """
     check_whole("jobs", jobs, minimum=1)
-    lines = [f"{notebooks} notebooks, {jobs} at once; what is computed is computed once for all of them", ""]
-    lines += [f"{'task':58} {'count':>6} {'PFLOP':>11} {'hours':>9}"]
-    for kind, mine in found.groupby("kind", sort=False):
-        lines += [_line(kind, mine)]
-        lines += [_line(f"  {title}", of_title) for title, of_title in mine.groupby("title", sort=False)]
-    each = found.groupby("notebook", sort=False)["seconds"].sum()
-    total, free = each.sum() + notebooks * _NOTEBOOK, [0.0] * jobs
-    for seconds in [*(each + _NOTEBOOK), *[_NOTEBOOK] * (notebooks - len(each))]:
-        free[free.index(min(free))] += seconds
-    rest = pd.DataFrame({"count": [notebooks], "flops": 0.0, "seconds": notebooks * _NOTEBOOK})
-    lines += [_line("notebooks: kernels, imports, figures", rest), ""]
-    lines += [
-        f"time    {max(free) / 3600:,.2f} h with {jobs} at once; {total / 3600:,.2f} h one after another"
-    ]
-    lines += [f"disk    {found['disk'].sum() / 1e6:,.1f} MB of runs"]
-    pairs = [(f"{n}, {e}", found[c].sum() * share) for n, share in _WIDTHS for e, c in _EPOCHS]
-    lines += [
-        "        of it trajectories: " + "; ".join(f"{size / 1e6:,.1f} MB as {how}" for how, size in pairs)
-    ]
-    memory = peak_memory() + (found["memory"].max() if len(found) else 0)
-    return "\n".join([*lines, f"memory  {memory / 1e9:,.1f} GB per worker, roughly"])
+    shown = found.assign(PFLOP=found["flops"] / 1e15, hours=found["seconds"] / 3600)
+    tasks = shown.groupby(["notebook", "kind", "title"], sort=False)[["count", "PFLOP", "hours"]].sum()
+    hours, alone = shown.groupby("notebook")["hours"].sum(), _NOTEBOOK / 3600
+    total = hours.sum() + notebooks * alone
+    longest = max([total / jobs, *(hours + alone)])  # one notebook can't be shared between jobs
+    trajectories = found.loc[found["kind"] == "teachers", "disk"].sum()
+    return f"""{notebooks} notebooks, {jobs} at once; what is computed is computed once for all of them
 
+{tasks.to_string(float_format="{:,.4f}".format)}
 
-_WIDTHS, _EPOCHS = (("float32", 1.0), ("float16", 0.5)), (("all epochs", "epochs"), ("used epochs", "used"))
-
-
-def _line(title: str, rows: pd.DataFrame) -> str:
-    count, work, seconds = (rows[name].sum() for name in ("count", "flops", "seconds"))
-    return f"{title[:58]:58} {count:6,} {work / 1e15:11,.4f} {seconds / 3600:9,.3f}"
+time    {longest:,.2f} h with {jobs} at once; {total:,.2f} h one after another
+disk    {found["disk"].sum() / 1e6:,.1f} MB of runs, {trajectories / 1e6:,.1f} MB of it trajectories
+memory  {(peak_memory() + max([0, *found["memory"]])) / 1e9:,.1f} GB per worker, roughly"""
