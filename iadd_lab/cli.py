@@ -528,9 +528,7 @@ def notebooks(folder: Path, /) -> None:
 
 @command(app)
 def bench(
-    *,
-    json: Path | None = None,
-    config: Annotated[BenchConfig | None, options_of(engines="engine")] = None,
+    *, json: Path | None = None, config: Annotated[BenchConfig | None, options_of(engines="engine")] = None
 ) -> None:
     """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores.
 
@@ -569,10 +567,7 @@ def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
 
 @command(runs_app, name="prune")
 def runs_prune(
-    *,
-    runs: RunsFolder = None,
-    criteria: Annotated[Criteria | None, options_of()] = None,
-    yes: bool = False,
+    *, runs: RunsFolder = None, criteria: Annotated[Criteria | None, options_of()] = None, yes: bool = False
 ) -> None:
     """Delete what fits all criteria given; without --yes, only show it.
 
@@ -581,9 +576,9 @@ def runs_prune(
     """
     root = runs or runs_root()
     pruned = prune(root, criteria or Criteria(), delete=yes)
-    for each in pruned:
-        print(_line(each.stored) + (f" - kept: {each.kept}" if each.kept else ""))
-    gone = [each.stored for each in pruned if not each.kept]
+    for found, kept in pruned:
+        print(_line(found) + (f" - kept: {kept}" if kept else ""))
+    gone = [found for found, kept in pruned if not kept]
     print(f"{_sum(gone)}, in {root} {'deleted' if yes else 'would be deleted: --yes deletes'}")
 
 
