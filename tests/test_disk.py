@@ -5,12 +5,11 @@ Every scenario runs in a fork of one process, which mounts disks of a few pages 
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import subprocess
 import sys
 import traceback
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 from tests.notebook_files import write_notebook
 from tests.processes import complete, content, ended
-from tests.samples import load, make_tree, three
+from tests.samples import load
 from tests.test_cli import DISTILL, TEACH
 from tests.test_study import TINY
 
@@ -135,17 +134,17 @@ def test_commands_go_on_when_there_is_room_again(folder):
     place = disk.place
     # In rooms of so many pages, the file for which there is none.
     steps = {
-        "teachers": (teach, {0: "teachers.safetensors", 1: "teacher_000.safetensors", 3: "teacher_001.safe"}),
+        "teachers": (teach, {0: "teachers.safe*", 1: "teacher_000.safe*", 3: "teacher_001.safe*"}),
         "run": (distill, {3: "distilled.safetensors", 9: "distilled.png"}),
-        "scores": (evaluate, {0: r"evaluation_.*\.safetensors", 1: "evaluation_.*_accuracy.png"}),
+        "scores": (evaluate, {0: "evaluation_*.safetensors", 1: "evaluation_*_accuracy.png"}),
     }
     for name, (command, rooms) in steps.items():
         complete(command, at=folder)
         for pages, file in rooms.items():
             disk.leave(pages)
-            assert re.match(file, full(command, at=place))
+            assert fnmatch(full(command, at=place), file)
             check_whole(place / name)
-            assert pages != 1 or not list(place.glob("teachers/teacher_000*")) or name != "teachers"
+            assert not list(place.glob(f"{name}/{file}"))
         disk.free()
         complete(command, at=place)
         assert content(place / name) == content(folder / name)
@@ -218,28 +217,6 @@ def test_what_is_measured_or_executed_needs_room(folder):
     complete("bench --json {at}/bench.json", at=disk.place)
 
 
-@scenario
-def test_the_cache_may_be_full_or_read_only(folder):
-    said = []
-    logging.getLogger("iadd_lab").addFilter(lambda record: said.append(record.getMessage()))
-    root = make_tree(folder / "mine")
-    os.environ["IADD_CACHE"] = str(folder / "cache")
-    expected = load("image_folder", root)
-    disk = Disk(folder / "disk")
-    disk.leave(0)
-    (folder / "file").write_text("")
-    for place in (disk.place / "cache", read_only(folder / "locked") / "cache", folder / "file"):
-        os.environ["IADD_CACHE"] = str(place)
-        said.clear()
-        found = load("image_folder", root)
-        assert found.fingerprint == expected.fingerprint
-        for one, other in zip(three(found), three(expected), strict=True):
-            assert torch.equal(one.images, other.images)
-        (line,) = said
-        assert str(place) in line
-        assert "\n" not in line
-
-
 def read_only(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     mount("--bind", folder, folder)
@@ -272,19 +249,15 @@ def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
     assert complete("runs prune --name * --yes --runs {at}", at=kept).stdout.count("kept: ") == 2
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "bench --json {file}/x.json",
-        "reproduce --notebooks {at}/notebooks --figures {file} --runs {at}/runs",
-        "reproduce --notebooks {at}/notebooks --figures {at}/figures --runs {file}",
-    ],
-)
-def test_a_file_in_place_of_a_folder_is_refused(command, tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path / "notebooks" / "good.ipynb", parameters='figures_dir = ""')
-    assert "file" in ended(2, command, at=tmp_path, file=tmp_path / "file")
+    write_notebook(tmp_path / "good.ipynb", parameters='figures_dir = ""')
+    for command in (
+        "bench --json {at}/file/x.json",
+        "reproduce --notebooks {at} --figures {at}/file --runs {at}/runs",
+        "reproduce --notebooks {at} --figures {at}/figures --runs {at}/file",
+    ):
+        assert str(tmp_path / "file") in ended(2, command, at=tmp_path)
 
 
 def main(folder: Path) -> None:
