@@ -35,7 +35,7 @@ from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.errors import choose, require
 from iadd_lab.evaluation.export import CARD
 from iadd_lab.evaluation.fair import check_fair
-from iadd_lab.evaluation.training_set import FILE
+from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
@@ -327,7 +327,7 @@ def evaluate(
         out: folder of the results (beside the set).
     """
     lab.pick_device(how.device)  # refused before images are read
-    distilled = distilled / FILE if distilled.is_dir() else distilled
+    distilled = set_file(distilled)
     made = lab.DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
@@ -539,10 +539,9 @@ def bench(
         save_text(json, jsons.dumps(measured, indent=1) + "\n")
     print(f"matrix products run at {measured['matmul_gflops']:.0f} GFLOP/s")
     for record in measured["engines"]:
-        print(
-            f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3} "
-            f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
-        )
+        what = f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3}"
+        cost = f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB"
+        print(f"{what} {cost}  {record['conv_gflops']:6.0f} GFLOP/s")
     for record in measured["training"]:
         print(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
 
