@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import torch
@@ -27,15 +28,14 @@ from tqdm import tqdm
 
 import iadd_lab as lab
 from iadd_lab import DATASETS, EXPORTS, MATCHINGS, NETWORKS, DataConfig, Execution, ImageData, NetworkConfig
+from iadd_lab.data import sets
 from iadd_lab.data.distilled import KIND, made_by
 from iadd_lab.data.mtt_format import FITS, RATES, has_companion, reread_mtt
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import data_root as usual_data_root
-from iadd_lab.data.sets import fetch_data, locate
 from iadd_lab.errors import choose, require
 from iadd_lab.evaluation.export import CARD
 from iadd_lab.evaluation.fair import check_fair
-from iadd_lab.evaluation.training_set import FILE
+from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
@@ -49,10 +49,9 @@ from iadd_lab.training.teachers import prepare_teachers, train_teacher
 def whole_numbers(arguments: ArgumentCollection) -> None:
     """Refuse 1.5 where a whole number is expected: cyclopts would round it."""
     for argument in arguments:
-        if re.search(r"\bint\b", str(argument.hint)):
-            for token in argument.tokens:
-                known = token.value.lower() == "none" or re.fullmatch(r"[+-]?\d+", token.value)
-                require(bool(known), f"{token.keyword} is {token.value!r}; it must be a whole number.")
+        for token in argument.tokens if re.search(r"\bint\b", str(argument.hint)) else ():
+            fits = re.fullmatch(r"[+-]?\d+|none", token.value, flags=re.IGNORECASE) is not None
+            require(fits, f"{token.keyword} is {token.value!r}; it must be a whole number.")
 
 
 def only_imported(arguments: ArgumentCollection) -> None:
@@ -77,16 +76,16 @@ app = App(
 app.command(data_app := App(name="data", help="List, fetch and check data sets."))
 app.command(runs_app := App(name="runs", help="List what is stored in a folder of runs, and delete of it."))
 
-_CHOICES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
-_CHOICES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
+_REGISTRIES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
+_REGISTRIES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
+_CHOICES = {name: ", ".join(registry) for name, registry in _REGISTRIES.items()}
 
 
 def command(group: App, **options: Any) -> Callable[[Callable], Callable]:
     """A command of `group`; names in braces in its docstring stand for the choices that there are."""
 
     def add(function: Callable) -> Callable:
-        choices = {name: ", ".join(registry) for name, registry in _CHOICES.items()}
-        function.__doc__ = (function.__doc__ or "").format(**choices)
+        function.__doc__ = (function.__doc__ or "").format(**_CHOICES)
         return group.command(function, **options)
 
     return add
@@ -113,9 +112,9 @@ _PAIRS = ("--parameter", "-p")
 def data_list(*, data_root: DataRoot = None) -> None:
     """Show every data set and where it was found."""
     for name, spec in DATASETS.items():
-        place = "part of scikit-learn" if name == "digits" else locate(name, root=data_root)
+        place = "part of scikit-learn" if name == "digits" else sets.locate(name, root=data_root)
         print(f"{name:14} {spec.size:>4} px  {spec.title:32} {place or 'not found'}")
-    print(f"\nLooked under {data_root or usual_data_root()} (set IADD_DATA to change it).")
+    print(f"\nLooked under {data_root or sets.data_root()} (set IADD_DATA to change it).")
 
 
 @command(data_app, name="fetch")
@@ -125,7 +124,7 @@ def data_fetch(name: str, /, *, data_root: DataRoot = None) -> None:
     Args:
         name: one of {data_sets}.
     """
-    print(f"{name} lies in {fetch_data(name, root=data_root)}")
+    print(f"{name} lies in {sets.fetch_data(name, root=data_root)}")
 
 
 @command(data_app, name="check")
@@ -203,8 +202,8 @@ def teach(
             _computed([partial(train, index=n) for n in given.missing(teachers)], images, data_root, cluster)
         trained = lab.train_teachers(images, config, out, count=teachers, how=how)
     accuracies = [trained.history(n).get("validation_accuracy") for n in range(len(trained))]
-    known = [100 * accuracy for accuracy in accuracies if accuracy is not None]
-    note = f", {sum(known) / len(known):.1f} % mean validation accuracy" if known else ""
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    note = f", {100 * fmean(known):.1f} % mean validation accuracy" if known else ""
     print(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
 
 
@@ -269,7 +268,7 @@ def distill(
         learned = replace(learned or lab.Learned(), normalised=False)
     chosen = _matching(matching, learned, pruned)
     trained = lab.open_teachers(teachers)
-    _require_teachers(trained, data=data, network=network, preprocess=preprocess)
+    _require_teachers(trained, {"data": data, "network": network, "preprocess": preprocess})
     config = replace(config, matching=chosen, augment=_augment(augment))
     watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, ipc=config.ipc)
     with joined(place) as ranks, watched() if tensorboard and ranks.first else nullcontext() as watch:
@@ -290,8 +289,7 @@ def _show_distilled(result: lab.DistillResult, out: Path) -> None:
     save_figure(before_after(result), out, "before_after")
     save_figure(history_plot(result.history), out, "history")
     tenth = max(len(loss) // 10, 1)
-    first, last = sum(loss[:tenth]) / tenth, sum(loss[-tenth:]) / tenth
-    losses = f"matching loss {first:.3f} at first, {last:.3f} at last"
+    losses = f"matching loss {fmean(loss[:tenth]):.3f} at first, {fmean(loss[-tenth:]):.3f} at last"
     print(f"α {result.alpha:.4g}, {losses}; in {out / FILE}")
 
 
@@ -329,7 +327,7 @@ def evaluate(
         out: folder of the results (beside the set).
     """
     lab.pick_device(how.device)  # refused before images are read
-    distilled = distilled / FILE if distilled.is_dir() else distilled
+    distilled = set_file(distilled)
     made = lab.DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
@@ -413,25 +411,21 @@ def import_set(
         method: its name in tables.
     """
     check_folder(out)
-    require(not (out / FILE).exists(), f"{out / FILE} is there already: choose another folder.")
+    target = out / FILE
+    require(not target.exists(), f"{target} is there already: choose another folder.")
     if has_companion(folder):
-        given = {"--data": data, "--preprocess": preprocess, "--alpha": alpha, "--size": size}
-        named = " and ".join(name for name, value in given.items() if value is not None)
+        given = {"data": data, "preprocess": preprocess, "alpha": alpha, "size": size}
+        named = " and ".join(f"--{name}" for name, value in given.items() if value is not None)
         require(not named, f"{named} was given, but {folder} says that itself: leave it out.")
         made = reread_mtt(folder)
     else:
-        require(
-            data is not None and preprocess is not None,
-            f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} does not say what it was made "
-            "from: give both.",
-        )
+        said = f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} says neither: give both."
+        require(data is not None and preprocess is not None, said)
         images = lab.load_data(DataConfig(name=data, size=size, seed=data_seed), root=data_root)
         made = lab.import_mtt(folder, images, preprocess=preprocess, alpha=alpha, method=method)
-    made.save(out / FILE, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})
-    print(
-        f"{len(made.images)} images of {len(made.classes)} classes, preprocessing {made.preprocess.kind}, "
-        f"α {made.alpha:.4g}; in {out / FILE}"
-    )
+    made.save(target, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})
+    count = f"{len(made.images)} images of {len(made.classes)} classes"
+    print(f"{count}, preprocessing {made.preprocess.kind}, α {made.alpha:.4g}; in {target}")
 
 
 @dataclass(frozen=True)
@@ -528,9 +522,7 @@ def notebooks(folder: Path, /) -> None:
 
 @command(app)
 def bench(
-    *,
-    json: Path | None = None,
-    config: Annotated[BenchConfig | None, options_of(engines="engine")] = None,
+    *, json: Path | None = None, config: Annotated[BenchConfig | None, options_of(engines="engine")] = None
 ) -> None:
     """Time and peak memory of the gradient engines, side by side; some ten minutes in full on two cores.
 
@@ -547,10 +539,9 @@ def bench(
         save_text(json, jsons.dumps(measured, indent=1) + "\n")
     print(f"matrix products run at {measured['matmul_gflops']:.0f} GFLOP/s")
     for record in measured["engines"]:
-        print(
-            f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3} "
-            f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB  {record['conv_gflops']:6.0f} GFLOP/s"
-        )
+        what = f"{record['title']:36} {record['images']:>4} images, J = {record['steps']:<3}"
+        cost = f"{record['seconds']:8.3f} s  {record['peak_mb']:7.0f} MB"
+        print(f"{what} {cost}  {record['conv_gflops']:6.0f} GFLOP/s")
     for record in measured["training"]:
         print(f"{record['task']:36} {record['way']:12} {record['seconds']:8.3f} s an epoch")
 
@@ -569,10 +560,7 @@ def runs_list(*, runs: RunsFolder = None, verify: bool = False) -> None:
 
 @command(runs_app, name="prune")
 def runs_prune(
-    *,
-    runs: RunsFolder = None,
-    criteria: Annotated[Criteria | None, options_of()] = None,
-    yes: bool = False,
+    *, runs: RunsFolder = None, criteria: Annotated[Criteria | None, options_of()] = None, yes: bool = False
 ) -> None:
     """Delete what fits all criteria given; without --yes, only show it.
 
@@ -581,9 +569,9 @@ def runs_prune(
     """
     root = runs or runs_root()
     pruned = prune(root, criteria or Criteria(), delete=yes)
-    for each in pruned:
-        print(_line(each.stored) + (f" - kept: {each.kept}" if each.kept else ""))
-    gone = [each.stored for each in pruned if not each.kept]
+    for found, kept in pruned:
+        print(_line(found) + (f" - kept: {kept}" if kept else ""))
+    gone = [found for found, kept in pruned if not kept]
     print(f"{_sum(gone)}, in {root} {'deleted' if yes else 'would be deleted: --yes deletes'}")
 
 
@@ -599,9 +587,9 @@ def _sum(found: Sequence[Stored]) -> str:
     return f"{len(found)} {noun}, {_bytes(sum(each.size for each in found))}"
 
 
-def _bytes(count: float) -> str:
-    power = next((power for power in (1, 2, 3) if count < 1000 ** (power + 1)), 4)
-    return f"{count} B" if count < 1000 else f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B"
+def _bytes(count: int) -> str:
+    power = min(len(str(count)) - 1, 14) // 3
+    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count} B"
 
 
 def _augment(text: str | None) -> lab.AugmentConfig | None:
@@ -620,15 +608,12 @@ def _matching(name: str, *settings: lab.Matching | None) -> lab.Matching:
     return given[0] if given else kind()
 
 
-def _require_teachers(teachers: lab.Teachers, **expected: str | None) -> None:
+def _require_teachers(teachers: lab.Teachers, expected: dict[str, str | None]) -> None:
     config = teachers.config
     found = {"data": teachers.data.name, "network": config.network.name, "preprocess": config.preprocess}
     for name, value in expected.items():
-        require(
-            value is None or value == found[name],
-            f"--{name} is {value!r}, but the teachers in {teachers.folder} have {found[name]!r}: "
-            f"train teachers with --{name} {value}, or leave the option out.",
-        )
+        said = f"--{name} is {value!r}, but the teachers in {teachers.folder} have {found[name]!r}"
+        require(value in (None, found[name]), f"{said}: train others, or leave the option out.")
 
 
 def _evaluation_network(path: Path, name: str | None, width: int | None, depth: int | None) -> NetworkConfig:
@@ -668,23 +653,19 @@ def run(words: Sequence[str]) -> int:
     if list(words) in ([], ["data"], ["runs"]):
         app.help_print(list(words))
         return 2
-    kept = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+    options = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
-        return app(join_pairs(words), **kept) or 0
-    except lab.InputError as error:
-        return _end(2, f"error: {error}")
-    except CycloptsError as error:
-        ours = isinstance(error.__cause__, lab.InputError)  # of a check while it read the options
-        return _end(2, f"error: {error.__cause__ if ours else error}")
+        return app(join_pairs(words), **options) or 0
+    except (lab.InputError, CycloptsError) as error:
+        # A check of ours may have been what failed while options were read.
+        ours = isinstance(error.__cause__, lab.InputError) and isinstance(error, CycloptsError)
+        code, said = 2, f"error: {error.__cause__ if ours else error}"
     except KeyboardInterrupt as error:
-        return _end(130, f"stopped: {str(error) or 'run the same again to go on.'}")
+        code, said = 130, f"stopped: {str(error) or 'run the same again to go on.'}"
     except (lab.DivergenceError, OSError) as error:
-        return _end(1, f"stopped: {error}")
+        code, said = 1, f"stopped: {error}"
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = (str(error).splitlines() or ["no memory left"])[0]
-        return _end(1, f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint.")
-
-
-def _end(code: int, sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+        code, said = 1, f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint."
+    print(said, file=sys.stderr)
     return code

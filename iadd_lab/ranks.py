@@ -45,11 +45,8 @@ class SharedRanks(Ranks):
         found: list[Any] = [None] * self.count
         _exchange(lambda: process_group.all_gather_object(found, what))
         other = next((number for number, one in enumerate(found) if one != found[0]), None)
-        require(
-            other is None,
-            f"rank {other} has another configuration, other teachers or another checkpoint than rank 0: "
-            "start all ranks with the same options and the same folders.",
-        )
+        said = f"rank {other} has another configuration, other teachers or another checkpoint than rank 0"
+        require(other is None, f"{said}: start all ranks with the same options and the same folders.")
 
     def own(self, segments: int) -> range:
         """The numbers of the segments that this rank computes, out of so many.
@@ -57,12 +54,9 @@ class SharedRanks(Ranks):
         Raises:
             InputError: the ranks can't share them evenly.
         """
-        require(
-            segments % self.count == 0,
-            f"segments is {segments}, which {self.count} processes can't share evenly: "
-            f"set it to a multiple of {self.count}, or start another number of processes.",
-        )
-        share = segments // self.count
+        share, left = divmod(segments, self.count)
+        said = f"segments is {segments}, which {self.count} processes can't share evenly"
+        require(not left, f"{said}: set it to a multiple of {self.count}, or start as many as can.")
         return range(self.number * share, (self.number + 1) * share)
 
     def gather(self, rows: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:

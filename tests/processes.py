@@ -141,9 +141,6 @@ def says(output: Path, pattern: str) -> Callable[[], bool]:
     return lambda: output.exists() and re.search(pattern, output.read_text()) is not None
 
 
-BAR_MOVES = r" [1-9][0-9]*/"
-
-
 def runs_on(pid: int) -> bool:
     """Whether the process still runs; one that nobody has asked for its exit code yet does not."""
     try:

@@ -12,12 +12,14 @@ import logging
 import os
 import pickle
 import random
+import re
 import socket
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,8 @@ from iadd_lab.store.configs import fingerprint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.replay_buffers import read_replay_buffer
 from iadd_lab.training.teachers import TeacherConfig, open_teachers, train_teachers
-from tests.processes import run
-from tests.samples import load, make_idx, make_small_imagenet, make_tree
+from tests.processes import ended
+from tests.samples import assert_refused, load, make_idx, make_small_imagenet, make_tree
 
 TIMES = 200
 NETWORK = NetworkConfig(width=2, depth=1)
@@ -59,7 +61,7 @@ class Subject:
         read: reads it as the package does; returns a fingerprint of what it holds.
         other: another file of the same kind; None where any file of the kind is as good.
         ours: whether it is an artefact, whose every byte counts.
-        heals: whether it is a cache.
+        heals: whether it is made anew where it is damaged.
     """
 
     path: Path
@@ -72,20 +74,12 @@ class Subject:
 # Ways to harm -------------------------------------------------------------------------------------------
 
 
-def truncated(whole: bytes, chance: random.Random) -> bytes:
-    return whole[: chance.randrange(len(whole))]
-
-
 def flipped(whole: bytes, chance: random.Random) -> bytes:
     """A few bits; half of the times in the first kilobyte, where the headers of large files are."""
     harmed, reach = bytearray(whole), min(len(whole), chance.choice([len(whole), 1024]))
     for place in chance.sample(range(reach), chance.choice([1, 1, 2, 8])):
         harmed[place] ^= 1 << chance.randrange(8)
     return bytes(harmed)
-
-
-def extended(whole: bytes, chance: random.Random) -> bytes:
-    return whole + chance.randbytes(chance.randint(1, 64))
 
 
 def zeroed(whole: bytes, chance: random.Random) -> bytes:
@@ -95,15 +89,15 @@ def zeroed(whole: bytes, chance: random.Random) -> bytes:
     return whole[:start] + bytes(length) + whole[start + length :]
 
 
-def empty(whole: bytes, chance: random.Random) -> bytes:
-    return b""
-
-
-def foreign(whole: bytes, chance: random.Random) -> bytes:
-    return chance.randbytes(chance.randint(1, 2 * len(whole)))
-
-
-HARMS = (truncated, flipped, flipped, extended, zeroed, foreign, empty)
+HARMS = {
+    "truncated": lambda whole, chance: whole[: chance.randrange(len(whole))],
+    "flipped": flipped,
+    "flipped again": flipped,
+    "extended": lambda whole, chance: whole + chance.randbytes(chance.randint(1, 64)),
+    "zeroed": zeroed,
+    "foreign": lambda whole, chance: chance.randbytes(chance.randint(1, 2 * len(whole))),
+    "empty": lambda whole, chance: b"",
+}
 
 
 def forgeries(subject: Subject, folder: Path) -> list[bytes]:
@@ -114,20 +108,16 @@ def forgeries(subject: Subject, folder: Path) -> list[bytes]:
         kind = json.loads(json.loads(file.metadata()["iadd_lab"])["content"])["kind"]
     whole = load_artefact(subject.path, kind=kind)
 
-    def forged(kind: str = kind, tensors: dict = whole.tensors, metadata: dict = whole.metadata) -> bytes:
-        path = save_artefact(folder / "forged", kind=kind, tensors=tensors, metadata=metadata)
-        return path.read_bytes()
+    def forged(**change) -> bytes:
+        parts = {"kind": kind, "tensors": whole.tensors, "metadata": whole.metadata}
+        return save_artefact(folder / "forged", **parts | change).read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "FORMAT_VERSION", store.FORMAT_VERSION + 1)
         newer = forged()
-    return [
-        newer,
-        forged(kind="toy"),
-        forged(metadata={}),
-        forged(tensors={}),
-        forged(tensors={name: torch.zeros(3) for name in whole.tensors}),
-    ]
+    zeros = {name: torch.zeros(3) for name in whole.tensors}
+    changes = ({"kind": "toy"}, {"metadata": {}}, {"tensors": {}}, {"tensors": zeros})
+    return [newer, *(forged(**change) for change in changes)]
 
 
 # What is harmed -----------------------------------------------------------------------------------------
@@ -137,10 +127,9 @@ def forgeries(subject: Subject, folder: Path) -> list[bytes]:
 def runs(tmp_path_factory) -> Path:
     """Teachers, distilled sets, checkpoints and evaluations of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    config = TeacherConfig(network=NETWORK, epochs=1, batch=32)
-    for name, seed in (("teachers", 0), ("others", 1)):
-        train_teachers(small_data(), replace(config, seed=seed), folder / name, count=2, progress=False)
-    for name, seed in (("run", 0), ("other_run", 1)):
+    for seed, (teachers, name) in enumerate((("teachers", "run"), ("others", "other_run"))):
+        config = TeacherConfig(network=NETWORK, epochs=1, batch=32, seed=seed)
+        train_teachers(small_data(), config, folder / teachers, count=2, progress=False)
         distil(folder, folder / name, seed=seed)
         with pytest.raises(InterruptedError):
             distil(folder, folder / f"half_{name}", seed=seed, stop=True)
@@ -182,31 +171,25 @@ def evaluate_in(runs: Path, path: Path, *, seed: int = 0) -> Evaluation:
     return evaluate(made, small_data(), replace(EVALUATE, seed=seed), save_to=path, progress=False)
 
 
-def teachers_file(runs: Path, name: str, other: Path) -> Subject:
+def teachers_file(runs: Path, name: str, other: str) -> Subject:
     def read() -> str:
         teachers = open_teachers(runs / "teachers")
         parts = [tensor_fingerprint({"θ": teachers.trajectory(number)}) for number in range(len(teachers))]
         return fingerprint(teachers.fingerprint, parts)
 
-    return Subject(runs / "teachers" / name, read, other=(runs / other).read_bytes())
+    path, foreign = (runs / f"{part}.safetensors" for part in (f"teachers/{name}", other))
+    return Subject(path, read, other=foreign.read_bytes())
 
 
-def trajectory(runs: Path) -> Subject:
-    return teachers_file(runs, "teacher_000.safetensors", Path("teachers/teacher_001.safetensors"))
-
-
-def trajectory_of_others(runs: Path) -> Subject:
-    return teachers_file(runs, "teacher_000.safetensors", Path("others/teacher_000.safetensors"))
-
-
-def manifest(runs: Path) -> Subject:
-    return teachers_file(runs, "teachers.safetensors", Path("others/teachers.safetensors"))
+trajectory = partial(teachers_file, name="teacher_000", other="teachers/teacher_001")
+trajectory_of_others = partial(teachers_file, name="teacher_000", other="others/teacher_000")
+manifest = partial(teachers_file, name="teachers", other="others/teachers")
 
 
 def told(result) -> str:
     """All that a distillation gives, but for the seconds that it took."""
     tensors = result.history.tensors() | {"W": result.importance}
-    tensors = {name: tensor for name, tensor in tensors.items() if name != "history/seconds"}
+    del tensors["history/seconds"]
     return fingerprint(result.distilled.fingerprint, result.config, tensor_fingerprint(tensors))
 
 
@@ -259,14 +242,10 @@ def decoded_cache(runs: Path) -> Subject:
 
 
 def record(runs: Path) -> Subject:
-    path = runs / "record.json"
-    path.write_text(Record("a" * 16, {"a.png": "b" * 64}, 1.5).text)
-
-    def read() -> str:
-        found = read_record(path)
-        return fingerprint(vars(found) if found else "executed anew")
-
-    return Subject(path, read, ours=False)
+    path, made = runs / "record.json", Record("a" * 16, {"a.png": "b" * 64}, 1.5)
+    path.write_text(made.text)
+    # Without a record, a notebook is executed anew, which makes the same one.
+    return Subject(path, lambda: fingerprint(vars(read_record(path) or made)), ours=False, heals=True)
 
 
 def replay_buffer(runs: Path) -> Subject:
@@ -275,30 +254,31 @@ def replay_buffer(runs: Path) -> Subject:
     torch.save([[[torch.randn(3, 4, generator=draws)] for _ in range(2)] for _ in range(2)], path)
 
     def read() -> str:
-        buffer = read_replay_buffer(path)
-        return tensor_fingerprint({f"{a}/{b}": buffer[a][b][0] for a in range(2) for b in range(2)})
+        tensors = [epoch[0] for teacher in read_replay_buffer(path) for epoch in teacher]
+        return tensor_fingerprint({str(number): tensor for number, tensor in enumerate(tensors)})
 
     return Subject(path, read, ours=False)
 
 
-KINDS = (trajectory, trajectory_of_others, manifest, distilled_set, distill_result, checkpoint, evaluation)
-KINDS += (decoded_cache, record, replay_buffer)
+KINDS = {"trajectory": trajectory, "trajectory_of_others": trajectory_of_others, "manifest": manifest}
+OTHERS = (distilled_set, distill_result, checkpoint, evaluation, decoded_cache, record, replay_buffer)
+KINDS |= {make.__name__: make for make in OTHERS}
 
 
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_two_hundred_corruptions_are_all_noticed(make, runs, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("name", KINDS)
+def test_two_hundred_corruptions_are_all_noticed(name, runs, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("IADD_CACHE", os.environ["IADD_CACHE"])  # whatever a subject does to it
-    subject = make(runs)
+    subject = KINDS[name](runs)
     whole, before = subject.path.read_bytes(), subject.read()
     subject.path.write_bytes(whole)  # a checkpoint goes with the end of its run
     prepared = forgeries(subject, tmp_path) + ([subject.other] if subject.other else [])
-    chance = random.Random(make.__name__)
+    chance = random.Random(name)
     for number in range(TIMES):
         if number < len(prepared):
             what, harmed = f"forgery {number}", prepared[number]
         else:
-            harm = HARMS[number % len(HARMS)]
-            what, harmed = f"{harm.__name__} {number}", harm(whole, chance)
+            harm = [*HARMS][number % len(HARMS)]
+            what, harmed = f"{harm} {number}", HARMS[harm](whole, chance)
         if harmed != whole:
             subject.path.write_bytes(harmed)
             try:
@@ -320,20 +300,15 @@ def check(subject: Subject, before: str, what: str, caplog) -> None:
         assert "\n" not in sentence, what
         assert sentence.endswith("."), (what, sentence)
         return
-    if subject.path.suffix == ".json":
-        assert found == fingerprint("executed anew"), what
-        assert str(subject.path) in caplog.text, what
-        return
     assert found == before, what
     assert subject.heals or not subject.ours, what
     if subject.heals:
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 1, (what, said)
-        assert str(subject.path) in said[0], what
-        assert "\n" not in said[0], what
+        assert len(caplog.messages) == 1, (what, caplog.messages)
+        assert str(subject.path) in caplog.messages[0], what
+        assert "\n" not in caplog.messages[0], what
 
 
-@pytest.mark.parametrize("harm", [truncated, flipped, empty, foreign])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "empty", "foreign"])
 @pytest.mark.parametrize(
     ("command", "victim"),
     [
@@ -353,15 +328,11 @@ def test_the_command_line_names_a_harmed_file_in_one_sentence(command, victim, h
     path = runs / victim
     whole = path.read_bytes()
     places = {name: runs / name for name in ("run", "teachers")}
-    path.write_bytes(harm(whole, random.Random(victim)))
+    path.write_bytes(HARMS[harm](whole, random.Random(victim)))
     try:
-        done = run(f"{command} --device cpu", buffer=path, out=tmp_path / "out", **places)
+        assert str(path) in ended(2, f"{command} --device cpu", buffer=path, out=tmp_path / "out", **places)
     finally:
         path.write_bytes(whole)
-    assert done.code == 2, done
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert str(path) in line
-    assert "Traceback" not in done.stderr
 
 
 # Files from outside --------------------------------------------------------------------------------------
@@ -386,8 +357,7 @@ def test_a_malicious_replay_buffer_does_nothing(tmp_path, place, protocol):
         torch.save(content, path, pickle_protocol=max(protocol, 2))
     else:
         path.write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(InputError, match=r"replay_buffer_0\.pt is refused"):
-        read_replay_buffer(path)
+    assert_refused(r"replay_buffer_0\.pt is refused", read_replay_buffer, path)
     assert not trap.exists()
 
 
@@ -397,8 +367,7 @@ def test_an_old_pickle_of_mnist_is_not_unpickled(tmp_path):
     folder.mkdir()
     for name in ("training.pt", "test.pt"):
         (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(InputError, match=r"MNIST in .* is incomplete or damaged"):
-        load("mnist", tmp_path)
+    assert_refused(r"MNIST in .* is incomplete or damaged", load, "mnist", tmp_path)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -422,11 +391,9 @@ def test_loading_needs_no_network(tmp_path, offline):
     load("digits")
     load("image_folder", make_tree(tmp_path / "mine"))
     for name in ("cifar10", "cifar100", "fashion_mnist", "tiny_imagenet", "covid19"):
-        with pytest.raises(InputError, match="which is not there"):
-            load(name, tmp_path)
+        assert_refused("which is not there", load, name, tmp_path)
     assert offline == []
-    with pytest.raises(InputError, match="could not be fetched"):
-        fetch_data("fashion_mnist", root=tmp_path)
+    assert_refused("could not be fetched", fetch_data, "fashion_mnist", root=tmp_path)
     assert offline != []  # the one function that may
 
 
@@ -439,8 +406,7 @@ def test_an_archive_that_is_not_the_official_one_is_not_unpacked(tmp_path, offli
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
-    with pytest.raises(InputError, match="CIFAR-10 could not be fetched"):
-        fetch_data("cifar10", root=root)
+    assert_refused("CIFAR-10 could not be fetched", fetch_data, "cifar10", root=root)
     assert [path.name for path in tmp_path.rglob("*")] == ["data", torchvision.datasets.CIFAR10.filename]
 
 
@@ -450,36 +416,32 @@ BAD_NAMES = ["../n01", "..", "/etc", "a/../../n01", "..\\n01", "C:n01", "n\x0001
 def test_names_in_lists_cannot_lead_out_of_their_folder(tmp_path):
     folder = make_small_imagenet(tmp_path)
     assert len(load("tiny_imagenet", tmp_path).test) == 2
-    notes = folder / "val" / "val_annotations.txt"
+    notes, names = folder / "val" / "val_annotations.txt", folder / "wnids.txt"
     kept = notes.read_text()
     notes.write_text(f"{kept}000.png\tn02\n")
-    with pytest.raises(InputError, match=r"line 3 of .*annotations\.txt names 000\.png a second time"):
-        load("tiny_imagenet", tmp_path)
+    twice = r"line 3 of .*annotations\.txt names 000\.png a second time"
+    assert_refused(twice, load, "tiny_imagenet", tmp_path)
     for name in BAD_NAMES:
         notes.write_text(f"{kept}{name}\tn01\t0\n")
-        with pytest.raises(InputError, match=r"val_annotations\.txt names .* must be a plain name"):
-            load("tiny_imagenet", tmp_path)
+        assert_refused(r"val_annotations\.txt names .* must be a plain name", load, "tiny_imagenet", tmp_path)
         notes.write_text(kept)
-        (folder / "wnids.txt").write_text(f"n01\n{name}\n")
-        with pytest.raises(InputError, match=r"wnids\.txt names .* must be a plain name"):
-            load("tiny_imagenet", tmp_path)
-        (folder / "wnids.txt").write_text("n01\nn02\n")
+        names.write_text(f"n01\n{name}\n")
+        assert_refused(r"wnids\.txt names .* must be a plain name", load, "tiny_imagenet", tmp_path)
+        names.write_text("n01\nn02\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
 def test_what_is_no_regular_file_is_not_opened(tmp_path):
     root = make_tree(tmp_path / "mine")
-    os.mkfifo(root / "cat" / "pipe.png")
-    with pytest.raises(InputError, match=r"pipe\.png is no regular file"):
-        load("image_folder", root)
-    (root / "cat" / "pipe.png").unlink()
-    (root / "cat" / "loop.png").symlink_to("loop.png")
-    with pytest.raises(InputError, match=r"loop\.png"):
-        load("image_folder", root)
-    (root / "cat" / "loop.png").unlink()
+    odd = root / "cat" / "odd.png"
+    os.mkfifo(odd)
+    assert_refused(r"odd\.png is no regular file", load, "image_folder", root)
+    odd.unlink()
+    odd.symlink_to(odd.name)
+    assert_refused(r"odd\.png", load, "image_folder", root)
+    odd.unlink()
     make_tree(root, ("fox\nerror",), count=2)
-    with pytest.raises(InputError, match=r"class folder 'fox\\nerror', which is no plain text"):
-        load("image_folder", root)
+    assert_refused(r"class folder 'fox\\nerror', which is no plain text", load, "image_folder", root)
 
 
 # Bad images ----------------------------------------------------------------------------------------------
@@ -497,6 +459,9 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+BAD = ("bomb.png", "cut.png", "text.jpg")
+
+
 def bad_tree(folder: Path) -> Path:
     """Two classes of six images, and three files that are none: too large, cut short, and text."""
     root = make_tree(folder, shape=(32, 32, 3))
@@ -506,40 +471,36 @@ def bad_tree(folder: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kept", ["bomb.png", "cut.png", "text.jpg"])
+@pytest.mark.parametrize("kept", BAD)
 def test_bad_images_are_refused_by_name(tmp_path, kept):
     root = bad_tree(tmp_path / "mine")
-    for path in root.rglob("*.*"):
-        if path.name in ("bomb.png", "cut.png", "text.jpg") and path.name != kept:
-            path.unlink()
-    with pytest.raises(InputError, match=kept):
-        load("image_folder", root)
+    for name in set(BAD) - {kept}:
+        next(root.rglob(name)).unlink()
+    assert_refused(kept, load, "image_folder", root)
     next(root.rglob(kept)).write_bytes(bomb(8193))  # by its header alone
     told = rf"{kept} has 8193×8193 pixels, but at most \d+ are decoded"
-    with pytest.raises(InputError, match=told):
-        load("image_folder", root)
+    assert_refused(told, load, "image_folder", root)
 
 
 def test_bad_images_are_skipped_if_asked_for_and_said_once(tmp_path, caplog):
     plain = load("image_folder", make_tree(tmp_path / "plain", shape=(32, 32, 3)), channels=3)
     root = bad_tree(tmp_path / "mine")
+    told = (
+        r"3 of 15 images can't be decoded \(.*cat/bomb\.png.*cat/cut\.png.*dog/text\.jpg.*\) and were skipped"
+    )
     for _ in range(2):  # decoded, then from the cache
         caplog.clear()
         data = load("image_folder", root, channels=3, bad_images="skip")
         assert data.fingerprint == plain.fingerprint
-        assert data.remark.startswith("3 of 15 images can't be decoded (")
-        assert data.remark.endswith(") and were skipped")
-        for name in ("cat/bomb.png", "cat/cut.png", "dog/text.jpg"):
-            assert name in data.remark
+        assert re.fullmatch(told, data.remark)
         (said,) = (record for record in caplog.records if record.levelno == logging.WARNING)
         assert data.remark in said.getMessage()
-    with pytest.raises(InputError, match=r"can't be decoded"):  # the cache does not soften it
-        load("image_folder", root, channels=3)
+    # The cache does not soften it.
+    assert_refused("can't be decoded", load, "image_folder", root, channels=3)
     for number in range(12):
         (root / "dog" / f"bad_{number:02}.png").write_bytes(b"x")
     remark = load("image_folder", root, channels=3, bad_images="skip").remark
-    assert remark.startswith("15 of 27 images")
-    assert "dog/bad_07.png and 5 more)" in remark
+    assert re.match(r"15 of 27 images .*dog/bad_07\.png and 5 more\)", remark)
 
 
 def test_a_class_that_would_become_empty_is_refused(tmp_path):
@@ -547,10 +508,8 @@ def test_a_class_that_would_become_empty_is_refused(tmp_path):
         make_tree(tmp_path / "mine" / part, count=2)
     for path in (tmp_path / "mine" / "test" / "dog").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(
-        InputError, match=r"has no good image left of class 'dog': 2 of 8 images .*dog/000\.png"
-    ):
-        load("image_folder", tmp_path / "mine", bad_images="skip")
+    told = r"has no good image left of class 'dog': 2 of 8 images .*dog/000\.png"
+    assert_refused(told, load, "image_folder", tmp_path / "mine", bad_images="skip")
 
 
 def test_a_machine_in_trouble_is_no_reason_to_skip(tmp_path, monkeypatch):
@@ -560,8 +519,7 @@ def test_a_machine_in_trouble_is_no_reason_to_skip(tmp_path, monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("PIL.Image.open", fail)
-    with pytest.raises(InputError, match="Too many open files"):
-        load("image_folder", root, channels=3, bad_images="skip")
+    assert_refused("Too many open files", load, "image_folder", root, channels=3, bad_images="skip")
 
 
 def test_the_policy_is_stored_only_where_it_was_set_and_does_not_touch_arrays():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import queue
 import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,23 +20,20 @@ import torch.distributed
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Pruned, Uniform
-from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import ALONE, Ranks
 from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.ranks import LostRankError, SharedRanks, joined, local_device
 from iadd_lab.training.teachers import Teachers, train_teachers
-from tests.samples import load
+from tests.processes import FORKS, PATIENCE, says, wait_until
+from tests.samples import assert_refused, load
 from tests.test_distill import CONFIG, STEEP
 
-PATIENCE = 600  # seconds after which something hangs
 BASE = replace(CONFIG, segments=2)
 CONFIGS = {
     "learned": BASE,
     "four segments": replace(BASE, segments=4, iterations=3),
     "pruned": replace(BASE, matching=Pruned(fraction=0.3), gradient="full"),
-    "uniform adam": replace(
-        BASE, matching=Uniform(), image_optimizer="adam", image_rate=0.1, gradient="frozen"
-    ),
+    "uniform": replace(BASE, matching=Uniform(), image_optimizer="adam", image_rate=0.1, gradient="frozen"),
     "back-off": replace(STEEP, segments=2),
 }
 
@@ -56,38 +52,26 @@ def work(number: int, store: Path, results, data, teachers: Teachers, tasks: dic
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that need not import anything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
-    return context
-
-
 @pytest.fixture
-def together(forks, toy_data, toy_teachers, tmp_path):
+def together(toy_data, toy_teachers, tmp_path):
     """Run tasks on two ranks; what each returned, as {name: [of rank 0, of rank 1]}."""
 
     def run(tasks: dict) -> dict[str, list]:
-        results = forks.Queue()
-        shared = (
-            tmp_path / f"store{len(list(tmp_path.glob('store*')))}",
-            results,
-            toy_data,
-            toy_teachers,
-            tasks,
-        )
-        ranks = [forks.Process(target=work, args=(number, *shared), daemon=True) for number in range(2)]
+        results, store = FORKS.Queue(), tmp_path / f"store{len(list(tmp_path.glob('store*')))}"
+        shared = (store, results, toy_data, toy_teachers, tasks)
+        ranks = [FORKS.Process(target=work, args=(number, *shared), daemon=True) for number in range(2)]
         for rank in ranks:
             rank.start()
-        found, ending = {name: [None, None] for name in tasks}, time.monotonic() + PATIENCE
-        while any(rank.is_alive() for rank in ranks) or not results.empty():
-            assert time.monotonic() < ending, "the ranks hang"
-            try:
+        found = {name: [None, None] for name in tasks}
+
+        def all_ended() -> bool:
+            with contextlib.suppress(queue.Empty):
                 number, name, value = results.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            found[name][number] = value
+                found[name][number] = value
+                return False
+            return not any(rank.is_alive() for rank in ranks) and results.empty()
+
+        wait_until(all_ended)
         return found
 
     return run
@@ -95,22 +79,19 @@ def together(forks, toy_data, toy_teachers, tmp_path):
 
 def made(ranks, data, teachers, config: DistillConfig, folder: Path | None = None) -> tuple:
     """All that a distillation gives, but for its clock, as bytes."""
-    return content(distill(data, teachers, config, folder=folder, progress=False, ranks=ranks))
-
-
-def content(result: DistillResult) -> tuple:
+    result = distill(data, teachers, config, folder=folder, progress=False, ranks=ranks)
     history = {name: tensor for name, tensor in result.history.tensors().items() if "seconds" not in name}
     tensors = history | {"images": result.images, "importance": result.importance, "raw": result.raw}
     return result.alpha, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def differing(ranks, data, teachers) -> None:
-    distill(data, teachers, replace(BASE, seed=ranks.number), progress=False, ranks=ranks)
+    made(ranks, data, teachers, replace(BASE, seed=ranks.number))
 
 
 def elsewhere(ranks, data, teachers, folder: Path) -> None:
     """Only rank 0 finds the checkpoint in its folder."""
-    distill(data, teachers, BASE, folder=folder if ranks.first else None, progress=False, ranks=ranks)
+    made(ranks, data, teachers, BASE, folder if ranks.first else None)
 
 
 def hit(ranks, data, teachers, folder: Path, hit_rank: int, number: int) -> tuple:
@@ -148,9 +129,7 @@ def test_two_ranks_make_bit_for_bit_what_one_process_does(together, alone, tmp_p
         assert (kind, "lower alpha_rate" in said) == ("DivergenceError", True)
 
 
-LOST = (
-    r"another rank of this run has ended.* The state after {} iterations is kept in .*\. Run the same again.*"
-)
+LOST = r"another rank of this run has ended.* The state after {} iterations is kept in .*\. Run the same.*"
 STOPPED = "the state after iteration 3 is kept in .*; run the same again to go on."
 
 
@@ -185,9 +164,9 @@ def test_torchrun_shares_a_run_of_the_command_line(toy_config, tmp_path):
     data = load("digits")
     teachers = train_teachers(data, toy_config, tmp_path / "teachers", count=2, progress=False)
     config = replace(BASE, iterations=20_000, alpha_rate=0.0, augment=None)
-    fields = ("iterations", "segments", "ipc", "student_steps", "teacher_epochs", "max_start_epoch", "batch")
-    fields += ("image_rate", "alpha", "alpha_rate", "snapshots")
-    words = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in fields]
+    fields = "iterations segments ipc student-steps teacher-epochs max-start-epoch batch image-rate alpha "
+    fields += "alpha-rate snapshots"
+    words = [f"--{name}={getattr(config, name.replace('-', '_'))}" for name in fields.split()]
     words += [f"--weight-rate={config.matching.rate}", f"--teachers={teachers.folder}", "--device=cpu"]
     errors = tmp_path / "errors.txt"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -199,7 +178,7 @@ def test_torchrun_shares_a_run_of_the_command_line(toy_config, tmp_path):
             # As many threads as here: one for each rank.
             preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]),
         )
-    wait_until(lambda: re.search(r"\| [1-9][0-9]*/20000", errors.read_text()))  # its bar moves
+    wait_until(says(errors, r"\| [1-9][0-9]*/20000"))
     (second,) = (p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1")
     second.kill()
     assert process.wait(PATIENCE) != 0
@@ -217,17 +196,10 @@ def test_torchrun_shares_a_run_of_the_command_line(toy_config, tmp_path):
     assert 1 < seen[0] <= config.iterations
 
 
-def wait_until(condition) -> None:
-    ending = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ending, "it did not happen"
-        time.sleep(0.05)
-
-
 def test_segments_that_can_not_be_shared_are_named(toy_data, toy_teachers):
     sentence = "segments is 3, which 2 processes can't share evenly: set it to a multiple of 2, or start"
-    with pytest.raises(InputError, match=sentence):
-        distill(toy_data, toy_teachers, replace(CONFIG, segments=3), ranks=SharedRanks(number=1, count=2))
+    two, config = SharedRanks(number=1, count=2), replace(CONFIG, segments=3)
+    assert_refused(sentence, distill, toy_data, toy_teachers, config, ranks=two)
     assert [list(SharedRanks(number=n, count=2).own(6)) for n in range(2)] == [[0, 1, 2], [3, 4, 5]]
 
 

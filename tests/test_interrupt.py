@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import signal
@@ -68,26 +69,23 @@ def test_a_stopped_command_says_how_to_go_on_and_does(made, tmp_path, name, numb
 
 def test_interrupted_while_it_imports_it_ends_as_well(tmp_path):
     process = start(["data", "list"], tmp_path / "output.txt")
-    wait_until(lambda: imports(process.pid) or process.poll() is not None)
+
+    def imports_torch() -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any("libtorch" in loaded.path for loaded in psutil.Process(process.pid).memory_maps())
+        return False
+
+    wait_until(lambda: imports_torch() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     assert exit_code(process) in (130, 0)  # 0 where it had ended before
     assert "Traceback" not in (tmp_path / "output.txt").read_text()
-
-
-def imports(pid: int) -> bool:
-    """Whether it is in the middle of importing PyTorch."""
-    try:
-        return any("libtorch" in loaded.path for loaded in psutil.Process(pid).memory_maps())
-    except psutil.Error:
-        return False
 
 
 PREPARE = """
 import pathlib
 import time
 import torch
-from iadd_lab import DistillConfig, TeacherConfig, distill, load_data, train_teachers
-from iadd_lab.training.networks import NetworkConfig
+from iadd_lab import DistillConfig, NetworkConfig, TeacherConfig, distill, load_data, train_teachers
 torch.set_num_threads(1)
 data = load_data("digits")
 config = TeacherConfig(NetworkConfig(width=4, depth=2), epochs=3)
@@ -107,15 +105,6 @@ result = distill(data, teachers, config, folder="run", progress=False, on_iterat
 UNDISTURBED = "expected = distill(data, teachers, config, progress=False)"
 
 
-@pytest.fixture
-def kernel(tmp_path):
-    """The manager and the client of a new kernel in a folder of its own."""
-    manager, client = start_new_kernel(startup_timeout=PATIENCE, cwd=str(tmp_path), kernel_name="python3")
-    yield manager, client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
-
-
 def reply(client, request: str) -> dict:
     """What the kernel says at the end of a cell."""
     while True:
@@ -130,16 +119,17 @@ def value(client, expression: str):
     return ast.literal_eval(found["user_expressions"]["asked"]["data"]["text/plain"])
 
 
-def test_a_kernel_that_is_interrupted_lives_and_goes_on(kernel, tmp_path):
-    manager, client = kernel
-    prepared = reply(client, client.execute(PREPARE))
-    assert prepared["status"] == "ok", prepared
+def test_a_kernel_that_is_interrupted_lives_and_goes_on(request, tmp_path):
+    manager, client = start_new_kernel(startup_timeout=PATIENCE, cwd=str(tmp_path), kernel_name="python3")
+    request.addfinalizer(lambda: manager.shutdown_kernel(now=True))
+    request.addfinalizer(client.stop_channels)
+    assert reply(client, client.execute(PREPARE))["status"] == "ok"
     # Kernels drop what was sent right after an error, as if it had been waiting behind it.
-    request = client.execute(RUN, stop_on_error=False)
+    running = client.execute(RUN, stop_on_error=False)
     wait_until((tmp_path / "begun").exists)
     manager.interrupt_kernel()
     (tmp_path / "go").touch()
-    stopped = reply(client, request)
+    stopped = reply(client, running)
     assert stopped["ename"] == "KeyboardInterrupt"
     assert "run the same again to go on" in stopped["evalue"]
     seen = value(client, "seen")

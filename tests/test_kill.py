@@ -16,7 +16,14 @@ from pathlib import Path
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import iadd_lab
-from iadd_lab import DistillConfig, EvaluateConfig, GradientMatchingConfig, NetworkConfig, TeacherConfig
+from iadd_lab import (
+    DistillConfig,
+    EvaluateConfig,
+    GradientMatchingConfig,
+    ImageData,
+    NetworkConfig,
+    TeacherConfig,
+)
 from tests.conftest import AUGMENT
 from tests.notebook_files import write_notebook
 from tests.processes import (
@@ -35,43 +42,36 @@ from tests.samples import load
 
 NETWORK = NetworkConfig(width=4, depth=2)
 TEACHER = TeacherConfig(network=NETWORK, epochs=10, momentum=0.9, weight_decay=1e-4)
-DISTILL = DistillConfig(
-    iterations=20,
-    student_steps=3,
-    teacher_epochs=1,
-    max_start_epoch=4,
-    segments=2,
-    batch=4,
-    image_rate=10.0,
-    alpha=0.02,
-    alpha_rate=1e-6,
-    augment=AUGMENT,
-    snapshots=7,
-)
+STUDENT = {"student_steps": 3, "teacher_epochs": 1, "max_start_epoch": 4, "segments": 2, "batch": 4}
+RATES = {"image_rate": 10.0, "alpha": 0.02, "alpha_rate": 1e-6}
+DISTILL = DistillConfig(iterations=20, snapshots=7, augment=AUGMENT, **STUDENT, **RATES)
 MATCH = GradientMatchingConfig(iterations=10, real_batch=16, augment=AUGMENT)
 EVALUATE = EvaluateConfig(network=NETWORK, networks=3, epochs=10, batch=4, augment=AUGMENT)
 SHORT = replace(DISTILL, ipc=2, iterations=2)
+OFTEN = {"progress": False, "checkpoint_seconds": 0.0}
 # Optimiser steps between two checkpoints: 1213 images in batches of 256; images and α; images; 10 images in
 # batches of 4. A kill may cost no more.
 BETWEEN = {"teach": 5, "distill": 2, "match": 1, "evaluate": 3}
 
 
 def work(folder: Path, moment: tuple[int, float] | None) -> None:
-    """Teach, distil, match gradients and evaluate in `folder`, saved as often as can be.
+    """All stages in `folder`.
 
     `moment` is when this process is killed: so many seconds after that optimiser step, or 0, of any stage.
     """
-    stage, data = _count_steps(folder / "steps.txt", moment), load("digits")
-    often = {"progress": False, "checkpoint_seconds": 0.0}
-    teachers = iadd_lab.train_teachers(data, TEACHER, folder / "teachers", count=2, **often)
+    all_stages(folder, load("digits"), DISTILL, _count_steps(folder / "steps.txt", moment), teachers=2)
+
+
+def all_stages(folder: Path, data: ImageData, config: DistillConfig, stage: list[str], teachers: int) -> None:
+    """Teach, distil, match gradients and evaluate, saved as often as can be; `stage` gets what is done."""
+    taught = iadd_lab.train_teachers(data, TEACHER, folder / "teachers", count=teachers, **OFTEN)
     stage.append("distill")
-    result = iadd_lab.distill(data, teachers, DISTILL, folder=folder / "run", **often)
+    result = iadd_lab.distill(data, taught, config, folder=folder / "run", **OFTEN)
     stage.append("match")
-    preprocess = teachers.preprocess
-    iadd_lab.match_gradients(data, preprocess, NETWORK, MATCH, folder=folder / "match", **often)
+    iadd_lab.match_gradients(data, taught.preprocess, NETWORK, MATCH, folder=folder / "match", **OFTEN)
     stage.append("evaluate")
     path = folder / "evaluation.safetensors"
-    iadd_lab.evaluate(result.distilled, data, EVALUATE, save_to=path, **often)
+    iadd_lab.evaluate(result.distilled, data, EVALUATE, save_to=path, **OFTEN)
 
 
 def _count_steps(path: Path, moment: tuple[int, float] | None) -> list[str]:
@@ -138,23 +138,14 @@ def _moment(chance: random.Random, needed: Counter) -> tuple[int, float]:
 
 def test_killed_between_result_and_checkpoint_nothing_spare_stays(toy_data, tmp_path, monkeypatch):
     """The result is stored first, so that nothing is lost; what runs again tidies up."""
-    often = {"progress": False, "checkpoint_seconds": 0.0}
-
-    def all_of_them():
-        teachers = iadd_lab.train_teachers(toy_data, TEACHER, tmp_path / "teachers", count=1, **often)
-        made = iadd_lab.distill(toy_data, teachers, SHORT, folder=tmp_path / "run", **often).distilled
-        iadd_lab.evaluate(made, toy_data, EVALUATE, save_to=tmp_path / "evaluation.safetensors", **often)
-        preprocess = teachers.preprocess
-        iadd_lab.match_gradients(toy_data, preprocess, NETWORK, MATCH, folder=tmp_path / "match", **often)
-
     with monkeypatch.context() as patched:
         patched.setattr("iadd_lab.store.resumable.Checkpoint.remove", lambda checkpoint: None)
-        all_of_them()
+        all_stages(tmp_path, toy_data, SHORT, [], teachers=1)
     before = content(tmp_path)
     for lock in (".evaluation.0.checkpoint.lock", "teachers/.teacher_000.lock"):  # as a kill leaves them
         (tmp_path / lock).touch()
     assert len(spare(tmp_path)) == 6
-    all_of_them()
+    all_stages(tmp_path, toy_data, SHORT, [], teachers=1)
     assert not spare(tmp_path)
     assert content(tmp_path) == {name: held for name, held in before.items() if "checkpoint" not in name}
 

@@ -61,12 +61,8 @@ def both(work: Callable, folder: Path, place: Path) -> tuple[list[str], dict[str
     """Two processes do the same at once: what each printed, and how often each artefact was written."""
     outputs = [place / "one.txt", place / "other.txt"]
     started = [fork(noted, work, folder, place, output=output) for output in outputs]
-    printed = [
-        output.read_text()
-        for process, output in zip(started, outputs, strict=True)
-        if exit_code(process) == 0
-    ]
-    assert len(printed) == 2, [output.read_text() for output in outputs]
+    codes, printed = [exit_code(process) for process in started], [output.read_text() for output in outputs]
+    assert codes == [0, 0], printed
     assert "Traceback" not in "".join(printed)
     assert WAITING in "".join(printed)
     names = Counter((place / "log").read_text().split())

@@ -57,9 +57,8 @@ def check_folder(path: Path) -> Path:
         InputError: it is a file, or nothing can be written there.
     """
     path = Path(path)
-    require(
-        path.is_dir() or not path.exists(), f"{path} is a file, but a folder is needed: choose another name."
-    )
+    sentence = f"{path} is a file, but a folder is needed: choose another name."
+    require(path.is_dir() or not path.exists(), sentence)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -100,8 +99,8 @@ def writing(path: Path):
         # safetensors has a full disk, among others, as an error of its own, with the number in its text.
         found = re.search(r"\(os error (\d+)\)", str(error))
         number = int(found[1]) if found else getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make room on its disk" if full else "see to it that it can be written"
+        is_full = number in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make room on its disk" if is_full else "see to it that it can be written"
         reason = os.strerror(number) if number else str(error)
         told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
         told.errno = number
@@ -137,11 +136,9 @@ def save_artefact(
 
 def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
-    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
-    return {
-        name: tensor.clone() if owners[tensor.untyped_storage().data_ptr()] > 1 else tensor
-        for name, tensor in tensors.items()
-    }
+    places = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
+    shared = {place for place, owners in Counter(places.values()).items() if owners > 1}
+    return {name: t.clone() if places[name] in shared else t for name, t in tensors.items()}
 
 
 def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
@@ -175,10 +172,8 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
     with open_artefact(path) as file:
         header = _header(path, file, kind)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    require(
-        _checksum(tensors, header["content"]) == header["sha256"],
-        f"{path} is damaged (its checksum does not fit its content): delete it and make it again.",
-    )
+    sentence = f"{path} is damaged (its checksum does not fit its content): delete it and make it again."
+    require(_checksum(tensors, header["content"]) == header["sha256"], sentence)
     return Artefact(path=path, kind=kind, tensors=tensors, metadata=json.loads(header["content"])["metadata"])
 
 
@@ -191,9 +186,8 @@ def open_artefact(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}): delete it and make it again."
-        ) from error
+        told = f"{path} is not a whole safetensors file ({error}): delete it and make it again."
+        raise InputError(told) from error
 
 
 @contextmanager
@@ -216,21 +210,16 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
-        content = json.loads(header["content"])
-        found_format = content["format"]
-        text_digest = _checksum({}, header["content"])
+        content, text_digest = json.loads(header["content"]), _checksum({}, header["content"])
+        found = content["format"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(foreign) from error
-    if found_format != FORMAT_VERSION:
-        versions = f"format version {found_format}, but this iadd-lab reads version {FORMAT_VERSION}"
+    if found != FORMAT_VERSION:
+        versions = f"format version {found}, but this iadd-lab reads version {FORMAT_VERSION}"
         raise OtherVersionError(f"{path} has {versions}: make it again.")
     require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
-    require(
-        header["text_digest"] == text_digest,
-        f"{path} is damaged (its header does not fit its checksum): delete it and make it again.",
-    )
-    require(
-        content["kind"] == kind,
-        f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file.",
-    )
+    damaged = f"{path} is damaged (its header does not fit its checksum): delete it and make it again."
+    require(header["text_digest"] == text_digest, damaged)
+    other = f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file."
+    require(content["kind"] == kind, other)
     return header

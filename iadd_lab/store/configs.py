@@ -74,9 +74,8 @@ def _restore_dataclass(expected: Any, description: Any) -> Any:
     named = description.get("kind") if isinstance(description, Mapping) else None
     found = next((kind for kind in (expected, *expected.__subclasses__()) if kind.__name__ == named), None)
     if found is None:
-        raise InputError(
-            f"a stored {expected.__name__} was expected, but {str(description)[:80]!r} was found."
-        )
+        said = str(description)[:80]
+        raise InputError(f"a stored {expected.__name__} was expected, but {said!r} was found.")
     hints = typing.get_type_hints(found)
     values = {name: value for name, value in description.items() if name != "kind"}
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(found)})

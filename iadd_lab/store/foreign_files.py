@@ -30,10 +30,8 @@ def load_safely(path: Path, *, expected: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # a loader that meets a foreign file may raise almost anything
-        raise InputError(
-            f"{path} is refused: it is damaged, or a pickle that holds more than tensors, "
-            "which could run code: get it again from a source that you trust."
-        ) from error
+        why = "it is damaged, or a pickle that holds more than tensors, which could run code"
+        raise InputError(f"{path} is refused: {why}: get it again from a source that you trust.") from error
 
 
 def _check_sums(path: Path) -> None:
@@ -41,6 +39,5 @@ def _check_sums(path: Path) -> None:
     if zipfile.is_zipfile(path):  # its format since 1.6; the one before has none
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        require(
-            damaged is None, f"{path} is refused: {damaged} in it does not fit its checksum; get it again."
-        )
+        sentence = f"{path} is refused: {damaged} in it does not fit its checksum; get it again."
+        require(damaged is None, sentence)

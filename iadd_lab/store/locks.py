@@ -121,12 +121,14 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
         except OSError as error:
             if error.errno in _WITHOUT_LOCKS:
                 place = f"{lock.parent} can't be locked ({error.strerror})"
-                _say(f"{place}: let no other process compute {what} meanwhile")
+                said = f"{place}: let no other process compute {what} meanwhile"
+                tqdm.write(said, file=sys.stderr)
             elif error.errno not in _NOTHING_WRITTEN:
                 raise
             return
         if attempt == 0:
-            _say(f"waiting for another process that computes {what}")
+            # Below a progress bar, not into it.
+            tqdm.write(f"waiting for another process that computes {what}", file=sys.stderr)
         time.sleep(0.1)
 
 
@@ -135,7 +137,3 @@ def _release(holder: FileLock, lock: Path) -> None:
         with suppress(OSError):  # Windows keeps what is open; filelock removes it there
             lock.unlink()
     holder.release()
-
-
-def _say(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)  # below a progress bar, not into it

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from iadd_lab.device import Execution
-from iadd_lab.errors import DivergenceError, check_number, require
+from iadd_lab.errors import DivergenceError, require
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 
 KIND = "checkpoint"
@@ -109,8 +109,7 @@ def complete(
     """
     seconds = how.checkpoint_seconds
     with Checkpoint(path, run=identity, unit=run.unit, seconds=seconds, writes=writes) as checkpoint:
-        stored = checkpoint.load()
-        if stored is not None:
+        if (stored := checkpoint.load()) is not None:
             with unpacking(stored.path):
                 run.load(stored)
         shown = {"total": run.total, "initial": run.done, "unit": run.unit, "desc": title}
@@ -142,7 +141,7 @@ def _advance(run: Resumable, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _kept(run: Resumable, checkpoint: Checkpoint) -> str:
     """Save the state, where this process may, and say so in a sentence."""
-    if checkpoint.path is None or not checkpoint.writes:
+    if not checkpoint.writes:
         return ""
     checkpoint.save(run.state)
     return f" The state after {run.done} {run.unit}s is kept in {checkpoint.path}."
@@ -158,15 +157,11 @@ class Checkpoint:
         seconds: at most so many seconds of work are lost to a kill, or sixty times what saving takes; 0 saves
             after every unit, whatever it costs.
         writes: False only reads it.
-
-    Raises:
-        InputError: `seconds` is not a number of at least 0.
     """
 
     def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float, writes: bool = True):
-        check_number("checkpoint_seconds", seconds)
-        self.path = Path(path) if path is not None else None
-        self.run, self.unit, self.seconds, self.writes = run, unit, seconds, writes
+        self.path, self.writes = path and Path(path), writes and path is not None
+        self.run, self.unit, self.seconds = run, unit, seconds
         self.saved, self.cost = time.monotonic(), 0.0
         self._asked: int | None = None  # the signal that asked the run to stop
         self._before: dict[int, Any] = {}  # the handlers that were there
@@ -183,9 +178,7 @@ class Checkpoint:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._put_back()
         if kind is None and self._asked is not None:  # asked in the very last moment: all is done and kept
-            self._raise(
-                f"it had just ended, and its result is beside {self.path}; run the same again to go on."
-            )
+            self._raise(f"it had just ended, and its result is beside {self.path}")
 
     def load(self) -> Artefact | None:
         """What was saved last, or None where nothing was.
@@ -193,19 +186,15 @@ class Checkpoint:
         Raises:
             InputError: it is damaged, or of another run.
         """
-        if self.path is None:
-            return None
         if self.writes:
             # Each kill in the middle of a save leaves a file; the run's lock is held: it is nobody else's.
             for left in self.path.parent.glob(f".{self.path.name}.*"):
                 left.unlink(missing_ok=True)
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return None
         artefact = load_artefact(self.path, kind=KIND)
-        require(
-            artefact.metadata.get("run") == self.run,
-            f"{self.path} is of a run with another configuration: choose another folder, or delete it.",
-        )
+        sentence = f"{self.path} is of a run with another configuration: choose another folder, or delete it."
+        require(artefact.metadata.get("run") == self.run, sentence)
         return artefact
 
     def keep(self, count: int, state: Callable[[], State]) -> None:
@@ -217,18 +206,14 @@ class Checkpoint:
         """
         asked = self._asked
         wait = max(self.seconds, _SPARING * self.cost) if self.seconds else 0.0
-        if self.path is not None and (asked or time.monotonic() - self.saved >= wait):
+        if self.writes and (asked or time.monotonic() - self.saved >= wait):
             self.save(state)
             asked = self._asked  # it may have come meanwhile
         if asked:
-            self._raise(
-                f"the state after {self.unit} {count} is kept in {self.path}; run the same again to go on."
-            )
+            self._raise(f"the state after {self.unit} {count} is kept in {self.path}")
 
     def save(self, state: Callable[[], State]) -> None:
         """Write the state, atomically."""
-        if not self.writes:
-            return
         started = time.monotonic()
         tensors, metadata = state()
         save_artefact(self.path, kind=KIND, tensors=tensors, metadata={"run": self.run, **metadata})
@@ -255,7 +240,8 @@ class Checkpoint:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
-    def _raise(self, message: str) -> None:
+    def _raise(self, state: str) -> None:
+        message = f"{state}; run the same again to go on."
         if self._asked == signal.SIGTERM:
             if self.writes:
                 tqdm.write(f"stopped: {message}", file=sys.stderr)

@@ -10,9 +10,8 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,85 +78,73 @@ class Criteria:
         if self.older_than is not None:
             check_number("older_than", self.older_than)
         require(
-            self.unfinished or self.damaged or self.older_than is not None or self.name is not None,
+            astuple(self) != (False, False, None, None),
             "nothing says what to delete: give --unfinished, --damaged, --older-than DAYS or --name PATTERN.",
         )
 
     def fit(self, found: Stored, now: float) -> bool:
         """Whether `found` is to be deleted at the time `now`."""
+        asked = [state for state in ("unfinished", "damaged") if getattr(self, state)]
         return (
-            found.state != "foreign"
-            and (not self.unfinished or found.state == "unfinished")
-            and (not self.damaged or found.state == "damaged")
+            all(found.state == state for state in asked)
+            and found.state != "foreign"
             and (self.older_than is None or now - found.changed > self.older_than * 86400)
             and (self.name is None or fnmatch.fnmatchcase(found.name, self.name))
         )
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What became of one thing that was to be deleted: `kept` says why it was not, or is empty."""
-
-    stored: Stored
-    kept: str = ""
-
-
-def stored(root: Path | str, *, verify: bool = False) -> list[Stored]:
-    """What lies in the folder of runs `root`; all evaluations of a folder are one entry.
+def stored(root: Path | str, *, verify: bool = False, together: bool = True) -> list[Stored]:
+    """What lies in the folder of runs `root`.
 
     Args:
         root: the folder of runs.
         verify: read every file in full and compare checksums; otherwise only what runs say of themselves.
+        together: all evaluations of a folder, and what was left there, are one entry.
 
     Raises:
         InputError: `root` is no folder, or is a run itself.
     """
+    root = Path(root)
+    require(root.is_dir(), f"{root} is no folder: pass a folder of runs with --runs.")
+    own = _result(root)
+    require(not own, f"{root} is a run itself (it holds {own}): pass the folder that it lies in.")
     found = []
-    for path, parts in _parts(root, verify):
-        found += [_summary(Path(root), path, parts)] if parts and _holds_evaluations(path) else parts
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            found += _folder(root, path, verify, together)
+        elif is_temporary(path):
+            found.append(_leftover(root, path))
+        else:
+            about = f"link to {os.readlink(path)}" if path.is_symlink() else ""
+            found.append(_entry(root, path, "other", "foreign", about))
     return found
 
 
-def prune(root: Path | str, criteria: Criteria, *, delete: bool = False) -> list[Pruned]:
+def prune(root: Path | str, criteria: Criteria, *, delete: bool = False) -> list[tuple[Stored, str]]:
     """What in the folder of runs `root` the criteria fit, each evaluation by itself; deleted if `delete`.
+
+    Returns:
+        Each with what keeps it or a part of it from being deleted; "" where nothing does.
 
     Raises:
         InputError: `root` is no folder, or is a run itself.
     """
-    now, there = time.time(), [each for _, parts in _parts(root, criteria.damaged) for each in parts]
+    now, there = time.time(), stored(root, verify=criteria.damaged, together=False)
     found = [each for each in there if criteria.fit(each, now)]
     if not delete:
-        return [Pruned(each, _WORKED_ON if each.busy else "") for each in found]
+        return [(each, _WORKED_ON if each.busy else "") for each in found]
     # Whoever distils reads teachers all the time, but holds another lock.
     in_use = any(each.busy for each in there)
-    return [Pruned(each, _delete(each, in_use)) for each in found]
+    return [(each, _delete(each, in_use)) for each in found]
 
 
 def is_temporary(path: Path) -> bool:
     """Whether `path` is what an interrupted atomic write leaves."""
     match = _TEMPORARY.fullmatch(path.name)
-    return match is not None and Path(match["name"]).suffix == (match["suffix"] or "")
+    return bool(match) and Path(match["name"]).suffix == (match["suffix"] or "") and not path.is_symlink()
 
 
 # What is there ---------------------------------------------------------------------------------------------
-
-
-def _parts(root: Path | str, verify: bool) -> Iterator[tuple[Path, list[Stored]]]:
-    """Every path in the folder of runs, with all that is found there; links are not followed."""
-    root = Path(root)
-    require(root.is_dir(), f"{root} is no folder: pass a folder of runs with --runs.")
-    own = _result(root)
-    require(not own, f"{root} is a run itself (it holds {own}): pass the folder that it lies in.")
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            busy = any(map(is_held, _locks_of(path)))
-            runs = _evaluations if _holds_evaluations(path) else _run
-            yield path, [*runs(root, path, verify, busy), *_leftovers(root, path, busy)]
-        elif is_temporary(path) and not path.is_symlink():
-            yield path, [_leftover(root, path)]
-        else:
-            about = f"link to {os.readlink(path)}" if path.is_symlink() else ""
-            yield path, [_entry(root, path, "other", "foreign", about)]
 
 
 def _result(folder: Path) -> str:
@@ -166,16 +153,16 @@ def _result(folder: Path) -> str:
     return next((name for name in names if (folder / name).exists()), "")
 
 
-def _holds_evaluations(path: Path) -> bool:
-    if path.is_symlink() or not path.is_dir() or _result(path):
-        return False
-    return path.name == "evaluations" or any(path.glob("evaluation_*.safetensors"))
-
-
-def _locks_of(path: Path) -> list[Path]:
-    """What is locked while the run or evaluation `path` is made."""
-    # Preprocessing is fitted under a lock of its own.
-    return [lock_of(path), *([] if path.suffix else [path / PREPROCESSING])]
+def _folder(root: Path, folder: Path, verify: bool, together: bool) -> list[Stored]:
+    """A run or evaluations, and what interrupted processes left beside them; links are not followed."""
+    busy = any(map(is_held, (lock_of(folder), folder / PREPROCESSING)))
+    left = list(filter(None, (_leftover(root, path, busy) for path in sorted(folder.iterdir()))))
+    is_for_evaluations = folder.name == "evaluations" or any(folder.glob("evaluation_*.safetensors"))
+    if _result(folder) or not is_for_evaluations:
+        return [_run(root, folder, verify, busy), *left]
+    paths = [path for path in sorted(folder.glob("[!.]*.safetensors")) if not path.is_symlink()]
+    parts = [*(_evaluation(root, path, verify) for path in paths), *left]
+    return [_summary(root, folder, parts)] if together and parts else parts
 
 
 def _entry(root: Path, path: Path, kind: str, state: str, about: str = "", busy: bool = False) -> Stored:
@@ -184,46 +171,37 @@ def _entry(root: Path, path: Path, kind: str, state: str, about: str = "", busy:
 
 def _measure(path: Path) -> tuple[int, float]:
     """Bytes of the files of `path`, but for locks, and when the last was written; a link is itself."""
-    whole = path.is_dir() and not path.is_symlink()
-    found = [each.lstat() for each in (_files(path) if whole else [path])]
+    found = [each.lstat() for each in _files(path) if not each.name.endswith(".lock")]
     changed = max((each.st_mtime for each in found), default=path.lstat().st_mtime)
     return sum(each.st_size for each in found), changed
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below `folder`, but for locks; links are not followed."""
-    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
-    return [path for path in found if not path.name.endswith(".lock")]
+def _files(path: Path) -> list[Path]:
+    """All files below the folder `path`, or a file or link itself; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return [path]
+    return [Path(place) / name for place, _, names in os.walk(path) for name in names]
 
 
-def _leftover(root: Path, path: Path, busy: bool = False) -> Stored:
-    """A temporary file; one that was written just now may still get its place."""
-    is_old = time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS
-    return _entry(root, path, "leftover", "unfinished" if is_old else "foreign", busy=busy)
+def _leftover(root: Path, path: Path, busy: bool = False) -> Stored | None:
+    """What an interrupted process left, if `path` is that."""
+    if is_temporary(path):  # one that was written just now may still get its place
+        is_old = time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS
+        return _entry(root, path, "leftover", "unfinished" if is_old else "foreign", busy=busy)
+    if path.name.endswith(".lock") and not path.is_symlink():
+        held = is_held(path)
+        return _entry(root, path, "lock", "foreign" if held else "unfinished", busy=held)
+    # Killed between writing the result and removing the checkpoint.
+    is_spare = path.name == _CHECKPOINT and (path.parent / _DISTILLED).exists()
+    if (is_spare or _UNDERWAY.fullmatch(path.name)) and not path.is_symlink():
+        return _entry(root, path, "leftover", "unfinished", "a checkpoint", busy)
+    return None
 
 
-def _leftovers(root: Path, folder: Path, busy: bool) -> Iterator[Stored]:
-    """What interrupted processes left in `folder`."""
-    is_finished = (folder / _DISTILLED).exists()
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            continue
-        if is_temporary(path):
-            yield _leftover(root, path, busy)
-        elif path.name.endswith(".lock"):
-            held = is_held(path)
-            yield _entry(root, path, "lock", "foreign" if held else "unfinished", busy=held)
-        # Killed between writing the result and removing the checkpoint.
-        elif _UNDERWAY.fullmatch(path.name) or (is_finished and path.name == _CHECKPOINT):
-            yield _entry(root, path, "leftover", "unfinished", "a checkpoint", busy)
-
-
-def _evaluations(root: Path, folder: Path, verify: bool, _: bool) -> Iterator[Stored]:
+def _evaluation(root: Path, path: Path, verify: bool) -> Stored:
     # Without `verify` none is opened: there may be thousands.
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        if not path.is_symlink():
-            checked = _examine({path: "evaluation"}, verify) if verify else ("finished", "")
-            yield _entry(root, path, "evaluations", *checked, is_held(lock_of(path)))
+    checked = _examine({path: "evaluation"} if verify else {}, verify)
+    return _entry(root, path, "evaluations", *checked, is_held(lock_of(path)))
 
 
 def _summary(root: Path, folder: Path, parts: list[Stored]) -> Stored:
@@ -239,22 +217,22 @@ def _summary(root: Path, folder: Path, parts: list[Stored]) -> Stored:
     return _entry(root, folder, "evaluations", state, about, busy)
 
 
-def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Iterator[Stored]:
+def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Stored:
     """A folder that one run was made in."""
-    result, files = _result(folder), [path for path in _files(folder) if not is_temporary(path)]
+    result = _result(folder)
+    files = [path for path in _files(folder) if not (path.name.endswith(".lock") or is_temporary(path))]
     kind, state, about = "other", "foreign", ""
     if result:
-        teachers = dict.fromkeys(sorted(folder.glob("teacher_*.safetensors")), "trajectory")
-        kind, is_teachers = Path(result).stem, result == _TEACHERS
-        state, about = _examine({folder / result: kind} | (teachers if is_teachers else {}), verify)
-        if state == "finished" and (result == _CHECKPOINT or (is_teachers and not teachers)):
+        kind, teachers = Path(result).stem, sorted(folder.glob("teacher_*.safetensors"))
+        state, about = _examine({folder / result: kind} | dict.fromkeys(teachers, "trajectory"), verify)
+        if state == "finished" and (result == _CHECKPOINT or (result == _TEACHERS and not teachers)):
             state = "unfinished"
         kind = "distilled" if result == _CHECKPOINT else kind
     elif not files:
         kind, state, about = "distilled", "unfinished", "nothing yet"
     elif folder.name == "reproduce" and all(path.suffix == ".json" for path in files):
         kind, state, about = "records", "finished", f"of {len(files)} notebooks"
-    yield _entry(root, folder, kind, state, about, busy)
+    return _entry(root, folder, kind, state, about, busy)
 
 
 def _examine(parts: dict[Path, str], verify: bool) -> tuple[str, str]:
@@ -263,7 +241,7 @@ def _examine(parts: dict[Path, str], verify: bool) -> tuple[str, str]:
     for path, kind in parts.items():
         try:
             metadata = load_artefact(path, kind=kind).metadata if verify else read_metadata(path, kind=kind)
-            about = about or _ABOUT[kind](metadata, len(parts) - 1)
+            about = about or _about(kind, metadata, len(parts) - 1)
         except InputError as error:
             # Another iadd-lab, or another user, may still need it.
             foreign = isinstance(error, OtherVersionError) or isinstance(error.__cause__, PermissionError)
@@ -274,26 +252,22 @@ def _examine(parts: dict[Path, str], verify: bool) -> tuple[str, str]:
     return "finished", about
 
 
-def _about_teachers(metadata: dict[str, Any], count: int) -> str:
-    config, network = metadata["config"], metadata["config"]["network"]
-    width = "" if network.get("width") is None else f" of width {network['width']}"
-    teachers = "no teacher yet" if not count else f"{count} teacher{'s' if count > 1 else ''}"
-    return f"{metadata['data']['name']}, {teachers}, {config['epochs']} epochs, {network['name']}{width}"
-
-
-def _about_set(metadata: dict[str, Any], _: int) -> str:
-    config = metadata.get("config") or metadata.get("baseline") or {}
-    ipc = f", IPC {config['ipc']}" if "ipc" in config else ""
-    iterations = f", {config['iterations']} iterations" if "iterations" in config else ""
-    return f"{metadata['data']['name']}{ipc}, {metadata['method']}{iterations}"
-
-
-_ABOUT: dict[str, Callable[[dict[str, Any], int], str]] = {
-    "teachers": _about_teachers,
-    "distilled": _about_set,
-    "checkpoint": lambda metadata, _: f"only a checkpoint, after {metadata['iteration']} iterations",
-    "evaluation": lambda metadata, _: "",
-}
+def _about(kind: str, metadata: dict[str, Any], count: int) -> str:
+    """What the metadata of a run says of it; `count` teachers are there."""
+    if kind == "checkpoint":
+        return f"only a checkpoint, after {metadata['iteration']} iterations"
+    if kind not in ("teachers", "distilled"):
+        return ""
+    config, said = metadata.get("config") or metadata.get("baseline") or {}, [metadata["data"]["name"]]
+    if kind == "teachers":
+        network = config["network"]
+        width = "" if network.get("width") is None else f" of width {network['width']}"
+        teachers = f"{count} teacher{'s' if count > 1 else ''}" if count else "no teacher yet"
+        return ", ".join([*said, teachers, f"{config['epochs']} epochs", f"{network['name']}{width}"])
+    said += [f"IPC {config['ipc']}"] if "ipc" in config else []
+    said += [metadata["method"]]
+    said += [f"{config['iterations']} iterations"] if "iterations" in config else []
+    return ", ".join(said)
 
 
 # What is deleted -------------------------------------------------------------------------------------------
@@ -303,41 +277,31 @@ def _delete(found: Stored, in_use: bool) -> str:
     """Delete it; what keeps it or a part of it, if anything does."""
     if found.kind == "teachers" and in_use:
         return "another process works in this folder of runs, and may need these teachers"
+    place = found.path.parent if found.kind == "leftover" else found.path
+    locks = [found.path] if found.kind == "lock" else [lock_of(place), *place.glob(PREPROCESSING)]
     with ExitStack() as held:
-        if not all(held.enter_context(try_lock(lock)) for lock in _locks_for(found)):
+        if not all(held.enter_context(try_lock(lock)) for lock in locks):
             return f"{_WORKED_ON}, or it can't be locked"
         try:
             size, changed = _measure(found.path)
             # The folder of nothing but locks changes with them.
             if size != found.size or (size and changed > found.changed):
                 return "another process has changed it meanwhile"
-            return _remove_run(found) if found.path.is_dir() else _remove_file(found)
+            return _remove(found)
         except OSError as error:
             return f"it can't be deleted ({error.strerror})"
 
 
-def _locks_for(found: Stored) -> list[Path]:
-    if found.kind == "lock":
-        return [found.path]
-    own, *more = _locks_of(found.path.parent if found.kind == "leftover" else found.path)
-    return [own, *(lock for lock in more if lock.exists())]
-
-
-def _remove_file(found: Stored) -> str:
-    for path in found.path.parent.glob(f"{found.path.stem}_*") if found.kind == "evaluations" else ():
-        if path.suffix in (".png", ".pdf") and not path.is_symlink():
-            path.unlink()
-    found.path.unlink()
-    return ""
-
-
-def _remove_run(found: Stored) -> str:
+def _remove(found: Stored) -> str:
     """Delete what this package wrote; what is left, if anything is."""
-    files = [Path(place) / name for place, _, names in os.walk(found.path) for name in names]
     # What says that it is a run goes last: if this is interrupted, the rest is still known for one.
-    for path in sorted(files, key=lambda path: path.name in (_TEACHERS, _DISTILLED)):
+    files = sorted(_files(found.path), key=lambda path: path.name in (_TEACHERS, _DISTILLED))
+    if found.kind == "evaluations":
+        pictures = found.path.parent.glob(f"{found.path.stem}_*.p[dn][fg]")
+        files = [path for path in pictures if not path.is_symlink()] + files
+    for path in files:
         is_record = found.kind == "records" and path.suffix == ".json"
-        if is_record or is_temporary(path) or _OURS.fullmatch(path.name):
+        if not found.path.is_dir() or is_record or is_temporary(path) or _OURS.fullmatch(path.name):
             path.unlink()
     for place, _, _ in os.walk(found.path, topdown=False):
         if not os.listdir(place):
