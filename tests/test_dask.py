@@ -182,10 +182,8 @@ with open_runner("local:2") as runner:
     wait_until(lambda: (tmp_path / "0.started").exists() or process.poll() is not None)
     children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     assert len(children) >= 2, said.read_text()
-    if number == signal.SIGINT:  # a terminal sends it to all
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    end = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C in a terminal reaches them all
+    end(process.pid, number)
     process.wait(PATIENCE)
     wait_until(lambda: not any(runs_on(child) for child in children))
     assert "dashboard of the cluster: http://127.0.0.1:" in said.read_text()

@@ -140,8 +140,8 @@ def keep(*, kept: Path = Path("figures"), **where: Any) -> Path:
     """
     batch = batch_in(**where)
     files = [path for path in sorted(batch.folder.glob("*")) if not path.name.endswith(".failed.ipynb")]
-    profile = batch.rows.name
-    require(bool(files), f"{batch.folder} is empty: run iadd-lab reproduce --profile {profile} first.")
+    made_by = f"iadd-lab reproduce --profile {batch.rows.name}"
+    require(bool(files), f"{batch.folder} is empty: run {made_by} first.")
     there = replace(batch, figures=Path(kept))
     if check_folder(there.folder).samefile(batch.folder):
         return there.folder

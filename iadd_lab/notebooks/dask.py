@@ -122,9 +122,8 @@ def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskR
     local = re.fullmatch(r"local(?::([1-9][0-9]{0,3}))?", cluster)
     known = local or re.fullmatch(r"(tcp|tls|ws|wss)://\S+:[0-9]+", cluster)
     require(bool(known), f"cluster is {cluster!r}: expected local, local:N or tcp://HOST:PORT.")
-    install = "pip install distributed bokeh"
     there = importlib.util.find_spec("distributed") is not None
-    require(there, f"--cluster {cluster} needs Dask, which is not installed: {install}.")
+    require(there, f"--cluster {cluster} needs Dask, which is not installed: pip install distributed bokeh.")
     for name in ("distributed", "distributed.nanny", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised
     with warnings.catch_warnings():
