@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 
@@ -74,31 +73,24 @@ class Execution:
             InputError: they can't be, but were asked for.
         """
         kind = self.place.type
-        possible = kind == "cuda"
-        require(
-            possible or not self.cuda_graphs,
-            f"cuda_graphs needs a CUDA device, and this is {kind}: leave it out.",
-        )
-        return possible if self.cuda_graphs is None else self.cuda_graphs
+        sentence = f"cuda_graphs needs a CUDA device, and this is {kind}: leave it out."
+        require(kind == "cuda" or not self.cuda_graphs, sentence)
+        return kind == "cuda" if self.cuda_graphs is None else self.cuda_graphs
 
     @contextmanager
     def environment(self) -> Iterator[None]:
         """Where to compute: PyTorch's threads and precision are these in the block, and put back after it."""
-        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        allow_tf32 = torch.backends.cudnn.allow_tf32
-        try:
+        with ExitStack() as after:
+            after.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            after.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
             set_precision(self.precision)
             if self.threads:
+                after.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(self.threads)
             yield
-        finally:
-            if self.threads:
-                torch.set_num_threads(threads)
-            torch.set_float32_matmul_precision(precision)
-            torch.backends.cudnn.allow_tf32 = allow_tf32
 
     @classmethod
-    def of(cls, how: Execution | None, options: Mapping[str, Any]) -> Execution:
+    def of(cls, how: Execution | None, options: Mapping[str, object]) -> Execution:
         """`how`, or the defaults, with the fields that `options` names.
 
         Raises:
@@ -147,11 +139,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise InputError(sentence) from error
     require(device.type in ("cpu", "cuda"), sentence)
-    available = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
-    require(
-        available,
-        f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use --device cpu.",
-    )
+    count = torch.cuda.device_count()
+    missing = f"device is {name!r}, but PyTorch sees {count} CUDA devices: use --device cpu."
+    require(device.type == "cpu" or (device.index or 0) < count, missing)
     return device
 
 

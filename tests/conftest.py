@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from iadd_lab.baselines import descent
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DataConfig, ImageData, load_data
 from iadd_lab.store.configs import fingerprint
@@ -78,3 +80,17 @@ def toy_teachers(toy_data, toy_config, tmp_path_factory) -> Teachers:
     """Two teachers on `toy_data`."""
     folder: Path = tmp_path_factory.mktemp("teachers")
     return train_teachers(toy_data, toy_config, folder, count=2, progress=False)
+
+
+@pytest.fixture
+def networks(monkeypatch) -> list[torch.nn.Module]:
+    """Copies of the networks that a descent makes, as they were made; the first only checks that it fits."""
+    made, original = [], descent.network_for
+
+    def spy(*given, **options):
+        network = original(*given, **options)
+        made.append(copy.deepcopy(network))
+        return network
+
+    monkeypatch.setattr(descent, "network_for", spy)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +11,14 @@ import torch
 
 from iadd_lab.baselines.real_images import herd, herding, random_real, whole_set
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.sets import ImageData, load_data
-from iadd_lab.errors import InputError
+from iadd_lab.data.sets import ImageData
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
+from tests.samples import assert_refused, load
 
-EVALUATE = EvaluateConfig(
-    network=NetworkConfig(width=4, depth=2), networks=1, epochs=2, augment=AUGMENT, split="validation"
-)
+NETWORK = NetworkConfig(width=4, depth=2)
+EVALUATE = EvaluateConfig(NETWORK, networks=1, epochs=2, augment=AUGMENT, split="validation")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,11 @@ def test_herding_is_the_greedy_choice_in_the_trained_teachers_features(toy_data,
         rows = np.flatnonzero(toy_data.train.labels == label)
         expected = rows[brute_force(features[rows], 6)]
         assert torch.equal(made.images[made.labels == label], real[expected])
+        # They stand for their class better than random ones.
+        own = features[rows]
+        drawn = (np.random.default_rng(seed).permutation(own)[:6] for seed in range(20))
+        gaps = [np.linalg.norm(some.mean(0) - own.mean(0)) for some in (features[expected], *drawn)]
+        assert gaps[0] < min(gaps[1:])
 
 
 def test_herding_repeats_whatever_the_global_generator_and_follows_the_teacher(toy_data, toy_teachers):
@@ -100,30 +105,25 @@ def test_herding_an_imbalanced_set_is_bounded_by_the_smallest_class(imbalanced, 
     made = herding(imbalanced, teachers, ipc=5)
     assert len({tuple(image.flatten().tolist()) for image in made.images}) == 10
     assert evaluate(made, imbalanced, EVALUATE, progress=False).confusion.sum() == len(imbalanced.validation)
-    with pytest.raises(InputError, match=r"ipc is 6, but class '1' has only 5 training images: lower ipc"):
-        herding(imbalanced, teachers, ipc=6)
+    sentence = r"ipc is 6, but class '1' has only 5 training images: lower ipc"
+    assert_refused(sentence, herding, imbalanced, teachers, ipc=6)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"ipc": 0}, "ipc is 0; it must be a whole number of at least 1"),
-        ({"ipc": 999}, "ipc is 999, but class"),
-        ({"ipc": 1, "teacher": 2}, "teacher is 2; it must be a whole number of at least 0 and at most 1"),
-        ({"ipc": 1, "alpha": 0.0}, "alpha is 0.0; it must be a finite number above 0"),
-    ],
-)
-def test_herding_names_the_bad_value(toy_data, toy_teachers, options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        herding(toy_data, toy_teachers, **options)
+BAD = [
+    ({"ipc": 0}, "ipc is 0; it must be a whole number of at least 1"),
+    ({"ipc": 999}, "ipc is 999, but class"),
+    ({"ipc": 1, "teacher": 2}, "teacher is 2; it must be a whole number of at least 0 and at most 1"),
+    ({"ipc": 1, "alpha": 0.0}, "alpha is 0.0; it must be a finite number above 0"),
+]
 
 
-def test_teachers_of_another_data_set_are_refused(toy_teachers):
-    with pytest.raises(InputError, match=r"were trained on .* but the data is .*: load that data, or train"):
-        herding(load_data("digits", progress=False), toy_teachers, ipc=1)
+@pytest.mark.parametrize(("options", "sentence"), BAD)
+def test_a_bad_value_is_named(toy_data, toy_teachers, options, sentence):
+    assert_refused(sentence, herding, toy_data, toy_teachers, **options)
 
 
-def test_a_rate_that_nothing_learns_at_is_refused(toy_data, toy_teachers):
-    for make in (whole_set, lambda *given, alpha: random_real(*given, ipc=1, seed=0, alpha=alpha)):
-        with pytest.raises(InputError, match=r"alpha is -1\.0"):
-            make(toy_data, toy_teachers.preprocess, alpha=-1.0)
+def test_other_data_and_rates_that_nothing_learns_at_are_refused(toy_data, toy_teachers):
+    sentence = r"were trained on .* but the data is .*: load that data, or train"
+    assert_refused(sentence, herding, load("digits"), toy_teachers, ipc=1)
+    for make in (whole_set, partial(random_real, ipc=1, seed=0)):
+        assert_refused(r"alpha is -1\.0", make, toy_data, toy_teachers.preprocess, alpha=-1.0)

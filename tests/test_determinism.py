@@ -25,17 +25,8 @@ from tests.test_study import TINY
 
 NETWORK = lab.NetworkConfig(width=4, depth=2)
 TEACHER = lab.TeacherConfig(network=NETWORK, epochs=3, preprocess="zca", momentum=0.9, augment=AUGMENT)
-DISTILL = lab.DistillConfig(
-    iterations=3,
-    student_steps=3,
-    teacher_epochs=1,
-    max_start_epoch=2,
-    segments=2,
-    batch=4,
-    alpha_rate=1e-6,
-    image_rate=10.0,
-    augment=AUGMENT,
-)
+SCALE = {"iterations": 3, "student_steps": 3, "teacher_epochs": 1, "max_start_epoch": 2, "segments": 2}
+DISTILL = lab.DistillConfig(**SCALE, batch=4, alpha_rate=1e-6, image_rate=10.0, augment=AUGMENT)
 DISTILLED = {
     "mtt": replace(DISTILL, matching=lab.Uniform()),
     "ddpp": replace(DISTILL, matching=lab.Pruned(), gradient="full"),
@@ -43,10 +34,7 @@ DISTILLED = {
     "adam": replace(DISTILL, image_optimizer="adam", image_rate=0.1, initial_images="noise"),
 }
 DSA = lab.GradientMatchingConfig(ipc=2, iterations=2, network_steps=2, augment=AUGMENT)
-MATCHED = {
-    "dc": replace(DSA, augment=AugmentConfig(operations=())),
-    "dsa": DSA,
-}
+MATCHED = {"dc": replace(DSA, augment=AugmentConfig(operations=())), "dsa": DSA}
 MEANS = lab.DistributionMatchingConfig(ipc=2, iterations=2, augment=AUGMENT)
 EVALUATE = lab.EvaluateConfig(network=NETWORK, networks=2, epochs=3, batch=4, augment=AUGMENT)
 
@@ -57,10 +45,8 @@ class Laboratory:
     def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.seed = folder, seed
         self.data = load("digits", seed=seed)
-        config = replace(TEACHER, seed=seed)
-        self.teachers = lab.train_teachers(
-            self.data, config, folder / f"teachers{seed}", count=2, progress=False
-        )
+        config, place = replace(TEACHER, seed=seed), folder / f"teachers{seed}"
+        self.teachers = lab.train_teachers(self.data, config, place, count=2, progress=False)
         self.study = Study(folder / f"runs{seed}", device="cpu", threads=1, progress=False)
         self.random = lab.random_real(self.data, self.teachers.preprocess, ipc=2, seed=seed)
 
@@ -68,13 +54,9 @@ class Laboratory:
         """What to compute, by name; each gives named tensors."""
         jobs = {"random": lambda: {"images": self.random.images}, "herding": self.herding}
         jobs |= {"evaluate": self.evaluate, "evaluate random": self.evaluate_random}
-        for kind, names in {
-            "split": ("train", "validation", "test"),
-            "teacher": range(2),
-            "distill": DISTILLED,
-            "match": (*MATCHED, "dm"),
-            "cell": METHODS,
-        }.items():
+        kinds = {"split": ("train", "validation", "test"), "teacher": range(2), "distill": DISTILLED}
+        kinds |= {"match": (*MATCHED, "dm"), "cell": METHODS}
+        for kind, names in kinds.items():
             jobs |= {f"{kind} {name}": partial(getattr(self, kind), name) for name in names}
         return jobs
 
@@ -141,10 +123,8 @@ def disturb(folder: Path) -> None:
 
 def in_a_process(folder: Path, call: str, *, hash_seed: int) -> dict[str, str]:
     """What `call`, which knows `folder` and all of this module, gives in a new process."""
-    source = (
-        "import json, pathlib, sys\nfrom tests.test_determinism import *\n"
-        f"folder = pathlib.Path(sys.argv[1])\nprint(json.dumps({call}))"
-    )
+    modules = "import json, pathlib, sys\nfrom tests.test_determinism import *"
+    source = f"{modules}\nfolder = pathlib.Path(sys.argv[1])\nprint(json.dumps({call}))"
     command = [sys.executable, "-c", source, str(folder)]
     where = {"cwd": Path(__file__).parent.parent, "env": os.environ | {"PYTHONHASHSEED": str(hash_seed)}}
     done = subprocess.run(command, capture_output=True, text=True, check=False, **where)

@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iadd_lab.device import (
-    PRECISIONS,
-    Execution,
-    all_to_device,
-    joined,
-    pick_device,
-    set_precision,
-    to_device,
-)
+from iadd_lab import device
+from iadd_lab.device import PRECISIONS, Execution, set_precision
 from iadd_lab.errors import InputError
 
 
@@ -31,9 +24,6 @@ def test_float32_is_exact_and_less_is_allowed_on_request():
         set_precision(name)
         assert torch.get_float32_matmul_precision() == PRECISIONS[name]
         assert torch.backends.cudnn.allow_tf32
-
-
-def test_an_unknown_precision_is_named():
     with pytest.raises(InputError, match="fp8"):
         set_precision("fp8")
 
@@ -41,13 +31,8 @@ def test_an_unknown_precision_is_named():
 @pytest.fixture
 def drawn():
     """Tensors of several dtypes and shapes, in no order."""
-    return [
-        torch.arange(6).view(2, 3),
-        torch.tensor([0.5], dtype=torch.float64),
-        torch.tensor([True, False]),
-        torch.arange(2),
-        torch.zeros(0, dtype=torch.float64),
-    ]
+    double, truth = torch.tensor([0.5], dtype=torch.float64), torch.tensor([True, False])
+    return [torch.arange(6).view(2, 3), double, truth, torch.arange(2), double[:0]]
 
 
 def test_many_tensors_travel_as_one_of_each_dtype_and_arrive_as_they_were(drawn):
@@ -57,8 +42,8 @@ def test_many_tensors_travel_as_one_of_each_dtype_and_arrive_as_they_were(drawn)
         journeys.append((tensor.dtype, len(tensor)))
         return tensor.clone()
 
-    assert to_device(drawn[0], pick_device("cpu")) is drawn[0]
-    found = joined(drawn, move)
+    assert device.to_device(drawn[0], device.pick_device("cpu")) is drawn[0]
+    found = device.joined(drawn, move)
     assert sorted(journeys, key=str) == [(torch.bool, 2), (torch.float64, 1), (torch.int64, 8)]
     for tensor, expected in zip(found, drawn, strict=True):
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
@@ -67,18 +52,15 @@ def test_many_tensors_travel_as_one_of_each_dtype_and_arrive_as_they_were(drawn)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_many_tensors_go_to_a_gpu(drawn):
-    for tensor, expected in zip(all_to_device(drawn, torch.device("cuda")), drawn, strict=True):
+    for tensor, expected in zip(device.all_to_device(drawn, torch.device("cuda")), drawn, strict=True):
         assert tensor.device.type == "cuda"
         torch.testing.assert_close(tensor.cpu(), expected, rtol=0, atol=0)
 
 
 def test_an_execution_is_in_force_in_its_block_and_put_back_after_it():
     def found():
-        return (
-            torch.get_num_threads(),
-            torch.get_float32_matmul_precision(),
-            torch.backends.cudnn.allow_tf32,
-        )
+        precision = torch.get_float32_matmul_precision()
+        return torch.get_num_threads(), precision, torch.backends.cudnn.allow_tf32
 
     before, other = found(), torch.get_num_threads() + 1
     with Execution(threads=other, precision="bf16").environment():

@@ -15,11 +15,6 @@ def test_settled_is_the_mean_of_the_end():
     assert history.settled("alpha") == 0.5  # at least one
 
 
-def test_what_is_no_series_is_named():
-    with pytest.raises(InputError, match=r"unknown series 'los'.*did you mean 'loss'"):
-        History(loss=[1.0]).settled("los")
-
-
 def test_back_offs_say_which_rate_was_halved_and_where(caplog):
     history = History(loss=[1.0, 2.0])
     assert history.back_off("alpha_rate", reason="It fell.", limit=2)
@@ -31,3 +26,5 @@ def test_back_offs_say_which_rate_was_halved_and_where(caplog):
     assert History.from_tensors(history.tensors()) == history
     with pytest.raises(InputError, match="unknown series 'back_off_rates'"):
         history.settled("back_off_rates")
+    with pytest.raises(InputError, match=r"unknown series 'los'.*did you mean 'loss'"):
+        history.settled("los")

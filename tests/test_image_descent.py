@@ -14,18 +14,20 @@ from iadd_lab.baselines.features import DistributionMatchingConfig, match_distri
 from iadd_lab.baselines.gradients import GradientMatchingConfig, match_gradients
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.sets import ImageData
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.history import History
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
-from iadd_lab.errors import DivergenceError, InputError
+from iadd_lab.errors import DivergenceError
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import load_artefact
 from iadd_lab.store.configs import describe
 from iadd_lab.training.networks import NetworkConfig
 from tests.conftest import AUGMENT
+from tests.samples import assert_refused
 
 NETWORK = NetworkConfig(width=4, depth=2)
 OFF = AugmentConfig(operations=())
@@ -40,25 +42,25 @@ class Method:
     config: DescentConfig
 
     def __call__(self, data, teachers, *, network=NETWORK, folder=None, **change):
-        loop = {
-            key: change.pop(key) for key in ("on_iteration", "checkpoint_seconds", "device") if key in change
-        }
+        names = {"on_iteration", "checkpoint_seconds", "device"} & change.keys()
+        loop = {name: change.pop(name) for name in names}
         config = replace(self.config, **change)
         return self.run(data, teachers.preprocess, network, config, folder=folder, progress=False, **loop)
 
 
+FEW = {"ipc": 2, "iterations": 4, "real_batch": 8, "augment": AUGMENT}
+GRADIENTS = GradientMatchingConfig(matches_per_network=2, network_steps=2, **FEW)
+MEANS = DistributionMatchingConfig(image_rate=0.2, **FEW)
 METHODS = {
-    "gradients": Method(
-        match_gradients,
-        GradientMatchingConfig(
-            ipc=2, iterations=4, matches_per_network=2, network_steps=2, real_batch=8, augment=AUGMENT
-        ),
-    ),
-    "distributions": Method(
-        match_distributions,
-        DistributionMatchingConfig(ipc=2, iterations=4, image_rate=0.2, real_batch=8, augment=AUGMENT),
-    ),
+    "gradients": Method(match_gradients, GRADIENTS),
+    "distributions": Method(match_distributions, MEANS),
 }
+
+
+def only(data: ImageData, *counts: int) -> ImageData:
+    """The first images of each class, as many as said."""
+    rows = [torch.nonzero(data.train.labels == label).flatten()[:c] for label, c in enumerate(counts)]
+    return replace(data, train=data.train.take(torch.cat(rows).numpy()))
 
 
 @pytest.fixture(params=METHODS)
@@ -81,10 +83,9 @@ def test_images_move_from_real_ones_and_nothing_else_does(method, toy_data, toy_
     assert (moved > 1e-3).all()
     real = toy_teachers.preprocess.apply(toy_data.train.images)
     assert all((real == image).flatten(1).all(1).any() for image in first)  # `distill` starts from the same
-
-
-def test_noise_start_needs_no_real_images_of_that_number(method, toy_data, toy_teachers):
-    made = method(toy_data, toy_teachers, initial_images="noise", ipc=400, iterations=1, image_rate=1e-6)
+    # Noise needs no real images of that number.
+    noisy = {"initial_images": "noise", "ipc": 400, "iterations": 1, "image_rate": 1e-6}
+    made = method(toy_data, toy_teachers, **noisy)
     assert made.images.shape == (800, 1, 8, 8)
     assert abs(made.images.std().item() - 1) < 0.02
 
@@ -104,8 +105,8 @@ def test_resumed_equals_uninterrupted(method, toy_data, toy_teachers, tmp_path, 
     options = {"folder": tmp_path / "cut", "checkpoint_seconds": 0.0, "momentum": momentum}
     with pytest.raises(Killed):
         method(toy_data, toy_teachers, on_iteration=kill, **options)
-    with pytest.raises(InputError, match=r"checkpoint.safetensors is of a run with another configuration"):
-        method(toy_data, toy_teachers, seed=1, **options)
+    sentence = "checkpoint.safetensors is of a run with another configuration"
+    assert_refused(sentence, method, toy_data, toy_teachers, seed=1, **options)
     seen = []
     resumed = method(toy_data, toy_teachers, on_iteration=lambda i, h: seen.append(i), **options)
     assert seen == list(range(stop_at + 1, 5))
@@ -129,52 +130,43 @@ def test_a_finished_run_is_read_back_and_says_how_it_was_made(method, toy_data, 
     assert metadata["baseline"] == describe(method.config)
     assert metadata["network"] == describe(NETWORK)
     assert metadata["made_by"] == "descent"
-    with pytest.raises(InputError, match="holds a set without a distillation"):
-        DistillResult.load(path)
+    assert_refused("holds a set without a distillation", DistillResult.load, path)
 
 
 def test_a_result_of_anything_else_is_refused(method, toy_data, toy_teachers, tmp_path):
     method(toy_data, toy_teachers, folder=tmp_path)
-    other_data = replace(toy_data, fingerprint="other")
     preprocess = toy_teachers.preprocess
     shifted = replace(toy_teachers, preprocess=type(preprocess)(preprocess.mean + 1, preprocess.deviation))
     attempts = [
         (toy_data, toy_teachers, {"seed": 5}),
         (toy_data, toy_teachers, {"augment": OFF}),
         (toy_data, toy_teachers, {"network": NetworkConfig(width=5, depth=2)}),
-        (other_data, toy_teachers, {}),
+        (replace(toy_data, fingerprint="other"), toy_teachers, {}),
         (toy_data, shifted, {}),
     ]
     for data, teachers, change in attempts:
-        with pytest.raises(InputError, match=r"is the result of another configuration: choose another fol"):
-            method(data, teachers, folder=tmp_path, **change)
-
-
-def test_one_methods_result_is_not_anothers_nor_a_distillations(toy_data, toy_teachers, tmp_path):
-    METHODS["gradients"](toy_data, toy_teachers, folder=tmp_path / "gradients")
+        sentence = "is the result of another configuration: choose another fol"
+        assert_refused(sentence, method, data, teachers, folder=tmp_path, **change)
     config = DistillConfig(iterations=1, student_steps=1, augment=AUGMENT)
     distill(toy_data, toy_teachers, config, folder=tmp_path / "distill", progress=False)
-    for folder in ("gradients", "distill"):
-        with pytest.raises(InputError, match="another configuration"):
-            METHODS["distributions"](toy_data, toy_teachers, folder=tmp_path / folder)
+    other = next(one for one in METHODS.values() if one is not method)
+    for run, folder in ((other, tmp_path), (method, tmp_path / "distill")):
+        assert_refused("another configuration", run, toy_data, toy_teachers, folder=folder)
 
 
 def test_an_imbalanced_set_is_matched_and_evaluated(method, toy_data, toy_teachers):
-    ones = torch.nonzero(toy_data.train.labels == 1).flatten()
-    zeros = torch.nonzero(toy_data.train.labels == 0).flatten()
-    train = toy_data.train.take(torch.cat([ones[:3], zeros]).numpy())
-    data = replace(toy_data, train=train)
+    data = only(toy_data, 999, 3)
     made = method(data, toy_teachers, ipc=3)
     assert made.labels.tolist() == [0, 0, 0, 1, 1, 1]
     config = EvaluateConfig(network=NETWORK, networks=1, epochs=2, augment=AUGMENT, split="validation")
     assert evaluate(made, data, config, progress=False).confusion.sum() == len(data.validation)
-    with pytest.raises(InputError, match=r"ipc is 4, but class '1' has only 3 training images: lower ipc"):
-        method(data, toy_teachers, ipc=4)
+    sentence = "ipc is 4, but class '1' has only 3 training images: lower ipc"
+    assert_refused(sentence, method, data, toy_teachers, ipc=4)
 
 
 def test_a_network_too_deep_is_refused_before_anything_is_written(method, toy_data, toy_teachers, tmp_path):
-    with pytest.raises(InputError, match=r"depth is 9, too deep for images of 8 px"):
-        method(toy_data, toy_teachers, network=NetworkConfig(depth=9), folder=tmp_path / "run")
+    options = {"network": NetworkConfig(depth=9), "folder": tmp_path / "run"}
+    assert_refused("depth is 9, too deep for images of 8 px", method, toy_data, toy_teachers, **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -197,16 +189,16 @@ def test_images_that_are_unusable_are_taken_back_and_half_the_rate_goes_on(
         def overshoot(network, pair):
             return 1 - next(slopes, 1.0) * (pair.distilled - pair.distilled.detach()).sum()
 
-        own = replace(config, back_offs=back_offs)
-        return Descent(toy_data, toy_teachers.preprocess, NETWORK, own, QUIET, overshoot)
+        own, folder = replace(config, back_offs=back_offs), tmp_path / str(back_offs)
+        options = {"folder": folder, "how": QUIET, "on_iteration": None}
+        return descend(toy_data, toy_teachers.preprocess, NETWORK, own, overshoot, **options)
 
-    start = descent(0).initial_images()
-    with pytest.raises(
-        DivergenceError, match=r"not finite any more\..* in iteration 2.* is kept in"
-    ) as stopped:
-        descend(descent(0), folder=tmp_path / "stopped")
+    start = METHODS["distributions"](toy_data, toy_teachers, iterations=1, image_rate=1e-30).images
+    sentence = r"not finite any more\..* in iteration 2.* is kept in"
+    with pytest.raises(DivergenceError, match=sentence) as stopped:
+        descent(0)
     torch.testing.assert_close(stopped.value.result.images, start + 2)
-    torch.testing.assert_close(descend(descent(1), folder=tmp_path / "run").images, start + 2 + 5 * 1)
+    torch.testing.assert_close(descent(1).images, start + 2 + 5 * 1)
     assert "Went back to iteration 1 and halved image_rate" in caplog.text
 
 
@@ -228,8 +220,7 @@ def test_the_loss_falls(toy_data, toy_teachers, name, augment):
 def test_matching_all_real_images_with_themselves_leaves_nothing_to_do(method, toy_data, toy_teachers):
     # Under two augmentations the batches would differ. The order of the sums is all that does.
     count = int(torch.bincount(toy_data.train.labels).min())
-    kept = torch.cat([torch.nonzero(toy_data.train.labels == label).flatten()[:count] for label in range(2)])
-    data = replace(toy_data, train=toy_data.train.take(kept.numpy()))
+    data = only(toy_data, count, count)
     losses = []
     options = {"real_batch": count, "image_rate": 1e-9, "iterations": 3}
     options["on_iteration"] = lambda iteration, history: losses.append(history.loss[-1])
@@ -241,7 +232,8 @@ def test_matching_all_real_images_with_themselves_leaves_nothing_to_do(method, t
 
 def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_teachers):
     config = replace(METHODS["distributions"].config, augment=OFF)
-    descent = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, QUIET, distance=None)
+    given = {"distance": None, "device": torch.device("cpu")}
+    descent = Descent(toy_data, toy_teachers.preprocess, NETWORK, config, **given)
     random = generator(0)
     distilled = torch.zeros(2, 1, 8, 8)
     first, second = (descent.pair(1, distilled, random).real for _ in range(2))
@@ -252,42 +244,36 @@ def test_pairs_differ_from_draw_to_draw_and_keep_to_their_class(toy_data, toy_te
         assert len(set(rows)) == 8
 
 
-def test_what_an_iteration_draws(method, toy_data, toy_teachers, monkeypatch):
+def test_what_an_iteration_draws(method, toy_data, toy_teachers, networks, monkeypatch):
     """One augmentation for both batches of a class, another for each pair; a network for each iteration."""
-    drawn, seen, networks = [], [], []
-    draw, build = image_descent.draw_augmentation, image_descent.network_for
+    drawn, seen, draw = [], [], image_descent.draw_augmentation
 
     def spy_draw(*given, **options):
         drawn.append(draw(*given, **options))
         number = len(drawn)
         return lambda images: seen.append((number, len(images))) or drawn[number - 1](images)
 
-    def spy_build(*given, **options):
-        networks.append(build(*given, **options).features[0].weight.detach().clone())
-        return build(*given, **options)
-
     monkeypatch.setattr(image_descent, "draw_augmentation", spy_draw)
-    monkeypatch.setattr(image_descent, "network_for", spy_build)
     method(toy_data, toy_teachers, iterations=4)
     pairs = 4 * getattr(method.config, "matches_per_network", 1) * 2  # iterations × matches × classes
     assert seen == [(number, count) for number in range(1, pairs + 1) for count in (8, 2)]
     assert {augmentation.batch for augmentation in drawn} == {1}
     assert len({augmentation.operation for augmentation in drawn}) > 1
-    assert len({tuple(weight.flatten().tolist()) for weight in networks[1:]}) == 4  # the first was a check
+    weights = [made.features[0].weight for made in networks[1:]]  # the first was a check
+    assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 4
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("ipc", 0, "ipc is 0; it must be a whole number of at least 1"),
-        ("iterations", 1.5, "iterations is 1.5"),
-        ("image_rate", 0.0, "image_rate is 0.0; it must be a finite number above 0"),
-        ("momentum", 1.0, "momentum is 1.0"),
-        ("real_batch", -1, "real_batch is -1"),
-        ("initial_images", "fake", "unknown initial_images 'fake'"),
-        ("seed", -1, "seed is -1"),
-    ],
-)
+BAD = [
+    ("ipc", 0, "ipc is 0; it must be a whole number of at least 1"),
+    ("iterations", 1.5, "iterations is 1.5"),
+    ("image_rate", 0.0, "image_rate is 0.0; it must be a finite number above 0"),
+    ("momentum", 1.0, "momentum is 1.0"),
+    ("real_batch", -1, "real_batch is -1"),
+    ("initial_images", "fake", "unknown initial_images 'fake'"),
+    ("seed", -1, "seed is -1"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "sentence"), BAD)
 def test_configs_name_the_bad_value(method, field, value, sentence):
-    with pytest.raises(InputError, match=sentence):
-        replace(method.config, **{field: value})
+    assert_refused(sentence, replace, method.config, **{field: value})

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
+from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
-from iadd_lab.errors import InputError
 from iadd_lab.study.methods import METHODS, matching_methods
 from iadd_lab.study.settings import Setting
+from tests.samples import assert_refused
 
 
 def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
@@ -21,41 +22,34 @@ def test_the_defaults_are_the_literature_s_for_cifar10_at_ipc_1():
     assert (setting.evaluation().networks, setting.evaluation().epochs) == (5, 1000)
 
 
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({"ipc": 0}, "ipc is 0"),
-        ({"data_name": "digit"}, "unknown data set 'digit'.*did you mean 'digits'"),
-        ({"teacher_count": 0}, "teacher_count is 0"),
-        ({"weight_rate": -1.0}, "rate is -1.0"),
-        ({"evaluation_epochs": 0}, "epochs is 0"),
-        ({"evaluation_rate": 0.0}, r"rate is 0\.0"),
-        ({"preprocess": "zcaa"}, "unknown preprocess 'zcaa'"),
-        ({"gradient_matching_iterations": 0}, "iterations is 0"),
-        ({"seeds": 0}, "seeds is 0"),
-        ({"max_start_epoch": 50}, "reach epoch 51, but teacher_training_epochs is 50"),
-    ],
-)
-def test_bad_values_are_named(values, sentence):
-    with pytest.raises(InputError, match=sentence):
-        Setting(**values)
+BAD = [
+    ("ipc", 0, "ipc is 0"),
+    ("data_name", "digit", "unknown data set 'digit'.*did you mean 'digits'"),
+    ("teacher_count", 0, "teacher_count is 0"),
+    ("weight_rate", -1.0, "rate is -1.0"),
+    ("evaluation_epochs", 0, "epochs is 0"),
+    ("evaluation_rate", 0.0, r"rate is 0\.0"),
+    ("preprocess", "zcaa", "unknown preprocess 'zcaa'"),
+    ("gradient_matching_iterations", 0, "iterations is 0"),
+    ("seeds", 0, "seeds is 0"),
+    ("max_start_epoch", 50, "reach epoch 51, but teacher_training_epochs is 50"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "sentence"), BAD)
+def test_bad_values_are_named(field, value, sentence):
+    assert_refused(sentence, Setting, **{field: value})
 
 
 def test_every_method_of_the_family_follows_from_a_setting():
     setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
     kinds = {name: METHODS[name].matching(setting) for name in matching_methods()}
-    assert kinds["mtt"] == Uniform()
-    assert kinds["ddpp"] == Pruned(fraction=0.3)
-    assert kinds["iadd"] == Learned(rate=0.5)
-    assert kinds["iadd_literal"] == Learned(rate=0.5, normalised=False)
-    assert kinds["iadd_tensor"] == Learned(rate=0.5, granularity="tensor")
-    assert kinds["iadd_frozen"] == Learned(rate=0.5, learn_until=5)
-    assert kinds["iadd_late"] == Learned(rate=0.5, learn_from=5)
-    assert kinds["iadd_slow"] == Learned(rate=0.05)
-    assert kinds["iadd_fast"] == Learned(rate=5.0)
-    assert kinds["iadd_band"] == Learned(rate=5.0, limit=1.5)
-    assert kinds["iadd_ascent"] == Learned(rate=0.5, ascend=True)
-    assert kinds["iadd_within"] == Learned(rate=0.5, mean_over="tensor")
+    assert (kinds.pop("mtt"), kinds.pop("ddpp")) == (Uniform(), Pruned(fraction=0.3))
+    learned = {"": {}, "_literal": {"normalised": False}, "_tensor": {"granularity": "tensor"}}
+    learned |= {"_frozen": {"learn_until": 5}, "_late": {"learn_from": 5}, "_slow": {"rate": 0.05}}
+    learned |= {"_fast": {"rate": 5.0}, "_band": {"rate": 5.0, "limit": 1.5}, "_ascent": {"ascend": True}}
+    learned |= {"_within": {"mean_over": "tensor"}}
+    assert kinds == {f"iadd{name}": Learned(**{"rate": 0.5} | more) for name, more in learned.items()}
 
 
 def test_only_what_belongs_to_a_seed_depends_on_it():
@@ -74,9 +68,7 @@ def test_every_field_reaches_a_configuration():
         "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4, "evaluation_rate": 0.1,
     }  # fmt: skip
     own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
-    for field in dataclasses.fields(Setting):
-        if field.name in own:
-            continue
+    for field in (field for field in dataclasses.fields(Setting) if field.name not in own):
         value = changed.get(field.name)
         if value is None:
             value = field.default * 2 if isinstance(field.default, float) else field.default + 1
@@ -84,13 +76,6 @@ def test_every_field_reaches_a_configuration():
 
 
 def _configurations(setting):
-    from iadd_lab.data.augment import AugmentConfig
-
-    return (
-        setting.data(),
-        setting.teachers(),
-        *(setting.distillation(METHODS[name].matching(setting)) for name in matching_methods()),
-        setting.gradient_matching(AugmentConfig()),
-        setting.distribution_matching(),
-        setting.evaluation(),
-    )
+    made = [setting.distillation(METHODS[name].matching(setting)) for name in matching_methods()]
+    made += [setting.gradient_matching(AugmentConfig()), setting.distribution_matching()]
+    return [*made, setting.data(), setting.teachers(), setting.evaluation()]

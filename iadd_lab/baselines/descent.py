@@ -37,7 +37,10 @@ ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `
 
 @dataclass(frozen=True)
 class DescentConfig:
-    """The fields that every such baseline has; the subclass documents them, and has defaults of its own."""
+    """The fields that every such baseline has; the subclass documents them, and has defaults of its own.
+
+    It also has `method`, the name of the method in tables.
+    """
 
     ipc: int = 1
     iterations: int = 1000
@@ -59,11 +62,6 @@ class DescentConfig:
         choose("initial_images", self.initial_images, INITIAL_IMAGES)
         check_kind("augment", self.augment, AugmentConfig, optional=True)
 
-    @property
-    def method(self) -> str:
-        """The name of the method in tables."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -74,36 +72,88 @@ class Pair:
     distilled: Tensor  # (ipc, channels, height, width), differentiable in the distilled images
 
 
-@dataclass(frozen=True, eq=False)
+@locked_folder("folder")
+def descend(
+    *parts: object,
+    folder: Path | None,
+    how: Execution,
+    on_iteration: Callable[[int, History], None] | None,
+    **loop: object,
+) -> DistilledSet:
+    """Iterate from the initial images to the end, from a checkpoint in `folder` on, or read what is done.
+
+    Args: `parts` and `loop` are those of `Descent`, the others those of the method that calls it.
+
+    Raises:
+        InputError: the data has too few images, the network does not fit them, or `folder` holds another run.
+        DivergenceError: the loss or the images are not finite. The error's `result` is the set with the last
+            images whose loss was finite.
+    """
+    target = Path(folder) / "distilled.safetensors" if folder is not None else None
+    path = target and target.with_name("checkpoint.safetensors")
+    with how.environment():
+        run = Descent(*parts, device=how.place, **loop)
+        if target and target.exists():
+            path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
+            artefact = load_artefact(target, kind=KIND)
+            check_result(target, artefact.metadata.get("run"), run.identity)
+            with unpacking(target):
+                return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
+        reuse_freed_memory()
+        hooks = {
+            "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
+            "save": lambda: target and run.save(target),
+        }
+        complete(run, path=path, identity=run.identity, title=run.config.method, how=how, **hooks)
+        return run.result()
+
+
 class Descent:
-    """What distilled images are to stand for, and how: the same throughout a run."""
+    """One descent on its way: the images, and all else that a checkpoint holds. A `Resumable`.
 
-    data: ImageData
-    preprocess: Preprocess
-    network: NetworkConfig
-    config: DescentConfig  # with `augment` resolved
-    how: Execution
-    distance: Callable[[nn.Module, Pair], Tensor]  # what is to fall, for each class: a scalar
-    steps: int = 1  # of the images in an iteration, all with one network
-    # Given the network, the images, their labels and a generator: what happens to it between two steps.
-    between: Callable[[nn.Module, Tensor, Tensor, torch.Generator], None] | None = None
+    Args:
+        data: the real set.
+        preprocess: fitted on it.
+        network: the architecture of the fresh networks.
+        config: with `augment` resolved.
+        distance: what is to fall, for each class: a scalar.
+        device: where images and networks are.
+        steps: of the images in an iteration, all with one network.
+        between: given the network, the images, their labels and a generator, what happens to the network
+            between two steps.
 
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the images and the networks are."""
-        return self.how.place
+    Raises:
+        InputError: the data has too few images, or the network does not fit them.
+    """
 
-    @cached_property
-    def identity(self) -> str:
-        """16 hex digits over all that the result depends on."""
-        preprocess = preprocess_fingerprint(self.preprocess)
-        return fingerprint(self.config, self.network, self.data.fingerprint, preprocess)
+    unit = "iteration"
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """The classes of the distilled images: (classes * ipc,) int64."""
-        classes = torch.arange(len(self.data.classes), device=self.device)
-        return classes.repeat_interleave(self.config.ipc)
+    def __init__(
+        self,
+        data: ImageData,
+        preprocess: Preprocess,
+        network: NetworkConfig,
+        config: DescentConfig,
+        distance: Callable[[nn.Module, Pair], Tensor],
+        *,
+        device: torch.device,
+        steps: int = 1,
+        between: Callable[[nn.Module, Tensor, Tensor, torch.Generator], None] | None = None,
+    ):
+        self.data, self.preprocess, self.network, self.config = data, preprocess, network, config
+        self.distance, self.device, self.steps, self.between = distance, device, steps, between
+        check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
+        self.fresh_network(0)  # before anything expensive: does it fit the images at all?
+        preprocessing = preprocess_fingerprint(preprocess)
+        self.identity = fingerprint(config, network, data.fingerprint, preprocessing)
+        start = generator(config.seed, "initial images")  # those of `distill` with the same seed
+        images = INITIAL_IMAGES[config.initial_images](data, preprocess, config.ipc, start)
+        self.images = images.to(device)  # (classes * ipc, channels, height, width)
+        self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.ipc)
+        self.optimizer = torch.optim.SGD([self.images], momentum=config.momentum)
+        self.done, self.total = 0, config.iterations
+        self.history = History()
+        self.good = self.tensors()  # the last state that is known to have a finite loss
 
     @cached_property
     def real(self) -> tuple[Tensor, ...]:
@@ -120,12 +170,6 @@ class Descent:
         """
         return network_for(self.data, self.network, seed=seed).to(self.device)
 
-    def initial_images(self) -> Tensor:
-        """Where the images start; the same as `distill`'s of the same seed."""
-        config, start = self.config, generator(self.config.seed, "initial images")
-        draw = INITIAL_IMAGES[config.initial_images]
-        return draw(self.data, self.preprocess, config.ipc, start).to(self.device)
-
     def pair(self, label: int, distilled: Tensor, random: torch.Generator) -> Pair:
         """`distilled` beside as many real images of its class as the configuration says, newly drawn."""
         real, (height, width) = self.real[label], distilled.shape[2:]
@@ -133,56 +177,6 @@ class Descent:
         augmentation = draw_augmentation(self.config.augment, **size, generator=random)
         rows = torch.randperm(len(real), generator=random)[: self.config.real_batch]
         return Pair(label, augmentation(real[rows.to(self.device)]), augmentation(distilled))
-
-
-@locked_folder("folder")
-def descend(
-    descent: Descent,
-    *,
-    folder: Path | None = None,
-    on_iteration: Callable[[int, History], None] | None = None,
-) -> DistilledSet:
-    """Iterate from the initial images to the end, from a checkpoint in `folder` on, or read what is done.
-
-    Raises:
-        InputError: the data has too few images, the network does not fit them, or `folder` holds another run.
-        DivergenceError: the loss or the images are not finite. The error's `result` is the set with the last
-            images whose loss was finite.
-    """
-    config, identity = descent.config, descent.identity
-    check_class_sizes(descent.data, config.ipc if config.initial_images == "real" else 1)
-    descent.fresh_network(0)  # before anything expensive: does it fit the images at all?
-    target = Path(folder) / "distilled.safetensors" if folder is not None else None
-    path = target and target.with_name("checkpoint.safetensors")
-    if target and target.exists():
-        path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-        artefact = load_artefact(target, kind=KIND)
-        check_result(target, artefact.metadata.get("run"), identity)
-        with unpacking(target):
-            return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
-    reuse_freed_memory()
-    with descent.how.environment():
-        run = _Progress(descent)
-        hooks = {
-            "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
-            "save": lambda: target and run.save(target),
-        }
-        complete(run, path=path, identity=identity, title=config.method, how=descent.how, **hooks)
-        return run.result()
-
-
-class _Progress:
-    """How far a descent is: all that a checkpoint holds. A `Resumable`."""
-
-    unit = "iteration"
-
-    def __init__(self, descent: Descent):
-        self.descent = descent
-        self.images = descent.initial_images()  # (classes * ipc, channels, height, width)
-        self.optimizer = torch.optim.SGD([self.images], momentum=descent.config.momentum)
-        self.done, self.total = 0, descent.config.iterations
-        self.history = History()
-        self.good = self.tensors()  # the last state that is known to have a finite loss
 
     def advance(self) -> dict[str, str]:
         """One iteration, with a random stream of its own: all that goes from one to the next is kept here.
@@ -192,7 +186,7 @@ class _Progress:
                 last state whose loss was finite.
         """
         started, before = time.perf_counter(), self.tensors()
-        config, number = self.descent.config, self.done
+        config, number = self.config, self.done
         self.optimizer.param_groups[0]["lr"] = config.image_rate * self.history.share_of("image_rate")
         # Iterations that are done again after a back-off draw something else.
         redone = len(self.history.back_off_rates)
@@ -206,19 +200,18 @@ class _Progress:
                 raise DivergenceError("the images are not finite any more.")
         except DivergenceError as error:
             self.restore(self.good)
-            raise DivergenceError(
-                f"{error} This was in iteration {number + 1}: lower image_rate (now {config.image_rate:g})."
-            ) from None
+            mend = f"lower image_rate (now {config.image_rate:g})"
+            raise DivergenceError(f"{error} This was in iteration {number + 1}: {mend}.") from None
         self.done += 1
         self.history.append(loss=loss, seconds=time.perf_counter() - started)
         return {"loss": f"{loss:.4g}"}
 
     def iterate(self, random: torch.Generator) -> Tensor:
         """The steps with one fresh network; their mean loss."""
-        network = self.descent.fresh_network(int(torch.randint(2**62, (), generator=random)))
+        network = self.fresh_network(int(torch.randint(2**62, (), generator=random)))
         losses = [self.step(network, random)]
-        while len(losses) < self.descent.steps:
-            self.descent.between(network, self.images, self.descent.labels, random)
+        while len(losses) < self.steps:
+            self.between(network, self.images, self.labels, random)
             losses.append(self.step(network, random))
         return torch.stack(losses).mean()
 
@@ -228,9 +221,9 @@ class _Progress:
         A class's distance depends on its own images alone, so the graph of one class is in memory at a time.
         """
         total, gradients = torch.zeros((), device=self.images.device), []
-        for label, own in enumerate(self.images.split(self.descent.config.ipc)):
+        for label, own in enumerate(self.images.split(self.config.ipc)):
             own = own.clone().requires_grad_()  # (ipc, channels, height, width)
-            loss = self.descent.distance(network, self.descent.pair(label, own, random))
+            loss = self.distance(network, self.pair(label, own, random))
             gradients += torch.autograd.grad(loss, own)
             total += loss.detach()
         self.images.grad = torch.cat(gradients)
@@ -239,7 +232,7 @@ class _Progress:
 
     def back_off(self, reason: str) -> bool:
         """Halve the rate, and say so; False where that was done as often as it may be."""
-        return self.history.back_off("image_rate", reason=reason, limit=self.descent.config.back_offs)
+        return self.history.back_off("image_rate", reason=reason, limit=self.config.back_offs)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all that an iteration changes, but for the history."""
@@ -261,16 +254,14 @@ class _Progress:
 
     def result(self) -> DistilledSet:
         """What there is now."""
-        descent = self.descent
-        made = {"images": self.images.cpu().clone(), "labels": descent.labels.cpu(), "alpha": ALPHA}
-        method = descent.config.method
-        return DistilledSet.of(descent.data, descent.preprocess, **made, method=method)
+        parts = {"images": self.images.cpu().clone(), "labels": self.labels.cpu(), "alpha": ALPHA}
+        return DistilledSet.of(self.data, self.preprocess, **parts, method=self.config.method)
 
     def save(self, path: Path) -> None:
         """Store the set, how it was made, and the history."""
         # Not "config": that key says that the set is a `DistillResult`'s.
-        made = {"baseline": describe(self.descent.config), "network": describe(self.descent.network)}
-        made |= {"run": self.descent.identity, "made_by": "descent"}
+        made = {"baseline": describe(self.config), "network": describe(self.network)}
+        made |= {"run": self.identity, "made_by": "descent"}
         self.result().save(path, more_tensors=self.history.tensors(), more_metadata=made)
 
     def state(self) -> State:
@@ -280,7 +271,6 @@ class _Progress:
 
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
-        tensors = artefact.tensors
-        self.history = History.from_tensors(tensors)
-        self.restore(tensors)
-        self.good = under("good/", tensors)
+        self.history = History.from_tensors(artefact.tensors)
+        self.restore(artefact.tensors)
+        self.good = under("good/", artefact.tensors)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
+from iadd_lab.baselines.descent import DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
@@ -39,11 +40,7 @@ class DistributionMatchingConfig(DescentConfig):
 
     iterations: int = 20000
     image_rate: float = 1.0
-
-    @property
-    def method(self) -> str:
-        """The name of the method in tables."""
-        return "distribution matching"
+    method: ClassVar[str] = "distribution matching"  # its name in tables
 
 
 def match_distributions(
@@ -75,8 +72,8 @@ def match_distributions(
         DivergenceError: the loss is not finite. The error's `result` is the set with the last good images.
     """
     config = replace(config, augment=data.augmentation(config.augment))
-    descent = Descent(data, preprocess, network, config, Execution.of(how, options), pair_distance)
-    return descend(descent, folder=folder, on_iteration=on_iteration)
+    given = {"folder": folder, "how": Execution.of(how, options), "on_iteration": on_iteration}
+    return descend(data, preprocess, network, config, pair_distance, **given)
 
 
 def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:

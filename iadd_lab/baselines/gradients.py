@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from iadd_lab.baselines.descent import Descent, DescentConfig, Pair, descend
+from iadd_lab.baselines.descent import DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
@@ -78,12 +78,9 @@ class GradientMatchingConfig(DescentConfig):
         """
         matches = min(self.ipc, 50)
         steps = 1 if self.ipc == 1 else min(50, 500 // matches)
-        return replace(
-            self,
-            augment=data.augmentation(self.augment),
-            matches_per_network=self.matches_per_network or matches,
-            network_steps=self.network_steps or steps,
-        )
+        loops = {"matches_per_network": self.matches_per_network or matches}
+        loops["network_steps"] = self.network_steps or steps
+        return replace(self, augment=data.augmentation(self.augment), **loops)
 
 
 def match_gradients(
@@ -115,10 +112,10 @@ def match_gradients(
         InputError: data, network and config do not fit together, or `folder` holds another run.
         DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
     """
-    config, how = config.resolved(data), Execution.of(how, options)
+    config = config.resolved(data)
     loop = {"steps": config.matches_per_network, "between": partial(_train_on, config)}
-    descent = Descent(data, preprocess, network, config, how, pair_distance, **loop)
-    return descend(descent, folder=folder, on_iteration=on_iteration)
+    given = {"folder": folder, "how": Execution.of(how, options), "on_iteration": on_iteration}
+    return descend(data, preprocess, network, config, pair_distance, **given, **loop)
 
 
 def _train_on(
@@ -153,10 +150,9 @@ def gradient_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tens
     A row holds what leads to one output of the layer: gradients (outputs, inputs, ...) are flattened to
     (outputs, rest). A row that is zero in both counts nothing, in one of them a half.
     """
-    return sum(_row_distances(one, other).sum() for one, other in zip(first, second, strict=True))
-
-
-def _row_distances(one: Tensor, other: Tensor) -> Tensor:
-    # 1 − cosine is half the squared distance of the directions, which does not lose digits where they agree.
-    directions = (functional.normalize(gradient.flatten(1), dim=1, eps=_SMALL) for gradient in (one, other))
-    return 0.5 * torch.sub(*directions).square().sum(1)  # (outputs,)
+    distances = []
+    for pair in zip(first, second, strict=True):
+        one, other = (functional.normalize(layer.flatten(1), dim=1, eps=_SMALL) for layer in pair)
+        # Half the squared distance of the directions, which does not lose digits where they agree.
+        distances.append((0.5 * (one - other).square().sum(1)).sum())  # of (outputs,)
+    return sum(distances)

@@ -98,18 +98,15 @@ def herd(features: torch.Tensor, count: int) -> torch.Tensor:
         features: (images, dimensions); the mean to stay close to is theirs.
         count: at most as many as there are images.
     """
-    features = features.double()
+    features = features.to(torch.float64, copy=True)
     mean, chosen_sum = features.mean(0), torch.zeros_like(features[0])  # (dimensions,) each
-    free = torch.ones(len(features), dtype=torch.bool)
     picks: list[int] = []
-    while len(picks) < count:
+    for number in range(1, count + 1):
         # ‖mean − (chosen_sum + x) / k‖ is smallest for the x that is nearest to k · mean − chosen_sum.
-        wanted = (len(picks) + 1) * mean - chosen_sum
-        distances = (features - wanted).square().sum(1)  # (images,)
-        best = int(torch.where(free, distances, torch.inf).argmin())
-        free[best] = False
-        chosen_sum += features[best]
-        picks.append(best)
+        distances = (features - (number * mean - chosen_sum)).square().sum(1)  # (images,)
+        picks.append(int(distances.argmin()))
+        chosen_sum += features[picks[-1]]
+        features[picks[-1]] = torch.inf  # nearest to nothing any more
     return torch.tensor(picks)
 
 

@@ -37,13 +37,8 @@ class History:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Named tensors for an artefact."""
-        return {
-            f"history/{name}": torch.stack(values)
-            if isinstance(values[0], torch.Tensor)
-            else torch.tensor(values, dtype=torch.int64 if isinstance(values[0], int) else torch.float64)
-            for name, values in vars(self).items()
-            if values
-        }
+        filled = {f"history/{name}": values for name, values in vars(self).items() if values}
+        return {name: _as_tensor(values) for name, values in filled.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
@@ -94,3 +89,9 @@ class History:
     def _series(self) -> dict[str, list[float]]:
         """What has one value per iteration, by name."""
         return {name: v for name, v in vars(self).items() if not name.startswith(("snapshot", "back_off"))}
+
+
+def _as_tensor(values: list) -> torch.Tensor:
+    if isinstance(values[0], torch.Tensor):
+        return torch.stack(values)
+    return torch.tensor(values, dtype=torch.int64 if isinstance(values[0], int) else torch.float64)

@@ -36,7 +36,6 @@ from iadd_lab.training.teachers import Teachers
 
 # Forward passes that the adjoint engine's convolutions amount to, per image and step.
 ADJOINT_PASSES = 11
-_LAST_GOOD = "proven/"  # in a checkpoint: what the tensors of the last good state are called
 
 
 def distill(
@@ -108,25 +107,21 @@ def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> 
         InputError: with what does not fit and how to mend it.
     """
     teachers.check_data(data)
-    needed = config.max_start_epoch - 1 + config.teacher_epochs
-    require(
-        needed <= teachers.config.epochs,
-        f"max_start_epoch {config.max_start_epoch} and teacher_epochs {config.teacher_epochs} reach epoch "
-        f"{needed}, but the teachers have {teachers.config.epochs} epochs: lower either, or train longer.",
-    )
+    first, length, epochs = config.max_start_epoch, config.teacher_epochs, teachers.config.epochs
+    reached = f"max_start_epoch {first} and teacher_epochs {length} reach epoch {first - 1 + length}"
+    sentence = f"{reached}, but the teachers have {epochs} epochs: lower either, or train longer."
+    require(first - 1 + length <= epochs, sentence)
     check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
     total = config.ipc * len(data.classes)
-    require(
-        config.batch is None or config.batch <= total,
-        f"batch is {config.batch}, but there are only {total} distilled images: lower it, or leave it out.",
-    )
+    sentence = f"batch is {config.batch}, but there are only {total} distilled images: lower it."
+    require(config.batch is None or config.batch <= total, sentence)
 
 
 def distillation_flops(network: nn.Module, data: ImageData, config: DistillConfig) -> float:
     """Floating-point operations of the run, by the adjoint engine; 0 where compiling has nothing to offer."""
     if config.gradient == "full":
         return 0.0
-    images = min(config.batch or config.ipc * len(data.classes), config.ipc * len(data.classes))
+    images = config.batch or config.ipc * len(data.classes)
     passes = ADJOINT_PASSES * images * config.student_steps * config.segments * config.iterations
     return passes * flops(network, channels=data.channels, size=data.size)
 
@@ -141,8 +136,7 @@ class Distillation:
     ):
         self.data, self.teachers, self.config, self.ranks = data, teachers, config, ranks
         network, device = teachers.network(0), how.place
-        work = distillation_flops(network, data, config)
-        kernels = choose_kernels(how.compile, work=work, device=device)
+        kernels = choose_kernels(how.compile, work=distillation_flops(network, data, config), device=device)
         self.loss = student_loss(network, replace(kernels, graphs=how.graphs))
         self.layout = self.loss.layout
         start = generator(config.seed, "initial images")
@@ -185,23 +179,22 @@ class Distillation:
             self.done -= bool(self.last_good)
             self.history.keep(self.done)
             self.last_good, self.at_fault = {}, ALL_RATES
-            raise DivergenceError(
-                f"the matching loss after iteration {self.done}, or its gradient, became not finite "
-                f"({gradients.loss.item():.4g}): lower alpha (now {self.alpha.item():.4g}), image_rate "
-                f"({config.image_rate:g}) or the rate of W."
+            what = f"the matching loss after iteration {self.done}, or its gradient, became not finite"
+            rates = (
+                f"alpha (now {self.alpha.item():.4g}), image_rate ({config.image_rate:g}) or the rate of W"
             )
+            raise DivergenceError(f"{what} ({gradients.loss.item():.4g}): lower {rates}.")
         self.update(gradients)
         alpha = self.alpha.item()
         if not (0 < alpha < math.inf and finite(self.images, self.raw)):
             wrong = "rate of W" if finite(self.images) else "image_rate"
             self.at_fault = wrong if 0 < alpha < math.inf else "alpha_rate"
             self.restore(before)
-            what = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
+            what = "the update would not be finite"
+            if alpha <= 0:
+                what = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
             now = f" (now {getattr(config, self.at_fault):g})" if hasattr(config, self.at_fault) else ""
-            raise DivergenceError(
-                f"{what if alpha <= 0 else 'the update would not be finite'} in iteration {self.done + 1}: "
-                f"lower {self.at_fault}{now}."
-            )
+            raise DivergenceError(f"{what} in iteration {self.done + 1}: lower {self.at_fault}{now}.")
         self.last_good = before
         # Where W depends on the segment, it is the last one's.
         place = {"end": gradients.end, "target": target, "layout": self.layout}
@@ -221,9 +214,8 @@ class Distillation:
         config, own = self.config, self.ranks.own(self.config.segments)
         rows = []
         for number in range(config.segments):
-            teacher, epoch = draw_place(self.teachers, config, self.generator)
-            drawn = {"teacher": teacher, "start_epoch": epoch}
-            segment = draw_segment(self.teachers, config, self.images, self.generator, **drawn)
+            drawn = draw_place(self.teachers, config, self.generator)
+            segment = draw_segment(self.teachers, config, self.images, self.generator, *drawn)
             if number in own:
                 place = {"start": segment.start, "target": segment.target, "layout": self.layout}
                 objective = partial(config.matching.loss, **place)
@@ -260,13 +252,11 @@ class Distillation:
         config, data, teachers = self.config, self.data, self.teachers
         parts = {"images": self.images.cpu().clone(), "labels": self.labels.cpu(), "alpha": self.alpha.item()}
         augment = None if config.augment == data.augmentation(None) else config.augment
-        made = DistilledSet.of(
-            data, teachers.preprocess, **parts, method=config.matching.name, augment=augment
-        )
-        described = describe(teachers.config)
-        source = {"config": described, "fingerprint": teachers.fingerprint, "count": len(teachers)}
-        importance, raw = self.importance.cpu(), self.raw.cpu()
-        return DistillResult(made, importance, raw, self.history, config, source)
+        parts |= {"method": config.matching.name, "augment": augment}
+        made = DistilledSet.of(data, teachers.preprocess, **parts)
+        source = {"config": describe(teachers.config), "fingerprint": teachers.fingerprint}
+        source["count"] = len(teachers)
+        return DistillResult(made, self.importance.cpu(), self.raw.cpu(), self.history, config, source)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all that an iteration changes, but for the history."""
@@ -289,12 +279,12 @@ class Distillation:
 
     def state(self) -> State:
         """All that a checkpoint holds."""
-        last_good = {f"{_LAST_GOOD}{name}": tensor for name, tensor in self.last_good.items()}
+        last_good = {f"proven/{name}": tensor for name, tensor in self.last_good.items()}
         return self.tensors() | last_good | self.history.tensors(), {"iteration": self.done}
 
     def load(self, artefact: Artefact) -> None:
         """Go on from a checkpoint, on the CPU bit for bit."""
         self.restore(artefact.tensors)
-        self.last_good = under(_LAST_GOOD, artefact.tensors)
+        self.last_good = under("proven/", artefact.tensors)
         self.done = artefact.metadata["iteration"]
         self.history = History.from_tensors(artefact.tensors)

@@ -157,11 +157,9 @@ class Learned(Matching):
         check_flag("ascend", self.ascend)
         choose("granularity", self.granularity, dict.fromkeys(("parameter", "tensor")))
         choose("mean_over", self.mean_over, dict.fromkeys(("network", "tensor")))
-        require(
-            self.mean_over == "network" or (self.normalised and self.granularity == "parameter"),
-            f"mean_over is {self.mean_over!r}, which leaves nothing to learn with one weight per tensor and "
-            "does not go with the literal loss: set granularity to 'parameter' and normalised to True.",
-        )
+        fits = self.mean_over == "network" or (self.normalised and self.granularity == "parameter")
+        goes = "goes only with granularity 'parameter' and normalised True: set both"
+        require(fits, f"mean_over is {self.mean_over!r}, which {goes}.")
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:

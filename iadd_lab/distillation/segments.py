@@ -49,7 +49,6 @@ def draw_segment(
     config: DistillConfig,
     images: Tensor,
     generator: torch.Generator,
-    *,
     teacher: int,
     start_epoch: int,
 ) -> Segment:
@@ -66,16 +65,14 @@ def draw_segment(
         start_epoch: i, at most the teachers' epochs − K.
     """
     count, _, height, width = images.shape
-    size = {"height": height, "width": width}
-    draw = partial(draw_augmentation, config.augment, **size, generator=generator)
+    draw = partial(draw_augmentation, config.augment, height=height, width=width, generator=generator)
     batches: list[Tensor] = []
     while len(batches) < config.student_steps:
         batches += torch.randperm(count, generator=generator).split(config.batch or count)
     steps = (Step(rows, draw(batch=len(rows))) for rows in batches[: config.student_steps])
-    steps = on_device(steps, images.device)
     epochs = start_epoch, start_epoch + config.teacher_epochs
     start, target = (to_device(teachers.snapshot(teacher, epoch), images.device) for epoch in epochs)
-    return Segment(start, target, steps)
+    return Segment(start, target, on_device(steps, images.device))
 
 
 def on_device(steps: Iterable[Step], device: torch.device) -> tuple[Step, ...]:

@@ -96,10 +96,9 @@ def adjoint(
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
-        batch = variables.images[step.rows]  # (batch, channels, height, width)
-        scalar, batch_gradient, flat_gradient = loss.along(
-            flat, costate, batch, variables.labels[step.rows], step.augmentation, curvature=curvature
-        )
+        batch, labels = variables.images[step.rows], variables.labels[step.rows]
+        found = loss.along(flat, costate, batch, labels, step.augmentation, curvature=curvature)
+        scalar, batch_gradient, flat_gradient = found
         alpha_gradient -= scalar
         # α as a tensor: reading it would make a GPU wait in every step.
         images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)

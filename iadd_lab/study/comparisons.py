@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import product
+from operator import attrgetter
 
 import pandas as pd
 import torch
@@ -87,29 +88,17 @@ def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDiffe
     Raises:
         InputError: the cells are of different settings, networks or splits.
     """
-    shared = {
-        "setting": [cell.setting for cell in (first, second)],
-        "network": [cell.network for cell in (first, second)],
-        "split": [cell.evaluation.config.split for cell in (first, second)],
-        "number of sets": [cell.seeds for cell in (first, second)],
-    }
-    for what, (one, other) in shared.items():
-        require(
-            one == other, f"the cells differ in their {what} ({one} and {other}): compare like with like."
-        )
+    shared = {"setting": "setting", "network": "network", "number of sets": "seeds"}
+    for what, name in (shared | {"split": "evaluation.config.split"}).items():
+        one, other = map(attrgetter(name), (first, second))
+        sentence = f"the cells differ in their {what} ({one} and {other}): compare like with like."
+        require(one == other, sentence)
     one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
     each = tuple((100 * (one - other)).tolist())  # a difference for each seed
-    return PairedDifference(
-        first.setting.title,
-        first.setting.data_key,
-        first.setting.ipc,
-        first.network.name,
-        first.method,
-        second.method,
-        *mean_with_interval(each),
-        each,
-        "balanced accuracy" if balanced else "accuracy",
-    )
+    setting, measure = first.setting, "balanced accuracy" if balanced else "accuracy"
+    place = setting.title, setting.data_key, setting.ipc, first.network.name
+    interval = mean_with_interval(each)
+    return PairedDifference(*place, first.method, second.method, *interval, each, measure)
 
 
 def seed_accuracies(cell: Cell, *, balanced: bool = False) -> torch.Tensor:
@@ -158,17 +147,12 @@ def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
     """One row per difference, unrounded: the fields of `PairedDifference` but `title`, `seeds` for `each`."""
     names = (field.name for field in fields(PairedDifference) if field.name != "title")
     columns = ["seeds" if name == "each" else name for name in names]
-    return pd.DataFrame(
-        [[getattr(each, column) for column in columns] for each in differences], columns=columns
-    )
+    rows = [[getattr(difference, column) for column in columns] for difference in differences]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def measurement_frame(
-    cells: Sequence[Cell],
-    *,
-    profile: str,
-    balanced: bool = False,
-    published_data: Sequence[str] = (),
+    cells: Sequence[Cell], *, profile: str, balanced: bool = False, published_data: Sequence[str] = ()
 ) -> pd.DataFrame:
     """One row per accuracy in per cent, unrounded, with `COLUMNS`.
 
@@ -184,9 +168,8 @@ def measurement_frame(
     ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
     measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
     records = [_measured(cell, profile, measure) for cell in cells if cell.evaluation for measure in measures]
-    for entry in read_published():
-        if entry["dataset"] in published_data and entry["ipc"] in ipcs:
-            records.append(_published(entry))
+    known = [entry for entry in read_published() if entry["dataset"] in published_data]
+    records += [_published(entry) for entry in known if entry["ipc"] in ipcs]
     return pd.DataFrame(records, columns=list(COLUMNS)).astype({"ipc": "Int64", "seeds": "Int64"})
 
 
@@ -203,6 +186,6 @@ def _measured(cell: Cell, profile: str, measure: str) -> tuple[object, ...]:
 
 
 def _published(entry: dict[str, str]) -> tuple[object, ...]:
-    ipc, std = int(entry["ipc"]) if entry["ipc"] else None, float(entry["std"]) if entry["std"] else None
-    names = entry["dataset"], ipc, None, entry["method"]
-    return *names, float(entry["accuracy"]), std, None, f"published: {entry['source']}", "accuracy"
+    names = entry["dataset"], int(entry["ipc"]) if entry["ipc"] else None, None, entry["method"]
+    mean, std = float(entry["accuracy"]), float(entry["std"])
+    return *names, mean, std, None, f"published: {entry['source']}", "accuracy"

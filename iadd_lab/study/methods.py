@@ -64,10 +64,8 @@ class Method:
     seeded: bool = True
 
     def __post_init__(self):
-        require(
-            (self.matching is None) != (self.sets is None),
-            f"method {self.title!r} needs either matching or sets: give it one of them.",
-        )
+        sentence = f"method {self.title!r} needs either matching or sets: give it one of them."
+        require((self.matching is None) != (self.sets is None), sentence)
 
     @property
     def needs_teachers(self) -> bool:
@@ -84,24 +82,19 @@ class Method:
 
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
-        require(
-            not self.teacher_each or setting.seeds <= setting.teacher_count,
-            f"seeds is {setting.seeds}, but {self.title} takes another teacher for each set, and "
-            f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count.",
+        rest = f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count."
+        sentence = (
+            f"seeds is {setting.seeds}, but {self.title} takes another teacher for each set, and {rest}"
         )
+        require(not self.teacher_each or setting.seeds <= setting.teacher_count, sentence)
         if self.matching is not None:
             setting.distillation(self.matching(setting))
 
 
 def _random(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
     # Another draw for each network: the spread covers the choice as well.
-    return random_draws(
-        study.data(setting),
-        study.preprocess(setting),
-        ipc=setting.ipc,
-        count=setting.evaluation_networks,
-        seed=setting.seed + number,
-    )
+    draws = {"ipc": setting.ipc, "count": setting.evaluation_networks, "seed": setting.seed + number}
+    return random_draws(study.data(setting), study.preprocess(setting), **draws)
 
 
 def _herding(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
@@ -114,47 +107,42 @@ def _whole(study: Ingredients, setting: Setting, number: int) -> list[DistilledS
     return [whole_set(study.data(setting), study.preprocess(setting))]
 
 
-def _gradients(
-    study: Ingredients, setting: Setting, number: int, *, name: str, augment: AugmentConfig | None
+def _descended(
+    study: Ingredients, setting: Setting, number: int, *, name: str, make: Callable, config: Callable
 ) -> list[DistilledSet]:
-    config = setting.gradient_matching(augment, number=number)
-    return [_without_teachers(study, setting, name, match_gradients, config)]
-
-
-def _features(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
-    config = setting.distribution_matching(number=number)
-    return [_without_teachers(study, setting, "dm", match_distributions, config)]
-
-
-def _without_teachers(
-    study: Ingredients, setting: Setting, name: str, make: Callable[..., DistilledSet], config: object
-) -> DistilledSet:
-    """A set that `make` distils on networks of its own."""
+    """A set that `make` distils, on networks of its own, as `config` makes it of the setting."""
     data, preprocess, network = study.data(setting), study.preprocess(setting), setting.network()
-    folder = study.folder(setting, name, config, network, preprocess_fingerprint(preprocess))
-    return make(data, preprocess, network, config, folder=folder, how=study.how)
+    own = config(setting, number=number)
+    folder = study.folder(setting, name, own, network, preprocess_fingerprint(preprocess))
+    return [make(data, preprocess, network, own, folder=folder, how=study.how)]
 
 
-_WITHOUT_AUGMENTATION = AugmentConfig(operations=())
-_BY_GRADIENTS = "gradient_matching_iterations"
+def _by_gradients(title: str, name: str, augment: AugmentConfig | None) -> Method:
+    config = partial(Setting.gradient_matching, augment=augment)
+    sets = partial(_descended, name=name, make=match_gradients, config=config)
+    return Method(title, sets=sets, iterations="gradient_matching_iterations")
+
+
+def _learned(title: str, *, times: float = 1, **options: object) -> Method:
+    """IADD with `options`, at so many times the setting's rate."""
+    return Method(title, lambda setting: Learned(rate=setting.weight_rate * times, **options))
+
+
+_BY_MEANS = partial(_descended, name="dm", make=match_distributions, config=Setting.distribution_matching)
+
+_OWN = "{networks}, own number of epochs"
 
 METHODS: dict[str, Method] = {
     "random": Method("Random", sets=_random, counted="{all} draws, a network on each"),
     "herding": Method("Herding", sets=_herding, teacher_each=True),
-    "dc": Method(
-        "DC", sets=partial(_gradients, name="dc", augment=_WITHOUT_AUGMENTATION), iterations=_BY_GRADIENTS
-    ),
-    "dsa": Method("DSA", sets=partial(_gradients, name="dsa", augment=None), iterations=_BY_GRADIENTS),
-    "dm": Method("DM", sets=_features, iterations="distribution_matching_iterations"),
+    "dc": _by_gradients("DC", "dc", AugmentConfig(operations=())),
+    "dsa": _by_gradients("DSA", "dsa", None),
+    "dm": Method("DM", sets=_BY_MEANS, iterations="distribution_matching_iterations"),
     "mtt": Method("MTT", lambda setting: Uniform()),
     "ddpp": Method("DDPP", lambda setting: Pruned(fraction=setting.prune_fraction)),
-    "iadd": Method("IADD", lambda setting: Learned(rate=setting.weight_rate)),
-    "iadd_literal": Method(
-        "IADD, literal loss", lambda setting: Learned(rate=setting.weight_rate, normalised=False)
-    ),
-    "iadd_tensor": Method(
-        "IADD, per tensor", lambda setting: Learned(rate=setting.weight_rate, granularity="tensor")
-    ),
+    "iadd": _learned("IADD"),
+    "iadd_literal": _learned("IADD, literal loss", normalised=False),
+    "iadd_tensor": _learned("IADD, per tensor", granularity="tensor"),
     "iadd_frozen": Method(
         "IADD, frozen half-way",
         lambda setting: Learned(rate=setting.weight_rate, learn_until=setting.iterations // 2),
@@ -163,24 +151,13 @@ METHODS: dict[str, Method] = {
         "IADD, learned from half-way",
         lambda setting: Learned(rate=setting.weight_rate, learn_from=setting.iterations // 2),
     ),
+    # A division, since times 0.1 has another last digit, and so another fingerprint.
     "iadd_slow": Method("IADD, a tenth of the rate", lambda setting: Learned(rate=setting.weight_rate / 10)),
-    "iadd_fast": Method("IADD, ten times the rate", lambda setting: Learned(rate=setting.weight_rate * 10)),
-    "iadd_band": Method(
-        "IADD, ten times the rate, within 1.5",
-        lambda setting: Learned(rate=setting.weight_rate * 10, limit=1.5),
-    ),
-    "iadd_ascent": Method("IADD, ascent", lambda setting: Learned(rate=setting.weight_rate, ascend=True)),
-    "iadd_within": Method(
-        "IADD, within tensors", lambda setting: Learned(rate=setting.weight_rate, mean_over="tensor")
-    ),
-    "whole": Method(
-        "Whole",
-        sets=_whole,
-        competes=False,
-        counted="{networks}, own number of epochs",
-        epochs="whole_epochs",
-        seeded=False,
-    ),
+    "iadd_fast": _learned("IADD, ten times the rate", times=10),
+    "iadd_band": _learned("IADD, ten times the rate, within 1.5", times=10, limit=1.5),
+    "iadd_ascent": _learned("IADD, ascent", ascend=True),
+    "iadd_within": _learned("IADD, within tensors", mean_over="tensor"),
+    "whole": Method("Whole", sets=_whole, competes=False, seeded=False, epochs="whole_epochs", counted=_OWN),
 }
 
 

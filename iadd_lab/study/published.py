@@ -58,12 +58,6 @@ def _columns(entry: dict[str, str], entries: Sequence[dict[str, str]]) -> Iterat
 
 
 def _value(entry: dict[str, str], ipc: int) -> Value:
-    return Value(
-        row=entry["method"],
-        column=("published", DATASETS[entry["dataset"]].title, f"IPC {ipc}"),
-        mean=float(entry["accuracy"]),
-        std=float(entry["std"]),
-        origin=entry["source"],
-        measured=False,
-        competes=bool(entry["ipc"]),
-    )
+    column = ("published", DATASETS[entry["dataset"]].title, f"IPC {ipc}")
+    mean, std, kind = float(entry["accuracy"]), float(entry["std"]), {"competes": bool(entry["ipc"])}
+    return Value(entry["method"], column, mean, std, entry["source"], measured=False, **kind)

@@ -20,7 +20,7 @@ from iadd_lab.training.teachers import TeacherConfig
 
 def _goes(default: Any, *same: str, **renamed: str) -> Any:
     """A field, and the parts of a setting that it goes into: under the `same` name, or under another one."""
-    return dataclasses.field(default=default, metadata={"same": same, "renamed": renamed})
+    return dataclasses.field(default=default, metadata=dict.fromkeys(same) | renamed)
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,18 @@ class Setting:
         for name in ("teacher_count", "whole_epochs", "seeds", "width"):
             check_whole(name, getattr(self, name), minimum=1)
         check_whole("seed", self.seed, minimum=0)
-        for matching in (Learned(rate=self.weight_rate), Pruned(fraction=self.prune_fraction)):
-            self.distillation(matching)
+        self.distillation(Learned(rate=self.weight_rate))
+        self.distillation(Pruned(fraction=self.prune_fraction))
         for part in (self.data, self.teachers, self.evaluation):
             part()
         if self.gradient_matching_iterations is not None:
             self.gradient_matching(AugmentConfig())
         if self.distribution_matching_iterations is not None:
             self.distribution_matching()
-        used = self.max_start_epoch - 1 + self.teacher_epochs
-        require(
-            used <= self.teacher_training_epochs,
-            f"max_start_epoch {self.max_start_epoch} and teacher_epochs {self.teacher_epochs} reach epoch "
-            f"{used}, but teacher_training_epochs is {self.teacher_training_epochs}: "
-            "raise it, or lower either.",
-        )
+        first, length, epochs = self.max_start_epoch, self.teacher_epochs, self.teacher_training_epochs
+        reached = f"max_start_epoch {first} and teacher_epochs {length} reach epoch {first - 1 + length}"
+        sentence = f"{reached}, but teacher_training_epochs is {epochs}: raise it, or lower either."
+        require(first - 1 + length <= epochs, sentence)
 
     @property
     def title(self) -> str:
@@ -170,17 +167,11 @@ class Setting:
         self, *, network: NetworkConfig | None = None, split: str = "test", number: int = 0
     ) -> EvaluateConfig:
         """How the distilled set `number` is evaluated; None is the ConvNet distilled with."""
-        return EvaluateConfig(
-            network=network or self.network(), split=split, **self._part("evaluation", number)
-        )
+        own = self._part("evaluation", number)
+        return EvaluateConfig(network=network or self.network(), split=split, **own)
 
     def _part(self, part: str, number: int = 0) -> dict[str, Any]:
         """The values that go into `part`, by their names there; the seed is that of the set `number`."""
-        values = {}
-        for field in dataclasses.fields(self):
-            name = field.metadata.get("renamed", {}).get(part)
-            if name is None and part in field.metadata.get("same", ()):
-                name = field.name
-            if name is not None:
-                values[name] = getattr(self, field.name)
+        own = [field for field in dataclasses.fields(self) if part in field.metadata]
+        values = {field.metadata[part] or field.name: getattr(self, field.name) for field in own}
         return values | {"seed": self.seed + number} if "seed" in values else values

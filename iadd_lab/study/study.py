@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,13 +154,11 @@ class Study:
 
     def teachers(self, setting: Setting) -> Teachers:
         """The setting's teachers, trained once for all settings that can share them."""
-        data, folder = self.data(setting), self._teacher_folder(setting)
-        key = folder, setting.teacher_count
-        if key not in self._teachers:
-            self._teachers[key] = train_teachers(
-                data, setting.teachers(), folder, count=setting.teacher_count, how=self.how
-            )
-        return self._teachers[key]
+        data, folder, count = self.data(setting), self._teacher_folder(setting), setting.teacher_count
+        if (folder, count) not in self._teachers:
+            trained = train_teachers(data, setting.teachers(), folder, count=count, how=self.how)
+            self._teachers[folder, count] = trained
+        return self._teachers[folder, count]
 
     def _teacher_folder(self, setting: Setting) -> Path:
         # Not the number of teachers: a cell that wants more of them adds to those that are there.
@@ -247,9 +246,8 @@ class Study:
         Raises:
             InputError: a method is unknown or a data set is missing, before anything is computed.
         """
-        require(
-            not isinstance(methods, str), f"methods is {methods!r}; it must be a list, as in ['mtt', 'iadd']."
-        )
+        sentence = f"methods is {methods!r}; it must be a list, as in ['mtt', 'iadd']."
+        require(not isinstance(methods, str), sentence)
         settings, networks = tuple(settings), tuple(networks)
         chosen = {name: choose("method", name, METHODS) for name in methods}
         self._check(settings, chosen.values())
@@ -257,67 +255,48 @@ class Study:
         wanted = [(setting, name, network) for setting, name in columns for network in networks]
         # Not one network after the other, or several workers would wait for one and the same distilled set.
         tasks = sorted(wanted, key=lambda task: networks.index(task[2]))
-        found: dict[tuple, Cell] = {}
-        with tqdm(total=len(tasks), unit="cell", disable=not self.how.progress) as bar:
-            for number, outcome in self._computed([(*task, split) for task in tasks]):
-                setting, name, network = tasks[number]
-                if isinstance(outcome, DivergenceError):
-                    network, notes = network or setting.network(), self._notes(setting)
-                    outcome = Cell(setting, name, network, None, notes, diverged=str(outcome))
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-                found[tasks[number]] = outcome
-                bar.update()
+        calls = [(*task, split) for task in tasks]
+        computed = enumerate(starmap(self._attempt, calls))
+        if self.runner is not None:
+            computed = self._elsewhere(_compute_cell, calls)
+        shown = tqdm(computed, total=len(tasks), unit="cell", disable=not self.how.progress)
+        found = {tasks[number]: cell for number, cell in shown}
         return [found[task] for task in wanted]
 
-    def _check(self, settings: Sequence[Setting], methods: Iterable[Method]) -> None:
-        """Everything that can be known to be wrong before it costs time."""
-        methods = tuple(methods)
+    def _check(self, settings: Sequence[Setting], methods: Collection[Method]) -> None:
+        """Find whatever can be known to be wrong before it costs time, and train what workers share."""
         for setting in settings:
             self.data(setting)
             for method in methods:
                 method.check(setting)
             # Before the cells that share them, or workers would wait for one another.
             if self.runner is not None and any(method.needs_teachers for method in methods):
-                self._spread_teachers(setting)
+                missing = self._prepared(setting).missing(setting.teacher_count)
+                list(self._elsewhere(_train_teacher, [(setting, number) for number in missing]))
 
-    def _spread_teachers(self, setting: Setting) -> None:
-        """Train the setting's missing teachers, each as a task of its own."""
-        missing = self._prepared(setting).missing(setting.teacher_count)
-        tasks = [(self._told(), setting, number) for number in missing]
-        for _, outcome in self.runner.map(_train_teacher, tasks):
+    def _attempt(self, setting: Setting, method: str, network: NetworkConfig | None, split: str) -> Cell:
+        """The cell, or one that says why it diverged."""
+        try:
+            return self.cell(setting, method, network=network, split=split)
+        except DivergenceError as error:
+            network = network or setting.network()
+            return Cell(setting, method, network, None, self._notes(setting), str(error))
+
+    def _elsewhere(self, function: Callable, calls: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
+        """What `function` of this study and of each of the calls gives, where the runner computes."""
+        root = str(Path(self.data_root).absolute()) if self.data_root is not None else None
+        told = str(self.runs.absolute()), replace(self.how, progress=False), root
+        for number, outcome in self.runner.map(function, [(told, *call) for call in calls]):
             if isinstance(outcome, BaseException):
                 raise outcome
-
-    def _computed(self, tasks: Sequence[tuple]) -> Iterator[tuple[int, Cell | BaseException]]:
-        """Each task's number, and its cell or the error that it ended with."""
-        if self.runner is not None:
-            yield from self.runner.map(_compute_cell, [(self._told(), *task) for task in tasks])
-            return
-        for number, (setting, method, network, split) in enumerate(tasks):
-            try:
-                yield number, self.cell(setting, method, network=network, split=split)
-            except DivergenceError as error:
-                yield number, error
-
-    def _told(self) -> tuple[str, Execution, str | None]:
-        """This study as a worker is told it."""
-        root = str(Path(self.data_root).absolute()) if self.data_root is not None else None
-        return str(self.runs.absolute()), replace(self.how, progress=False), root
+            yield number, outcome
 
     def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:
         """The segments of the setting's first `count` teachers, trained again in another order."""
         teachers, epochs = self.teachers(setting), setting.teacher_epochs
-        return repeat_segments(
-            teachers,
-            self.data(setting),
-            start_epochs=setting.max_start_epoch,
-            epochs=epochs,
-            count=count,
-            seed=seed,
-            folder=run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed, *self._less),
-            how=self.how,
-        )
+        folder = run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed, *self._less)
+        drawn = {"start_epochs": setting.max_start_epoch, "epochs": epochs, "count": count, "seed": seed}
+        return repeat_segments(teachers, self.data(setting), **drawn, folder=folder, how=self.how)
 
     def save_sets(self, cells: Iterable[Cell], folder: Path | str, name: str) -> list[Path]:
         """Write the first set of each cell that matches parameters, for `iadd_lab.load`; return the files.
@@ -359,10 +338,8 @@ def _study_of(runs: str, how: Execution, root: str | None) -> Study:
     return Study(runs, how=how, data_root=Path(root) if root else None)
 
 
-def _compute_cell(
-    told: tuple, setting: Setting, method: str, network: NetworkConfig | None, split: str
-) -> Cell:
-    return _study_of(*told).cell(setting, method, network=network, split=split)
+def _compute_cell(told: tuple, *call: object) -> Cell:
+    return _study_of(*told)._attempt(*call)
 
 
 def _train_teacher(told: tuple, setting: Setting, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import UNLEARNED, spread
 from iadd_lab.store.artefacts import save_text
 from iadd_lab.study.methods import METHODS
-from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Cell
 
 MEASURED = "measured here"
+Column = tuple[str, ...]  # its headings, from top to bottom
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Value:
     """
 
     row: str
-    column: tuple[str, ...]
+    column: Column
     mean: float
     std: float | None
     origin: str
@@ -53,17 +54,10 @@ class Value:
         require(isinstance(self.column, tuple), f"column is {self.column!r}; it must be a tuple of headings.")
         where = f"{self.row} in {self.column}"
         require(math.isfinite(self.mean), f"the mean of {where} is {self.mean}; it must be a finite number.")
-        require(
-            self.std is None or 0 <= self.std < math.inf,
-            f"the standard deviation of {where} is {self.std}; it must be at least 0 and finite, or None.",
-        )
+        fits = self.std is None or 0 <= self.std < math.inf
+        require(fits, f"the standard deviation of {where} is {self.std}; it must be at least 0 and finite.")
         require(bool(self.origin.strip()), f"the origin of {where} is empty: say what stands behind it.")
         check_whole("digits", self.digits, minimum=0)
-
-    @property
-    def shown(self) -> float:
-        """The mean as it is printed: what is told apart in print is what competes."""
-        return round(self.mean, self.digits)
 
     @property
     def source(self) -> str:
@@ -71,12 +65,12 @@ class Value:
         return f"{MEASURED if self.measured else 'published'}: {self.origin}"
 
 
-def by_setting(cell: Cell) -> tuple[str, ...]:
+def by_setting(cell: Cell) -> Column:
     """The headings of a column that stands for a setting."""
     return MEASURED, cell.setting.data_title, f"IPC {cell.setting.ipc}"
 
 
-def by_network(cell: Cell) -> tuple[str, ...]:
+def by_network(cell: Cell) -> Column:
     """The headings of a column that stands for a network."""
     return MEASURED, cell.network.title
 
@@ -85,7 +79,7 @@ def accuracies(
     cells: Iterable[Cell],
     *,
     profile: str,
-    column: Callable[[Cell], tuple[str, ...]] | tuple[str, ...] = by_setting,
+    column: Callable[[Cell], Column] | Column = by_setting,
     balanced: bool = False,
 ) -> list[Value]:
     """What was measured, in per cent: mean and sample standard deviation over the networks of each cell.
@@ -97,20 +91,16 @@ def accuracies(
         balanced: takes the mean of the classes' recalls.
     """
     values = []
-    for cell in cells:
-        if cell.evaluation is not None:
-            found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
-            std = 100 * spread(found) if len(found) > 1 else None
-            where, origin = column(cell) if callable(column) else column, cell.origin(profile)
-            values.append(
-                Value(cell.title, where, 100 * found.mean().item(), std, origin, competes=cell.competes)
-            )
+    for cell in [cell for cell in cells if cell.evaluation]:
+        found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
+        std = 100 * spread(found) if len(found) > 1 else None
+        where = column(cell) if callable(column) else column
+        shown = 100 * found.mean().item(), std, cell.origin(profile)
+        values.append(Value(cell.title, where, *shown, competes=cell.competes))
     return values
 
 
-def averaged(
-    numbers: Sequence[float], *, row: str, column: tuple[str, ...], origin: str, digits: int
-) -> Value:
+def averaged(numbers: Sequence[float], *, row: str, column: Column, origin: str, digits: int) -> Value:
     """The mean and sample standard deviation of numbers that were measured here; none of them is best."""
     std = stdev(numbers) if len(numbers) > 1 else None
     return Value(row, column, mean(numbers), std, origin, digits=digits, higher=None)
@@ -132,8 +122,10 @@ def notes(cells: Sequence[Cell]) -> tuple[str, ...]:
     """What must be said below a table of these cells: its ±, how networks train, what is missing."""
     settings = tuple(dict.fromkeys(cell.setting for cell in cells))
     epochs = " or ".join(dict.fromkeys(str(setting.evaluation_epochs) for setting in settings))
-    rates = " or ".join(dict.fromkeys(_training_rate(setting) for setting in settings))
+    given = [setting.evaluation_rate for setting in settings]
+    rates = " or ".join(dict.fromkeys(f"at {rate:g}" if rate else _OWN_RATES for rate in given))
     missing = {s: [method.title for method in METHODS.values() if method.left_out(s)] for s in settings}
+    lost = [cell for cell in cells if cell.diverged]
     return (
         "± is the sample standard deviation over all networks of all sets; the sets of a column share "
         "their teachers. Methods compare in pairs, seed by seed, not by it.",
@@ -141,33 +133,23 @@ def notes(cells: Sequence[Cell]) -> tuple[str, ...]:
         *_unlearned(cells),
         *dict.fromkeys(note for cell in cells for note in cell.notes),
         *(f"Left out of {setting.title}: {', '.join(names)}." for setting, names in missing.items() if names),
-        *(
-            f"{cell.title} diverged ({cell.setting.title}, {cell.network.title}): {cell.diverged}"
-            for cell in cells
-            if cell.diverged
-        ),
+        *(f"{c.title} diverged ({c.setting.title}, {c.network.title}): {c.diverged}" for c in lost),
     )
 
 
-def _training_rate(setting: Setting) -> str:
-    if setting.evaluation_rate is None:
-        return "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the others"
-    return f"at {setting.evaluation_rate:g}"
+_OWN_RATES = "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the others"
 
 
 def _unlearned(cells: Sequence[Cell]) -> list[str]:
     """At most one note: which networks had not learned their sets, by place. Few epochs on all are meant."""
     places: dict[tuple, list[str]] = {}
     for cell in cells:
-        if cell.competes and cell.evaluation is not None and cell.evaluation.unfitted:
+        if cell.competes and cell.evaluation and cell.evaluation.unfitted:
             share = f"{cell.title} {cell.evaluation.unfitted} of {len(cell.evaluation.confusion)}"
             places.setdefault((cell.setting, cell.network), []).append(share)
-    named = "; ".join(
-        f"{setting.title}, {network.title}: {', '.join(shares)}"
-        for (setting, network), shares in places.items()
-    )
-    note = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck: {named}."
-    return [note] if places else []
+    named = [f"{setting.title}, {network.title}: {', '.join(s)}" for (setting, network), s in places.items()]
+    told = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck"
+    return [f"{told}: {'; '.join(named)}."] if places else []
 
 
 @dataclass(frozen=True)
@@ -197,7 +179,12 @@ class Table:
         levels = {len(value.column) for value in self.values}
         require(len(levels) == 1, f"columns have {levels} headings: give every column as many.")
         for column in self.columns:
-            _check_column(column, [value for value in self.values if value.column == column])
+            values = [value for value in self.values if value.column == column]
+            for field in ("measured", "higher"):
+                sentence = f"column {column} mixes values of different `{field}`: give each its own column."
+                require(len({getattr(value, field) for value in values}) == 1, sentence)
+            row, count = Counter(value.row for value in values).most_common(1)[0]
+            require(count == 1, f"row {row!r} has more than one value in column {column}: keep one of them.")
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -207,7 +194,7 @@ class Table:
         return tuple(sorted(names, key=lambda name: name not in competing))
 
     @property
-    def columns(self) -> tuple[tuple[str, ...], ...]:
+    def columns(self) -> tuple[Column, ...]:
         """Their headings, from left to right."""
         return tuple(dict.fromkeys(value.column for value in self._measured_first()))
 
@@ -219,10 +206,12 @@ class Table:
 
     def is_best(self, value: Value) -> bool:
         """Whether no competitor in its column prints a better mean than this competitor's."""
-        rivals = [other.shown for other in self.values if other.column == value.column and other.competes]
         if value.higher is None or not value.competes:
             return False
-        return value.shown == (max(rivals) if value.higher else min(rivals))
+        # What is told apart in print is what competes.
+        rivals = [other for other in self.values if other.column == value.column and other.competes]
+        best = (max if value.higher else min)(round(other.mean, other.digits) for other in rivals)
+        return round(value.mean, value.digits) == best
 
     def markdown(self) -> str:
         """As GitHub and notebooks render it; the headings of a column share the one line that there is."""
@@ -238,19 +227,12 @@ class Table:
 
     def latex(self) -> str:
         r"""A `table` environment; the document needs \usepackage{booktabs} and nothing else."""
-        names, *columns = zip(
-            *self._body(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}"), strict=True
-        )
+        body = self._body(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}")
         headings = pd.MultiIndex.from_tuples([tuple(map(_escape_latex, column)) for column in self.columns])
-        frame = pd.DataFrame(dict(enumerate(columns)), index=names)
-        frame.columns = headings
-        tabular = frame.style.to_latex(
-            hrules=True,
-            multicol_align="c",
-            column_format="l" + "c" * len(columns),
-            position_float="centering",
-            caption=_escape_latex(self.title),
-        )
+        frame = pd.DataFrame([cells for _, *cells in body], [name for name, *_ in body], headings)
+        options = {"hrules": True, "multicol_align": "c", "position_float": "centering"}
+        options |= {"column_format": "l" + "c" * len(headings), "caption": _escape_latex(self.title)}
+        tabular = frame.style.to_latex(**options)
         below = "\\\\\n".join(map(_escape_latex, self._below()))
         below = f"\\par\\smallskip\\raggedright\\footnotesize\n{below}\n\\end{{table}}"
         return tabular.replace("\\end{table}", below)
@@ -262,7 +244,8 @@ class Table:
         """The cells of each row, its name first, in a markup whose templates are `bold` and `raised`."""
         found = {(value.row, value.column): value for value in self.values}
 
-        def cell(value: Value | None) -> str:
+        def cell(row: str, column: Column) -> str:
+            value = found.get((row, column))
             if value is None:
                 return escape("–")
             number = escape(_number(value.mean, value.digits))
@@ -270,9 +253,7 @@ class Table:
             number = bold.format(number) if self.is_best(value) else number
             return number + std + raised.format(self.markers[value.source])
 
-        return [
-            [escape(row), *(cell(found.get((row, column))) for column in self.columns)] for row in self.rows
-        ]
+        return [[escape(row), *(cell(row, column) for column in self.columns)] for row in self.rows]
 
     def _below(self) -> list[str]:
         return [*(f"{marker}: {origin}" for origin, marker in self.markers.items()), *self.notes]
@@ -300,20 +281,6 @@ def save_frame(frame: pd.DataFrame, folder: Path | str, name: str) -> pd.DataFra
         # The same bytes on every system.
         save_text(Path(folder) / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     return frame
-
-
-def _check_column(column: tuple[str, ...], values: list[Value]) -> None:
-    require(
-        len({value.measured for value in values}) == 1,
-        f"column {column} mixes measured and published values: give each kind a column of its own.",
-    )
-    require(
-        len({value.higher for value in values}) == 1,
-        f"column {column} mixes values of different `higher`, so none is best: give each its own column.",
-    )
-    rows = [value.row for value in values]
-    twice = next((row for row in rows if rows.count(row) > 1), None)
-    require(twice is None, f"row {twice!r} has more than one value in column {column}: keep one of them.")
 
 
 def _letters(index: int) -> str:
