@@ -145,7 +145,7 @@ def test_measurements_name_their_source_and_keep_kinds_apart():
 def test_intervals_are_drawn_with_every_seed():
     found = [compare(cell("iadd", [61, 60, 63, 62, 60, 60]), cell("mtt", [50] * 6))]
     (ax,) = plots.paired_intervals(found, title="pairs").axes
-    dots, interval, mean = ax.lines[1:]
+    dots, interval, mean = ax.lines[1:4]  # then those of the legend
     assert list(dots.get_xdata()) == list(found[0].each)
     assert list(interval.get_xdata()) == [found[0].low95, found[0].high95]
     assert list(mean.get_xdata()) == [found[0].difference]

@@ -11,27 +11,5 @@ from iadd_lab.plots.images import before_after, image_grid, overview, real_and_d
 from iadd_lab.plots.importance import importance_by_layer, learned_weights
 from iadd_lab.plots.style import save_figure
 
-__all__ = [
-    "Curve",
-    "LivePlot",
-    "accuracy_bars",
-    "accuracy_groups",
-    "before_after",
-    "concept",
-    "confusion_matrix",
-    "convergence",
-    "engine_costs",
-    "exploration",
-    "history_plot",
-    "image_grid",
-    "importance_by_layer",
-    "iteration_diagram",
-    "learned_weights",
-    "movement_shares",
-    "overview",
-    "paired_intervals",
-    "parameter_difference",
-    "real_and_distilled",
-    "save_figure",
-    "training_costs",
-]
+# What the reference shows.
+__all__ = sorted(name for name, value in globals().items() if callable(value))

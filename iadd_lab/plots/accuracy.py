@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation, spread
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, grouped_bars, house_style, new_figure
 from iadd_lab.plots.tiles import shorten
 from iadd_lab.study.comparisons import PairedDifference
-
-_LETTER, _HANDLE = 0.05, 0.55  # inches in a legend: of a letter, and of the coloured mark with its gaps
 
 
 @house_style()
@@ -41,9 +39,7 @@ def draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
 
 
 @house_style()
-def accuracy_groups(
-    rows: Mapping[str, Mapping[str, tuple[float, float]]], *, ylabel: str, title: str = ""
-) -> Figure:
+def accuracy_groups(rows: Mapping[str, Mapping], *, ylabel: str, title: str = "") -> Figure:
     """Bars side by side, a group for each column and a colour for each row, with their standard deviations.
 
     Args:
@@ -59,7 +55,8 @@ def accuracy_groups(
     require(bool(groups), "there is no accuracy to show: give {method: {group: (mean, standard deviation)}}.")
     bars = len(rows) * len(groups)
     across = max(DOUBLE, 0.12 * bars) if bars > 6 else SINGLE
-    entry = max(map(len, rows)) * _LETTER + _HANDLE  # inches in the legend, as wide as the widest
+    # Inches in the legend: of the longest name's letters, and of the coloured mark with its gaps.
+    entry = max(map(len, rows)) * 0.05 + 0.55
     beside = min(len(rows), max(int(across / entry), 1), 5)
     figure = new_figure(across, 2.1 + 0.15 * math.ceil(len(rows) / beside), title=title)
     ax = figure.subplots()
@@ -73,9 +70,8 @@ def accuracy_groups(
                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
     # Four headings and more would run into each other on one line.
     ax.set_xticks(range(len(groups)), [g.replace(", ", "\n") if len(groups) > 3 else g for g in groups])
-    ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
     ax.margins(y=0.16 if bars <= 10 else 0.3)  # for the numbers above the bars
-    ax.set_ylim(bottom=0)
+    ax.set(ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5), ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=beside, frameon=False)
     return figure
 
@@ -90,10 +86,9 @@ def confusion_matrix(evaluation: Evaluation, *, title: str = "") -> Figure:
     figure = new_figure(side + 0.8, side, title=title)
     ax = figure.subplots()
     step = math.ceil(len(names) / 40)  # every n-th name where all would overlap
-    ticks = [name if place % step == 0 else "" for place, name in enumerate(names)]
-    sns.heatmap(shares.numpy(), ax=ax, cmap="Blues", vmin=0, vmax=100, square=True, xticklabels=ticks,
-                yticklabels=ticks, annot=few, fmt=".0f", annot_kws={"fontsize": SMALL}, rasterized=not few,
-                cbar_kws={"label": "% of the true class", "shrink": 0.8})  # fmt: skip
+    sns.heatmap(pd.DataFrame(shares, names, names), ax=ax, cmap="Blues", vmin=0, vmax=100, square=True,
+                xticklabels=step, yticklabels=step, annot=few, fmt=".0f", annot_kws={"fontsize": SMALL},
+                rasterized=not few, cbar_kws={"label": "% of the true class", "shrink": 0.8})  # fmt: skip
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=90 if max(map(len, names)) > 4 else 0)
     ax.tick_params(axis="y", rotation=0)
@@ -110,10 +105,7 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
         InputError: there is no difference at all.
     """
     require(bool(differences), "there is no difference to show: give those of `paired_differences`.")
-    varies = {
-        name: len({getattr(each, name) for each in differences}) > 1
-        for name in ("title", "network", "method_b", "measure")
-    }
+    varies = (pd.DataFrame(differences)[["title", "network", "method_b", "measure"]].nunique() > 1).to_dict()
     if not varies["title"]:
         shared = differences[0].title if varies["network"] else differences[0].place
         title = f"{shared}: {title[:1].lower()}{title[1:]}".removesuffix(": ")
@@ -124,20 +116,16 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
     mean = {"marker": "D", "color": "C0", "markersize": 5, "lw": 1.6, "mec": "C0"}
     for height, found in enumerate(differences):
         ax.plot(found.each, [height - 0.24] * found.seeds, **dot)  # above the interval, which they would hide
-        if not math.isnan(found.low95):
-            ax.plot([found.low95, found.high95], [height, height], color="C0", lw=1.6)
+        ax.plot([found.low95, found.high95], [height, height], color="C0", lw=1.6)  # none of a single seed
         ax.plot(found.difference, height, **mean, mfc="C0" if found.is_sure else "white")
     ax.set_yticks(range(len(differences)), [_label(each, varies) for each in differences])
     what = "difference of accuracies" if varies["method_b"] else f"accuracy minus that of {found.titles[1]}"
-    ax.set_xlabel(f"{what} (percentage points)")
-    ax.set_ylim(len(differences) - 0.5, -0.6)
+    ax.set(xlabel=f"{what} (percentage points)", ylim=(len(differences) - 0.5, -0.6))
     ax.grid(axis="y", visible=False)
-    handles = [
-        Line2D([], [], **dot, label="a seed"),
-        Line2D([], [], **mean, label="mean and 95 % interval, without zero"),
-        Line2D([], [], **mean, mfc="white", label="the same, with zero in it"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    ax.plot([], [], **dot, label="a seed")
+    ax.plot([], [], **mean, label="mean and 95 % interval, without zero")
+    ax.plot([], [], **mean, mfc="white", label="the same, with zero in it")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
+from iadd_lab.plots.layers import check_count
 from iadd_lab.plots.style import DOUBLE, MEDIUM, SMALL, house_style, new_figure, signed
 from iadd_lab.study.replay import ReplayedSegment
 
@@ -35,11 +36,7 @@ def concept(paths: Sequence[ReplayedSegment], importance: torch.Tensor, *, title
         InputError: there is no path, or `importance` is another network's.
     """
     require(len(paths) > 0, "there is no path to show: replay at least one segment.")
-    require(
-        importance.shape == paths[0].end.shape,
-        f"importance has the shape {tuple(importance.shape)}, but the paths have {len(paths[0].end)} "
-        "parameters: give the W of the run that was replayed.",
-    )
+    check_count("importance", importance, len(paths[0].end))
     figure = new_figure(DOUBLE, 3.55, title=title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))
     by_teacher = [[path for path in paths if path.teacher == number] for number in {p.teacher for p in paths}]
@@ -53,25 +50,18 @@ def concept(paths: Sequence[ReplayedSegment], importance: torch.Tensor, *, title
     return figure
 
 
-def _plane(points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (count, 2) of points (count, P) on two principal components, and the shares of these."""
-    centred = points.double() - points.double().mean(0)
-    # There are far fewer points than dimensions: their inner products say everything.
-    values, vectors = torch.linalg.eigh(centred @ centred.T)  # ascending
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    coordinates = vectors[:, :2] * values[:2].sqrt()
-    # A component's sign is arbitrary: the first point, where training began, goes to the lower left.
-    coordinates = coordinates * torch.where(coordinates[0] > 0, -1.0, 1.0)
-    return coordinates.numpy(), (values[:2] / values.sum().clamp_min(1e-300)).numpy()
-
-
 def _draw_plane(ax: Axes, paths: Sequence[ReplayedSegment]) -> None:
     """One teacher's epochs, the steps of its students, and lines from their ends to where they should be."""
+    from sklearn.decomposition import PCA  # takes a second to import, and only this picture needs it
+
     # An epoch more on either side: the rest of a long trajectory would leave no room for the students.
     first = max(min(path.start_epoch for path in paths) - 1, 0)
     trajectory = paths[0].trajectory[first : max(path.target_epoch for path in paths) + 2]
     parts = [trajectory, *(path.student for path in paths)]
-    coordinates, shares = _plane(torch.cat(parts))
+    components = PCA(2, svd_solver="arpack", random_state=0)  # two of hundreds of thousands
+    coordinates = components.fit_transform(torch.cat(parts).double().numpy())  # (points, 2)
+    # A component's sign is arbitrary: the first point, where training began, goes to the lower left.
+    coordinates *= np.where(coordinates[0] > 0, -1, 1)
     teacher, *students = np.split(coordinates, np.cumsum([len(part) for part in parts])[:-1])
     ax.plot(*teacher.T, color="0.55", marker="o", ms=3, lw=1.2, label="teacher, epoch by epoch")
     steps, matched = f"student, {len(students[0]) - 1} steps", "student’s end and teacher’s: what is matched"
@@ -87,7 +77,7 @@ def _draw_plane(ax: Axes, paths: Sequence[ReplayedSegment]) -> None:
     for epoch in sorted({epoch for path in paths for epoch in (path.start_epoch, path.target_epoch)}):
         ax.annotate(rf"$\theta_{{{epoch}}}$", teacher[epoch - first], xytext=(0, -12),
                     textcoords="offset points", color="0.3", ha="center", fontsize=MEDIUM)  # fmt: skip
-    one, two = (f"{100 * share:.0f} %" for share in shares)
+    one, two = (f"{100 * share:.0f} %" for share in components.explained_variance_ratio_)
     ax.set_xlabel(f"first principal component ({one} of the variance)")
     ax.set_ylabel(f"second principal component ({two})")
     ax.margins(0.1)
@@ -115,7 +105,6 @@ def _draw_pairs(ax: Axes, paths: Sequence[ReplayedSegment], importance: torch.Te
     if len(shown) < len(teacher):
         note += f"\n{len(shown):,} of {len(teacher):,} pairs"
     ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=SMALL)
-    bar = ax.figure.colorbar(cloud, ax=ax, extend="both", label="importance W", fraction=0.05, pad=0.02)
-    bar.set_ticks(np.exp(spread * np.linspace(-1, 1, 5)), minor=False)
-    bar.ax.yaxis.set_major_formatter("{x:.2f}")
-    bar.minorticks_off()
+    ticks = np.exp(spread * np.linspace(-1, 1, 5))
+    ax.figure.colorbar(cloud, ax=ax, ticks=ticks, label="importance W", format="{x:.2f}", extend="both",
+                       fraction=0.05, pad=0.02).minorticks_off()  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +37,11 @@ class Curve:
     accuracies: torch.Tensor  # (points, networks) in [0, 1], at `iterations`
 
     def __post_init__(self) -> None:
-        shape = tuple(self.accuracies.shape)
-        require(
-            len(shape) == 2 and shape[0] == len(self.iterations) and shape[1] > 0,
-            f"accuracies has the shape {shape}; it must be ({len(self.iterations)}, networks), one row for "
-            "each of the iterations.",
-        )
-        require(
-            all(0 <= iteration <= len(self.history.loss) for iteration in self.iterations),
-            f"iterations {list(self.iterations)} are not all within the {len(self.history.loss)} of the "
-            "history.",
-        )
+        shape, points, last = tuple(self.accuracies.shape), len(self.iterations), len(self.history.loss)
+        fits = len(shape) == 2 and shape[0] == points and shape[1] > 0
+        require(fits, f"accuracies has the shape {shape}; it must be ({points} iterations, networks).")
+        inside = all(0 <= iteration <= last for iteration in self.iterations)
+        require(inside, f"iterations {list(self.iterations)} are not all within the {last} of the history.")
 
     @property
     def seconds(self) -> list[float]:
@@ -71,24 +66,22 @@ def history_plot(history: History, *, title: str = "") -> Figure:
 def draw_panel(ax: Axes, history: History, name: str) -> None:
     """One of `SERIES` against the iterations; the loss with W, and without where that is another."""
     values, is_loss = getattr(history, name), name == "loss"
-    draw_series(ax, values, label="weighted by W" if is_loss else "", smooth=is_loss)
+    _draw_series(ax, values, label="weighted by W" if is_loss else "", smooth=is_loss)
     if is_loss and history.unweighted_loss not in ([], values):
-        draw_series(ax, history.unweighted_loss, label="without W", smooth=True)
+        _draw_series(ax, history.unweighted_loss, label="without W", smooth=True)
         ax.legend()
     ax.set(xlabel="iteration", title=SERIES[name])
     ax.ticklabel_format(axis="y", useOffset=False)
 
 
-def draw_series(
-    ax: Axes, values: Sequence[float], *, label: str = "", smooth: bool = False, color: str | None = None
-) -> None:
+def _draw_series(ax: Axes, values: Sequence[float], *, smooth: bool = False, **look: Any) -> None:
     """One value per iteration; with `smooth`, faint behind its running mean, since segments differ."""
     iterations = np.arange(1, len(values) + 1)
     if not smooth or len(values) < _SHORT:
-        ax.plot(iterations, values, lw=1.0, label=label, color=color)
+        ax.plot(iterations, values, lw=1.0, **look)
         return
-    (line,) = ax.plot(iterations, values, lw=0.7, alpha=0.25, color=color)
-    ax.plot(*_running_mean(values), color=line.get_color(), label=label)
+    (line,) = ax.plot(iterations, values, lw=0.7, alpha=0.25, color=look.get("color"))
+    ax.plot(*_running_mean(values), **look | {"color": line.get_color()})
 
 
 def _running_mean(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,10 +108,10 @@ def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
     (loss, alpha), (accuracy, clock) = figure.subplots(2, 2)
     for number, (method, curve) in enumerate(curves.items()):
         color, history = f"C{number % 10}", curve.history
-        draw_series(loss, history.unweighted_loss, label=method, smooth=True, color=color)
+        _draw_series(loss, history.unweighted_loss, label=method, smooth=True, color=color)
         if history.unweighted_loss != history.loss:
             loss.plot(*_running_mean(history.loss), color=color, lw=0.9, ls="--")
-        draw_series(alpha, history.alpha, color=color)
+        _draw_series(alpha, history.alpha, color=color)
         means = 100 * curve.accuracies.double().mean(1).numpy()  # over the networks, in per cent: (points,)
         spreads = np.array([100 * spread(values) for values in curve.accuracies.double()])
         for ax, places in ((accuracy, curve.iterations), (clock, curve.seconds)):
@@ -131,8 +124,7 @@ def convergence(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
     alpha.set(xlabel="iteration", ylabel="learning rate α")
     accuracy.set(xlabel="iteration", ylabel="accuracy (%)")
     clock.set(xlabel="seconds of distillation", ylabel="accuracy (%)")
-    handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
@@ -174,13 +166,11 @@ class LivePlot:
         due = self.drawn < self.most and time.monotonic() >= self._due
         if not (due or iteration == self.iterations) or not history.loss:
             return
-        from IPython.display import display  # only a notebook has it, and only a notebook needs it
+        from IPython.display import DisplayHandle  # only a notebook has it, and only a notebook needs it
 
-        figure = self.draw(history)
-        if self._handle is None:
-            self._handle = display(figure, display_id=True)
-        else:
-            self._handle.update(figure)
+        self._handle = self._handle or DisplayHandle()
+        show = self._handle.update if self.drawn else self._handle.display
+        show(self.draw(history))
         self.drawn += 1
         longer = 1.1 ** max(self.drawn - self.most // 2, 0)  # at 200 drawings, days fit in
         self._due = time.monotonic() + self.seconds * longer
@@ -191,7 +181,7 @@ class LivePlot:
         pictures = displayable(self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]))
         figure = new_figure(DOUBLE, 1.6)
         loss, images = figure.subplots(1, 2, width_ratios=(1, 2))
-        draw_series(loss, history.loss)
+        _draw_series(loss, history.loss)
         loss.set(xlabel="iteration", title="matching loss")
         columns = min(len(pictures), 5)
         show(images, tile(pictures, columns=columns, rows=math.ceil(len(pictures) / columns)))

@@ -18,17 +18,21 @@ from iadd_lab.study.replay import Iteration
 # Inches from the lower left corner. Two rows, the teacher's and the student's, of four columns.
 _HEIGHT = 3.25
 _TEACHER, _STUDENT = 2.80, 1.50  # the height of each path
-_DATA, _PATHS, _WEIGHTS, _LOSS = (
-    (0.06, 1.34),
-    (1.78, 4.02),
-    (4.50, 5.56),
-    (5.94, 6.94),
-)  # left and right edges
+_DATA, _PATHS = (0.06, 1.34), (1.78, 4.02)  # left and right edges
+_WEIGHTS, _LOSS = (4.50, 5.56), (5.94, 6.94)
 _TOP, _MIDDLE, _LOWER, _BOTTOM = 3.18, 1.97, 1.96, 0.76  # of what spans both rows, and of the lower one
 _START, _END = 2.58, 3.78  # where both paths begin and end
 _BACK = 0.22  # the height at which gradients run back
 
 _REAL, _MADE, _BLAME = "C7", "C0", "C3"  # the teacher's side, the student's, the gradients
+_BOXES = (
+    (_DATA, 2.42, 3.02, _REAL),
+    (_DATA, _BOTTOM, _LOWER, _MADE),
+    (_PATHS, 2.36, _TOP, _REAL),
+    (_PATHS, _BOTTOM, _LOWER, _MADE),
+    (_WEIGHTS, _BOTTOM, _TOP, "C2"),
+    (_LOSS, _MIDDLE - 0.72, _MIDDLE + 0.72, "0.2"),
+)
 
 
 @house_style()
@@ -46,22 +50,15 @@ def iteration_diagram(iteration: Iteration, *, title: str = "") -> Figure:
     place = (0, 0, 1, _HEIGHT / figure.get_figheight())
     ax = figure.add_axes(place, xlim=(0, DOUBLE), ylim=(0, _HEIGHT))
     ax.axis("off")
+    for (left, right), bottom, top, color in _BOXES:
+        look = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0,rounding_size=0.06"}
+        ax.add_patch(FancyBboxPatch((left, bottom), right - left, top - bottom, linewidth=1.0, **look))
     for draw in (_draw_data, _draw_teacher, _draw_student, _draw_weights, _draw_loss, _draw_gradients):
         draw(ax, iteration)
     return figure
 
 
-def _box(ax: Axes, edges: tuple[float, float], bottom: float, top: float, color: str) -> float:
-    """A box with round corners; returns its middle."""
-    left, right = edges
-    look = {"facecolor": "white", "edgecolor": color, "boxstyle": "round,pad=0,rounding_size=0.06"}
-    ax.add_patch(FancyBboxPatch((left, bottom), right - left, top - bottom, linewidth=1.0, **look))
-    return (left + right) / 2
-
-
-def _arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], above: str = "", **look: object
-) -> None:
+def _arrow(ax: Axes, start: tuple, end: tuple, above: str = "", **look: object) -> None:
     """An arrow, with words above it."""
     arrow = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "color": "0.3", "lw": 1.1}
     ax.annotate("", end, start, arrowprops=arrow | look)
@@ -75,11 +72,9 @@ def _text(ax: Axes, x: float, y: float, words: str, **more: object) -> None:
 def _draw_data(ax: Axes, iteration: Iteration) -> None:
     """The real set, and the first distilled image of each class, ten at most."""
     made = iteration.result.distilled
-    count, channels, height, width = made.images.shape
-    middle = _box(ax, _DATA, 2.42, 3.02, _REAL)
+    (count, channels, height, width), middle = made.images.shape, sum(_DATA) / 2
     _text(ax, middle, 2.81, f"{iteration.real_images:,} real images", fontsize=MEDIUM)
     _text(ax, middle, 2.63, f"of {len(made.classes)} classes", color="0.3")
-    _box(ax, _DATA, _BOTTOM, _LOWER, _MADE)
     _text(ax, middle, 1.83, f"{count:,} distilled images", fontsize=MEDIUM)
     _text(ax, middle, 1.67, f"IPC {made.ipc}, {channels} × {height} × {width}", color="0.3")
     shown = made.pictures()[:: made.ipc][:10]
@@ -102,28 +97,24 @@ def _draw_path(ax: Axes, height: float, steps: int, color: str, end: str) -> Non
 
 def _draw_teacher(ax: Axes, iteration: Iteration) -> None:
     """The trajectory: from the initialisation to θ_i, and on to θ_{i+K}."""
-    first, last = iteration.start_epoch, iteration.target_epoch
-    middle = _box(ax, _PATHS, 2.36, _TOP, _REAL)
-    _text(
-        ax, middle, _TOP - 0.13, f"teacher {iteration.teacher + 1} of {iteration.teachers}", fontsize=MEDIUM
-    )
-    named = {_START: first, _END: last}
+    first, epochs = iteration.start_epoch, iteration.target_epoch - iteration.start_epoch
+    words = f"teacher {iteration.teacher + 1} of {iteration.teachers}"
+    _text(ax, sum(_PATHS) / 2, _TOP - 0.13, words, fontsize=MEDIUM)
+    named = {_START: first, _END: iteration.target_epoch}
     if first > 0:
         named[2.02] = 0
-        ax.plot((2.02, _START), (_TEACHER, _TEACHER), color=_REAL, lw=1, ls=":")
-        ax.plot(2.02, _TEACHER, "o", ms=5, color=_REAL)
-    _draw_path(ax, _TEACHER, last - first, _REAL, r"$\theta_{i+K}$")
+        dotted = {"color": _REAL, "lw": 1, "ls": ":", "marker": "o", "ms": 5, "markevery": [0]}
+        ax.plot((2.02, _START), (_TEACHER, _TEACHER), **dotted)
+    _draw_path(ax, _TEACHER, epochs, _REAL, r"$\theta_{i+K}$")
     for x, epoch in named.items():
         _text(ax, x, _TEACHER + 0.12, rf"$\theta_{{{epoch}}}$", fontsize=MEDIUM)
-    epochs = f"K = {last - first} epoch{'s' * (last - first > 1)}"
-    words = f"{epochs}\ndistance {iteration.start_distance:.3g}"
+    words = f"K = {epochs} epoch{'s' * (epochs > 1)}\ndistance {iteration.start_distance:.3g}"
     _text(ax, (_START + _END) / 2, _TEACHER - 0.21, words, linespacing=1.25)
 
 
 def _draw_student(ax: Axes, iteration: Iteration) -> None:
     """J steps from the same start, and how far from the teacher they end."""
-    steps = iteration.result.config.student_steps
-    middle = _box(ax, _PATHS, _BOTTOM, _LOWER, _MADE)
+    steps, middle = iteration.result.config.student_steps, sum(_PATHS) / 2
     _text(ax, middle, 1.83, "student", fontsize=MEDIUM)
     _arrow(ax, (_START, _TEACHER), (_START, _STUDENT + 0.03), linestyle=(0, (3, 2)))
     _text(ax, _START - 0.05, 2.16, "same start", ha="right")
@@ -140,8 +131,7 @@ def _draw_student(ax: Axes, iteration: Iteration) -> None:
 def _draw_weights(ax: Axes, iteration: Iteration) -> None:
     """W: how many values, their range, and how they are distributed."""
     importance = iteration.result.importance.double().numpy()
-    low, high = importance.min(), importance.max()
-    middle = _box(ax, _WEIGHTS, _BOTTOM, _TOP, "C2")
+    low, high, middle = importance.min(), importance.max(), sum(_WEIGHTS) / 2
     _text(ax, middle, _TOP - 0.14, r"$W\;\odot$", fontsize=LARGE)
     _text(ax, middle, _TOP - 0.31, f"{len(importance):,} weights")
     _arrow(ax, (_WEIGHTS[1], _MIDDLE), (_LOSS[0], _MIDDLE))
@@ -154,14 +144,14 @@ def _draw_weights(ax: Axes, iteration: Iteration) -> None:
     inset.axvline(1, color="0.3", lw=0.8, ls="--")
     # Labels of ends near 1 would run into its own.
     ticks = [low, 1, high] if low < 1 - 0.35 * (high - low) and high > 1 + 0.2 * (high - low) else [1]
-    inset.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
-    inset.set_yticks([])
+    inset.set(xticks=ticks, xticklabels=[f"{tick:.2g}" for tick in ticks], yticks=[])
     inset.grid(visible=False)
     inset.spines[["left", "top", "right"]].set_visible(False)
 
 
 def _draw_loss(ax: Axes, iteration: Iteration) -> None:
-    middle = _box(ax, _LOSS, _MIDDLE - 0.72, _MIDDLE + 0.72, "0.2")
+    """L, with W and without."""
+    middle = sum(_LOSS) / 2
     _text(ax, middle, _MIDDLE + 0.58, "loss L", fontsize=MEDIUM)
     formula = r"$\frac{\|W\odot(\tilde\theta_{i,J}-\theta_{i+K})\|^2}{\|\theta_i-\theta_{i+K}\|^2}$"
     _text(ax, middle, _MIDDLE + 0.31, formula, fontsize=LARGE)

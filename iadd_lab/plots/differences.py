@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from iadd_lab.errors import require
-from iadd_lab.plots.layers import Layer, layers, tensors
-from iadd_lab.plots.style import DOUBLE, SMALL, grouped_bars, house_style, new_figure
+from iadd_lab.plots.layers import Layer, check_count, layers, tensors
+from iadd_lab.plots.style import DOUBLE, SMALL, Rows, grouped_bars, house_style, new_figure
 from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
 
+_Paths = Mapping[str, Sequence[ReplayedSegment]]
+
 
 @house_style()
-def parameter_difference(
-    paths_by_method: Mapping[str, Sequence[ReplayedSegment]], layout: ParameterLayout, *, title: str = ""
-) -> Figure:
+def parameter_difference(paths_by_method: _Paths, layout: ParameterLayout, *, title: str = "") -> Figure:
     """θ̃_{i,J} − θ_{i+K}, dimension by dimension: a row of panels per method, a column per layer.
 
     The points are the first segment's signed differences. The numbers above them, and the bars, are of all
@@ -35,7 +34,11 @@ def parameter_difference(
     Raises:
         InputError: there is no method or no segment, or the layout is another network's.
     """
-    _check(paths_by_method, layout)
+    require(bool(paths_by_method), "there is no method to show: give {method: its segments}.")
+    for method, paths in paths_by_method.items():
+        require(len(paths) > 0, f"{method} has no segment: replay at least one.")
+        for path in paths:
+            check_count(f"a segment of {method}", path.end, layout.count)
     parts, count = layers(layout), len(paths_by_method)
     shown = torch.stack([paths[0].difference for paths in paths_by_method.values()]).double()  # (methods, P)
     exponent = round(math.log10(shown.square().mean().sqrt().item() or 1.0))
@@ -58,18 +61,6 @@ def parameter_difference(
     return figure
 
 
-def _check(paths_by_method: Mapping[str, Sequence[ReplayedSegment]], layout: ParameterLayout) -> None:
-    require(bool(paths_by_method), "there is no method to show: give {method: its segments}.")
-    for method, paths in paths_by_method.items():
-        require(len(paths) > 0, f"{method} has no segment: replay at least one.")
-        for path in paths:
-            require(
-                path.end.shape == (layout.count,),
-                f"a segment of {method} has {len(path.end)} parameters, the layout {layout.count}: give the "
-                "layout of the network that was replayed.",
-            )
-
-
 def _rms(paths: Sequence[ReplayedSegment], part: Layer, what: str) -> float:
     """The root mean square of "difference" or "movement" in a layer, over all segments."""
     values = torch.stack([getattr(path, what)[part.place] for path in paths])
@@ -78,13 +69,12 @@ def _rms(paths: Sequence[ReplayedSegment], part: Layer, what: str) -> float:
 
 def _draw_points(axes: Sequence[Axes], shown: torch.Tensor) -> None:
     """A layer's differences (methods, parameters) on one scale that leaves out, but counts, outliers."""
-    sizes, length = shown.abs(), shown.shape[1]
+    sizes, dot = shown.abs(), 1.6 if shown.shape[1] < 3000 else 0.9
     # Fifteen medians are ten standard deviations of a normal distribution.
     limit = 1.08 * min(sizes.max().item(), 15 * sizes.median().item() or math.inf) or 1.0
     for number, ax in enumerate(axes):
         # Thousands of points: an image in the PDF.
-        ax.plot(np.arange(length), shown[number].numpy(), ".", color=f"C{number % 10}", mew=0,
-                ms=1.6 if length < 3000 else 0.9, rasterized=True)  # fmt: skip
+        ax.plot(shown[number].numpy(), ".", color=f"C{number % 10}", mew=0, ms=dot, rasterized=True)
         ax.axhline(0, color="0.4", lw=0.5)
         ax.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(4, symmetric=True))
@@ -94,14 +84,12 @@ def _draw_points(axes: Sequence[Axes], shown: torch.Tensor) -> None:
                     fontsize=SMALL)  # fmt: skip
 
 
-def _draw_shares(
-    ax: Axes, paths_by_method: Mapping[str, Sequence[ReplayedSegment]], parts: Sequence[Layer]
-) -> None:
+def _draw_shares(ax: Axes, paths_by_method: _Paths, parts: Sequence[Layer]) -> None:
     """Bars: the RMS difference over all segments in per cent of the teacher's own RMS movement."""
     shares = {}
     for method, paths in paths_by_method.items():
-        moved = {part: _rms(paths, part, "movement") or math.inf for part in parts}
-        shares[method] = {p.name: 100 * _rms(paths, p, "difference") / length for p, length in moved.items()}
+        moved = {part.name: _rms(paths, part, "movement") or math.inf for part in parts}
+        shares[method] = {p.name: 100 * _rms(paths, p, "difference") / moved[p.name] for p in parts}
     for bars in grouped_bars(ax, shares, [part.name for part in parts]):
         ax.bar_label(bars, fmt="%.0f" if len(shares) > 2 else "%.1f", fontsize=SMALL, padding=1)
     ax.margins(y=0.15)
@@ -111,9 +99,7 @@ def _draw_shares(
 
 
 @house_style()
-def movement_shares(
-    shares: Mapping[str, Mapping[str, float]], layout: ParameterLayout, *, title: str = ""
-) -> Figure:
+def movement_shares(shares: Rows, layout: ParameterLayout, *, title: str = "") -> Figure:
     """Bars of the shares of a teacher's squared movement, in per cent: a group for each tensor, then for all.
 
     Args:

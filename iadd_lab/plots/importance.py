@@ -12,22 +12,15 @@ from scipy import stats
 
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
-from iadd_lab.plots.layers import Layer, layers, tensors, tensors_or_layers
+from iadd_lab.plots.layers import Layer, check_count, layers, tensors, tensors_or_layers
 from iadd_lab.plots.style import DOUBLE, SMALL, house_style, new_figure, plain_ticks, signed
 from iadd_lab.training.networks import ParameterLayout
-
-_BINS = 20  # of equally many parameters each
-_PER_BIN = 5  # parameters at least: quartiles of fewer say nothing
-_SCALES = {
-    "difference": "RMS difference of student and teacher",
-    "relative difference": "RMS difference / RMS movement of the teacher",
-}
 
 
 @house_style()
 def importance_by_layer(importance: torch.Tensor, layout: ParameterLayout, *, title: str = "") -> Figure:
     """How W is distributed in each of the network's tensors: median, quartiles, 1st to 99th percentile."""
-    _check_count("importance", importance, layout)
+    check_count("importance", importance, layout.count)
     parts = tensors(layout)
     figure = new_figure(DOUBLE, 0.4 + 0.2 * len(parts), title=title)
     draw_boxes(figure.subplots(), importance, parts)
@@ -55,44 +48,31 @@ def learned_weights(
     Raises:
         InputError: W never varied, or the shapes do not fit together.
     """
-    _check_count("importance", result.importance, layout)
-    require(
-        bool(result.history.snapshot_importance),
-        f"W is always 1 in {result.config.matching.name} matching: there is nothing to show; choose a "
-        "distillation with learned importance.",
-    )
-    given = zip(_SCALES, (hardness, relative_hardness), strict=True)
-    panels = {name: values for name, values in given if values is not None}
-    for name, values in panels.items():
-        _check_count(name, values, layout)
+    given = {"difference": hardness, "relative difference": relative_hardness}
+    panels = {name: values for name, values in given.items() if values is not None}
+    for name, values in {"importance": result.importance, **panels}.items():
+        check_count(name, values, layout.count)
+    sentence = f"W is always 1 in {result.config.matching.name} matching: choose one with learned importance."
+    require(bool(result.history.snapshot_importance), sentence)
     figure = new_figure(DOUBLE, 5.0, title=title)
     # The last panel is as wide as both where it is the only one of its row.
-    axes = figure.subplot_mosaic([["layers", "course"], [min(panels), max(panels)]])
+    axes = figure.subplot_mosaic([["parts", "course"], [min(panels), max(panels)]])
     parts = tensors_or_layers(layout)
-    draw_boxes(axes["layers"], result.importance, parts)
+    draw_boxes(axes["parts"], result.importance, parts)
     single = "tensor" if len(parts) == len(layout.names) else "layer"
-    axes["layers"].set_title(f"in each {single}: median, quartiles, 1–99 %")
+    axes["parts"].set_title(f"in each {single}: median, quartiles, 1–99 %")
     _draw_course(axes["course"], result, layers(layout))
     for name, values in panels.items():
         _draw_against(axes[name], values.double().numpy(), result.importance.double().numpy(), name)
     return figure
 
 
-def _check_count(name: str, values: torch.Tensor, layout: ParameterLayout) -> None:
-    require(
-        values.shape == (layout.count,),
-        f"{name} has the shape {tuple(values.shape)}, but the network has {layout.count} parameters: give "
-        "one value for each.",
-    )
-
-
 def draw_boxes(ax: Axes, importance: torch.Tensor, parts: Sequence[Layer]) -> None:
     """W, (P,), in each part: its median, its quartiles, its 1st to 99th percentile."""
-    names, marks = ("whislo", "q1", "med", "q3", "whishi"), (1, 25, 50, 75, 99)
-    values = [np.percentile(importance[part.place].double().numpy(), marks) for part in parts]
-    boxes = [
-        dict(zip(names, own, strict=True), label=part.name) for own, part in zip(values, parts, strict=True)
-    ]
+    names = ("label", "whislo", "q1", "med", "q3", "whishi")
+    marks = [np.percentile(importance[part.place].double().numpy(), (1, 25, 50, 75, 99)) for part in parts]
+    rows = [(part.name, *own) for part, own in zip(parts, marks, strict=True)]
+    boxes = [dict(zip(names, row, strict=True)) for row in rows]
     ax.bxp(boxes, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.6,
            boxprops={"facecolor": "C0", "alpha": 0.6}, medianprops={"color": "black"})  # fmt: skip
     ax.axvline(1, color="0.4", lw=0.8, ls="--")
@@ -122,7 +102,9 @@ def _draw_against(ax: Axes, hard: np.ndarray, weights: np.ndarray, title: str) -
     positive = np.isfinite(hard) & (hard > 0)
     constant = np.ptp(hard) == 0 or np.ptp(weights) == 0
     rank = signed(np.nan if constant else stats.spearmanr(hard, weights).statistic, ".2f")
-    ax.set(xlabel=_SCALES[title], ylabel="importance W", title=f"against {title}: Spearman’s ρ = {rank}")
+    scale = "of student and teacher" if title == "difference" else "/ RMS movement of the teacher"
+    ax.set_xlabel(f"RMS difference {scale}")
+    ax.set(ylabel="importance W", title=f"against {title}: Spearman’s ρ = {rank}")
     ax.axhline(1, color="0.4", lw=0.8, ls="--")
     if not positive.any():
         return
@@ -146,8 +128,8 @@ def _draw_against(ax: Axes, hard: np.ndarray, weights: np.ndarray, title: str) -
 
 
 def _draw_bins(ax: Axes, hard: np.ndarray, weights: np.ndarray) -> None:
-    order = np.argsort(hard, kind="stable")
-    bins = np.array_split(order, max(min(_BINS, len(order) // _PER_BIN), 1))
+    # Twenty bins, or fewer: quartiles of less than five parameters say nothing.
+    bins = np.array_split(np.argsort(hard, kind="stable"), np.clip(len(hard) // 5, 1, 20))
     places = [np.median(hard[part]) for part in bins]
     first, middle, third = np.array([np.percentile(weights[part], (25, 50, 75)) for part in bins]).T
     ax.errorbar(places, middle, (middle - first, third - middle), color="C1", marker="o", ms=2.5, lw=1,

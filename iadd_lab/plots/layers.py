@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple
 
+import torch
+
+from iadd_lab.errors import require
 from iadd_lab.training.networks import ParameterLayout
 
-_MANY = 14  # tensors: of more, layers are shown
 _KINDS = {1: "norm", 2: "linear", 4: "conv"}  # by the dimensions of a layer's first tensor, its weight
 
 
@@ -17,18 +19,19 @@ class Layer(NamedTuple):
     """A name, and where the layer's parameters lie in the flat vector."""
 
     name: str
-    start: int
-    stop: int
+    place: slice
 
-    @property
-    def place(self) -> slice:
-        """Of its parameters."""
-        return slice(self.start, self.stop)
+
+def check_count(name: str, values: torch.Tensor, count: int) -> None:
+    """Require one value for each of a network's `count` parameters."""
+    found = tuple(values.shape)
+    sentence = f"{name} has the shape {found}, but the network has {count} parameters: give both of one run."
+    require(found == (count,), sentence)
 
 
 def tensors_or_layers(layout: ParameterLayout) -> list[Layer]:
-    """Every tensor of a small network, the layers of a large one."""
-    return tensors(layout) if len(layout.names) <= _MANY else layers(layout)
+    """Every tensor of a small network, which has 14 at most, and the layers of a larger one."""
+    return tensors(layout) if len(layout.names) <= 14 else layers(layout)
 
 
 def layers(layout: ParameterLayout, *, most: int = 7) -> list[Layer]:
@@ -37,54 +40,48 @@ def layers(layout: ParameterLayout, *, most: int = 7) -> list[Layer]:
     Where there are more than `most`, each convolution is joined by the norm that follows it to a "block", and
     where that is not enough, neighbouring blocks by each other.
     """
-    found = _modules(layout)
+    single = tensors(layout)
+    found = _joined(single, [part.name.rpartition(" ")[0] for part in single])
     if len(found) > most:
-        found = _blocks(found)
+        names = [""]
+        for part in found:
+            follows = part.name.startswith("norm") and names[-1].startswith("block")
+            names.append(names[-1] if follows else part.name.replace("conv", "block"))
+        found = _joined(found, names[1:])
     if len(found) > most:
         *body, last = found
         size = math.ceil(len(body) / (most - 1))
-        found = [_joined(body[first : first + size]) for first in range(0, len(body), size)] + [last]
+        chunks = [body[number - number % size :][:size] for number in range(len(body))]
+        found = _joined(found, [*map(_span, chunks), last.name])
     return found
 
 
 def tensors(layout: ParameterLayout) -> list[Layer]:
     """Every tensor of its own, named as in "conv 1 weight"."""
-    modules = iter(_modules(layout))
-    parent, found = next(modules), []
-    for name, start, size in zip(layout.names, layout.offsets, layout.sizes, strict=True):
-        if start == parent.stop:
-            parent = next(modules)
-        found.append(Layer(f"{parent.name} {name.rpartition('.')[2]}", start, start + size))
-    return found
-
-
-def _modules(layout: ParameterLayout) -> list[Layer]:
-    """One layer for each module of the network."""
+    found, titles, numbers = [], {}, Counter()
     rows = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=True)
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: row[0].rpartition(".")[0])]
-    kinds = [_KINDS.get(len(group[0][1]), "layer") for group in groups]
-    found = []
-    for number, (kind, group) in enumerate(zip(kinds, groups, strict=True)):
-        # The linear layer needs no number where it is the only one.
-        alone = kind == "linear" and kinds.count(kind) == 1
-        name = kind if alone else f"{kind} {kinds[: number + 1].count(kind)}"
-        found.append(Layer(name, group[0][2], group[-1][2] + group[-1][3]))
+    for name, shape, start, size in rows:
+        module, _, own = name.rpartition(".")
+        if module not in titles:
+            kind = _KINDS.get(len(shape), "layer")
+            numbers[kind] += 1
+            titles[module] = f"{kind} {numbers[kind]}"
+        found.append(Layer(f"{titles[module]} {own}", slice(start, start + size)))
+    if numbers["linear"] == 1:  # it needs no number
+        found = [part._replace(name=part.name.replace("linear 1", "linear")) for part in found]
     return found
 
 
-def _blocks(modules: Sequence[Layer]) -> list[Layer]:
-    """Each convolution joined by the norm that follows it."""
-    found: list[Layer] = []
-    for layer in modules:
-        if layer.name.startswith("norm") and found and found[-1].name.startswith("block"):
-            found[-1] = found[-1]._replace(stop=layer.stop)
-        else:
-            found.append(layer._replace(name=layer.name.replace("conv", "block")))
-    return found
+def _joined(parts: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
+    """Parts under new names; neighbours that get the same name become one."""
+    joined: dict[str, Layer] = {}
+    for part, name in zip(parts, names, strict=True):
+        first = joined.get(name, part)
+        joined[name] = Layer(name, slice(first.place.start, part.place.stop))
+    return list(joined.values())
 
 
-def _joined(blocks: Sequence[Layer]) -> Layer:
-    """Neighbouring blocks as one."""
-    first, last = blocks[0], blocks[-1]
-    name = f"{first.name.replace('block', 'blocks')}–{last.name.rpartition(' ')[2]}"
-    return Layer(name if len(blocks) > 1 else first.name, first.start, last.stop)
+def _span(blocks: Sequence[Layer]) -> str:
+    """A name for neighbouring blocks as one: "blocks 1–4"."""
+    first, last = blocks[0].name, blocks[-1].name
+    return first if len(blocks) == 1 else f"{first.replace('block', 'blocks')}–{last.rpartition(' ')[2]}"

@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from iadd_lab.store.artefacts import atomic_path
 
 SINGLE, DOUBLE, PAGE = 3.4, 7.0, 9.0  # inches: one column of a paper, both, and the height of a page
 _HATCHES = (None, "///", "...")
-_TITLE_LINE = 0.16  # inches
+Rows = Mapping[str, Mapping[str, float]]  # {label: {group: value}}, as `grouped_bars` draws them
 SMALL, MEDIUM, LARGE = 7.0, 8.0, 9.0  # points: ticks and notes, labels, the figure's title
 
 _LOOK = {
@@ -35,15 +35,14 @@ _LOOK = {
     "font.family": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
     "pdf.fonttype": 42,  # TrueType, which publishers ask for
+    "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
 }
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
     """Figures made within it, or in a function that it decorates, get the common look."""
-    look = sns.axes_style("whitegrid") | sns.plotting_context("paper") | _LOOK
-    colours = cycler(color=sns.color_palette("colorblind"))
-    with matplotlib.rc_context(look | {"axes.prop_cycle": colours}):
+    with matplotlib.rc_context(sns.axes_style("whitegrid") | sns.plotting_context("paper") | _LOOK):
         yield
 
 
@@ -67,7 +66,7 @@ def new_figure(width: float, height: float, *, title: str = "", layout: str | No
     With `layout` None everything, the title too, is placed by hand.
     """
     lines = textwrap.fill(title, max(int(width * 15), 10))  # LARGE letters to an inch
-    room = _TITLE_LINE * (lines.count("\n") + 1) + 0.04 if title else 0.0
+    room = 0.16 * (lines.count("\n") + 1) + 0.04 if title else 0.0
     figure = _HouseFigure(figsize=(width, height + room), layout=layout)
     if title:
         by_hand = {} if layout else {"y": 1 - 0.03 / (height + room)}
@@ -80,18 +79,11 @@ def plain_ticks(axis: Axis) -> None:
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low)
     digits = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)
-    axis.set_major_locator(LogLocator(subs=digits))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
+    axis.set(major_locator=LogLocator(subs=digits), major_formatter="{x:g}", minor_locator=NullLocator())
 
 
 def grouped_bars(
-    ax: Axes,
-    rows: Mapping[str, Mapping[str, float]],
-    groups: Sequence[str],
-    *,
-    colors: Mapping[str, str] | None = None,
-    horizontal: bool = False,
+    ax: Axes, rows: Rows, groups: Sequence[str], *, colors: Mapping[str, str] = {}, horizontal: bool = False
 ) -> list[BarContainer]:
     """A bar for each value of {label: {group: value}}, side by side in the groups; a container a label."""
     width, bars = 0.84 / len(rows), []
@@ -99,7 +91,7 @@ def grouped_bars(
     for number, (label, values) in enumerate(rows.items()):
         places = [groups.index(name) + (number - (len(rows) - 1) / 2) * width for name in values]
         # After ten rows, colours come again.
-        look = {"color": (colors or {}).get(label, f"C{number % 10}"), "hatch": _HATCHES[number // 10 % 3]}
+        look = {"color": colors.get(label, f"C{number % 10}"), "hatch": _HATCHES[number // 10 % 3]}
         bars.append(draw(places, list(values.values()), 0.92 * width, label=label, **look))
     ticks(range(len(groups)), groups)
     ax.grid(axis="y" if horizontal else "x", visible=False)
@@ -117,13 +109,9 @@ def save_figure(figure: Figure, folder: Path | str, name: str) -> Figure:
     The same figure gives the same bytes: no file says when or by which version it was made. An empty
     `folder` writes nothing.
     """
-    if folder:
-        formats = {
-            ".png": {"dpi": 200, "metadata": {"Software": None}},
-            # The resolution of what is rasterised in it: clouds of points.
-            ".pdf": {"dpi": 200, "metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
-        }
-        for suffix, options in formats.items():
-            with atomic_path(Path(folder) / f"{name}{suffix}") as temporary:
-                figure.savefig(temporary, **options)
+    left_out = {".png": ("Software",), ".pdf": ("CreationDate", "Creator", "Producer")}
+    for suffix, keys in left_out.items() if folder else ():
+        with atomic_path(Path(folder) / f"{name}{suffix}") as temporary:
+            # In a PDF, the resolution of what is rasterised in it: clouds of points.
+            figure.savefig(temporary, dpi=200, metadata=dict.fromkeys(keys))
     return figure
