@@ -1,7 +1,5 @@
 """The API reference: `python docs/render.py build/docs` renders the docstrings of `MODULES` with pdoc."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from pathlib import Path

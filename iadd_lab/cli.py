@@ -8,8 +8,6 @@ The usual order: teach, distill, evaluate. Data sets are looked for under $IADD_
 # `Args:` of the configurations that the commands fill.
 # ruff: noqa: B008 (the configurations are frozen: they are safe as defaults)
 
-from __future__ import annotations
-
 import json as jsons
 import re
 import sys

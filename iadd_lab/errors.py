@@ -1,7 +1,5 @@
 """The two ways in which a run refuses to go on, and the checks that say so in one sentence."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import sys

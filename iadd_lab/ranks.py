@@ -6,8 +6,6 @@ one process, bit for bit where both have as many threads; the number of ranks is
 and may change at a restart. Every rank reads the run's files, rank 0 alone writes them, and shows progress.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Every random stream from one seed: no global state, and no stream depends on what ran before it."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

@@ -1,7 +1,5 @@
 """Toy data that every test shares: two classes of real 8×8 digits, and tiny teachers trained on them."""
 
-from __future__ import annotations
-
 import copy
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The fenced blocks of a Markdown file, as the tests of README.md and CONTRIBUTING.md take them out."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

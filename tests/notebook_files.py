@@ -1,7 +1,5 @@
 """Notebooks that tests write, and what executed ones say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat

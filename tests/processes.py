@@ -1,7 +1,5 @@
 """Processes for tests: forked from one that has imported everything, and waited for without a clock."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

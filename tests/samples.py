@@ -1,7 +1,5 @@
 """What the tests of the data modules share: noise in folders and IDX files, and ways to look at splits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

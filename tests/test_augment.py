@@ -1,7 +1,5 @@
 """Each augmentation against a slow reference of its own, and its derivatives."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Sets of real images: herding against brute force, and the whole set, also where classes differ in size."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The batch: strict about parameters, never touches its inputs, and executes only what is not up to date."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

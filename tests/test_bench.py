@@ -1,7 +1,5 @@
 """The benchmark: complete records, each measured in a process of its own, and bad input named."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial

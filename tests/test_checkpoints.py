@@ -1,7 +1,5 @@
 """When a checkpoint is written, what Ctrl-C does while one is open, and how a computation is completed."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """The command line end to end, and one sentence with exit code 2 for everything that is wrong."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Paired differences: the interval's arithmetic, what cancels in pairs, and the files."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

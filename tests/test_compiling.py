@@ -1,7 +1,5 @@
 """When kernels are compiled, what happens where that fails, and that compiled ones compute the same."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

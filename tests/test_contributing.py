@@ -1,7 +1,5 @@
 """The recipes of CONTRIBUTING.md, taken from it as they stand, executed, and their results used for real."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Each kind of file is harmed 200 times at random places. Then: what a file from outside must not be able to do.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import json

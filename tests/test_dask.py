@@ -1,7 +1,5 @@
 """Tasks on Dask workers: the same bits as in this process, whatever becomes of a worker."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

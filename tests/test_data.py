@@ -1,7 +1,5 @@
 """Data sets by name: configured, found, fetched, loaded; and the real ones, where IADD_DATA has them."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -1,7 +1,5 @@
 """The cache of decoded images: used, renewed with the files, healed, and never the cause of a failure."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Same seed, same machine, same bits: in every process, whatever ran before, and in whatever order."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """How a thing runs: devices by name, and precision and threads as explicit choices that go again."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -3,8 +3,6 @@
 Every scenario runs in a fork of one process, which mounts disks of a few pages that nobody else sees.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The distillation loop: what it updates, that it repeats and resumes bit for bit, and what it refuses."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import replace

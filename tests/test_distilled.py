@@ -1,7 +1,5 @@
 """Distilled sets: for the eye, and stored without their preprocessing."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

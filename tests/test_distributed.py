@@ -1,7 +1,5 @@
 """Several processes on one run: bit for bit that of one; what ends one of them loses nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

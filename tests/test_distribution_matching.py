@@ -1,7 +1,5 @@
 """DM: the distance of mean features, its steps against a computation by hand, and that it falls."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """The API reference: rendered without a warning, without a broken link, with every public name in it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import runpy

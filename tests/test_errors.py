@@ -1,7 +1,5 @@
 """What is refused, and that every refusal is one helpful sentence."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The evaluation protocol: fresh networks, final states, the set's own preprocessing."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import replace

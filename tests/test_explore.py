@@ -1,7 +1,5 @@
 """Opening stored runs, and the widgets over them: moving a value in Python moves the picture."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from dataclasses import replace

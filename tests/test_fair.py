@@ -1,7 +1,5 @@
 """DD-Ranking's scores: by hand, in their ranges, and with every set at the rate that suits it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

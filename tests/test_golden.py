@@ -1,7 +1,5 @@
 """Files stored by the revision before the rooms: still read, and a run still goes on from them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

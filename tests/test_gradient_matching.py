@@ -1,7 +1,5 @@
 """DC and DSA: the distance of gradients, its gradient in the images, one step of it, and the two loops."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

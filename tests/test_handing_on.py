@@ -1,7 +1,5 @@
 """Distilled sets handed on: to PyTorch, torchvision, and programs that read other formats."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

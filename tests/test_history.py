@@ -1,7 +1,5 @@
 """What a history says of the end of a run."""
 
-from __future__ import annotations
-
 import pytest
 
 from iadd_lab.distillation.history import ALL_RATES, RATES, History

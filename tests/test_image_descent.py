@@ -1,7 +1,5 @@
 """The loop of gradient and distribution matching: what it updates, repeats, resumes, reads and refuses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Ctrl-C stops everything with exit code 130 and a line on how to go on; nothing done before is lost."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """The fused norms against torch's own norm, ReLU and pooling, and against autograd and forward mode."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -3,8 +3,6 @@
 `pytest tests/test_kill.py --kills 50` kills fifty times.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

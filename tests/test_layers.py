@@ -1,7 +1,5 @@
 """The fused student loss against the same from autograd, in float64, for every network there is."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Teachers trained again from their stored epochs: shares of luck by hand, and every draw repeatable."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

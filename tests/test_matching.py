@@ -1,7 +1,5 @@
 """Importance weights against their definitions, and what learning them does."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

@@ -1,7 +1,5 @@
 """Freed memory is reused: the system is not asked for the same pages in every step."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Distilled sets in MTT's format: others' with their preprocessing named, our own back bit for bit."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

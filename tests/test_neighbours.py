@@ -1,7 +1,5 @@
 """Nearest real images: what a search over every pair finds, by pixels and by features."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

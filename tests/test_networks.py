@@ -1,7 +1,5 @@
 """The networks against plain functional code, and the flat view of their parameters."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The notebooks' own rules: literals in one tagged cell, a page on it, short cells, no logic."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex

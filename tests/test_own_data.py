@@ -1,7 +1,5 @@
 """From a folder of pictures to settings: sample pictures, sizes, splits of uneven classes, suggestions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

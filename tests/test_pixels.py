@@ -1,7 +1,5 @@
 """Every kind of image file and array as the pixels it should become; each bad one's message."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """The plan: what settings, methods and seeds come to, without computing any of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures: the right pixels and numbers in the right places."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace

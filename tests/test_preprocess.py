@@ -1,7 +1,5 @@
 """Standardising and whitening against their definitions in float64, and back again."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

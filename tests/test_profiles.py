@@ -1,7 +1,5 @@
 """Profiles and pages: what a notebook works with, from a table of settings and what the reader changed."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """For all values: bad ones are refused by name, good ones come back equal, and readers never just crash."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The literature's numbers: whole, plausible, each with its source, and in the right places of a table."""
 
-from __future__ import annotations
-
 import pytest
 
 from iadd_lab.data.sets import DATASETS

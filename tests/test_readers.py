@@ -1,7 +1,5 @@
 """Every data set in its real on-disk format, made small; each bad input's message."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import pickle

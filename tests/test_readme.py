@@ -1,7 +1,5 @@
 """README.md taken at its word: its Python and its commands are run, or named here with what runs them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

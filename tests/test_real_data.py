@@ -1,7 +1,5 @@
 """The whole way on real image data, at the smallest scale: it fits together for every kind of image."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A finished distillation looked at again: the same draws, the same steps, and every number by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

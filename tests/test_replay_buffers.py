@@ -1,7 +1,5 @@
 """Files of others: read without running code in them, refused with their name, used like our own."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What lies in a folder of runs is listed in a line each, and only what nobody needs is deleted."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """The same number of real images from every class: balanced, distinct, reproducible, or refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

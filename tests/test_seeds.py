@@ -1,7 +1,5 @@
 """Random streams: the same for ever, different from each other, and apart from the global state."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

@@ -1,7 +1,5 @@
 """Settings: flat values become checked configurations."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

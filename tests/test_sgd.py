@@ -1,7 +1,5 @@
 """The training loop against one written by hand, its reproducibility, and predictions."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Splits: disjoint, stratified, nested, reproducible, and refused where a class is too small."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

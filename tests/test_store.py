@@ -1,7 +1,5 @@
 """Artefacts come out whole or not at all; configurations are told by what they say."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import struct

@@ -1,7 +1,5 @@
 """The study: every cell is computed once, shared where it can be, and never shown stale."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Tables: the right number in the right cell, bold where it is best, and with its origin."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Teachers: what is stored, how precisely, in how much memory, that nothing in it moves, what is refused."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

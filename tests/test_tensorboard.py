@@ -1,7 +1,5 @@
 """What TensorBoard is given, read back from its files: every iteration once, whatever happened to the run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Two processes on the same runs: one computes, the other waits and reads; a killed one is replaced."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections import Counter

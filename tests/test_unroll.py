@@ -1,7 +1,5 @@
 """The gradient engines against each other, against finite differences, and against plain MTT."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Winograd convolutions and patches against torch's own convolution, transforms against their transposes."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

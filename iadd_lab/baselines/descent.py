@@ -4,8 +4,6 @@ Gradient matching and distribution matching differ in that loss, and in what the
 steps. Real images, fresh networks, siamese augmentation, the steps, checkpoints and results are here.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping

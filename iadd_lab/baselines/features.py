@@ -3,8 +3,6 @@
 After Zhao & Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

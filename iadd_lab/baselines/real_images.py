@@ -1,7 +1,5 @@
 """What a distilled set has to beat: real images, chosen at random, chosen well, or all of them."""
 
-from __future__ import annotations
-
 import torch
 
 from iadd_lab.data.distilled import DistilledSet

@@ -1,7 +1,5 @@
 """Trees of image files, decoded by a pool of threads and kept in a cache, which may fail without harm."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ constants; its successors keep that. A set that this package writes carries a th
 `iadd_lab.safetensors`, with the fitted preprocessing and α, so that reading it back gives the very same set.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Images, from a file or an array each, as uint8 planes (channels, size, size)."""
 
-from __future__ import annotations
-
 import contextlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is found on disk for a data set, read: arrays that libraries hand over, and trees of image files."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Drawing the same number of images for every class: real ones, or noise to start from."""
 
-from __future__ import annotations
-
 import torch
 
 from iadd_lab.data.preprocess import Preprocess

@@ -4,8 +4,6 @@
 except `fetch_data`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Everything that the result of a distillation depends on, besides the data and the teachers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The distillation loop: images, the student's learning rate α and the importance W, optimised together."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Drawing what one iteration of a distillation sees: a piece of a trajectory, and the student's steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial

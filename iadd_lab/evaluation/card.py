@@ -1,7 +1,5 @@
 """Data cards: what a distilled set is, how it was made, how well it does, and whose data it came from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path

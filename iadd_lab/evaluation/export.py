@@ -1,7 +1,5 @@
 """A distilled set for other programs: MTT's format, a folder of PNGs, or safetensors, with a data card."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ defines, of accuracies as shares in [0, 1]:
 All labels here are hard ones, so the accuracies on the distilled set in HLR and in IOR are the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A distilled set in other people's programs: a PyTorch data set, and the transform for real images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

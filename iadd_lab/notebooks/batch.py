@@ -5,8 +5,6 @@ worker starts that. What a batch is to do is checked before anything starts, and
 shows everything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ calls its `map`. What tasks make goes into the shared folder of runs; a task who
 by another, which goes on from the checkpoint.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import importlib.util

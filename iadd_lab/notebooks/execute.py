@@ -5,8 +5,6 @@ its standard input the batch's life line: when that closes, because the batch wa
 the kernel is stopped, and then this process.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

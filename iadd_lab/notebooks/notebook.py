@@ -4,8 +4,6 @@ They are read as the JSON that they are, and not by papermill, which takes over 
 that finds everything up to date need not spend it.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What the first cell of a notebook makes: its settings, a study of them, and the place of what it keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

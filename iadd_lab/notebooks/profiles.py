@@ -6,8 +6,6 @@ has one value for each row), and under `own` what no setting has. What stands la
 `Setting`, `every`, the row, the page, and last what the reader changes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The report of a batch: one page of Markdown that shows every table and picture under its notebook."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

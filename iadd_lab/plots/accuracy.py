@@ -1,7 +1,5 @@
 """What sets are worth: accuracies as bars, which classes are taken for which, and gains with intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The idea of matching with importance, drawn from a real run: paths in a plane, and pairs of parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What happens during a distillation, against its iterations and against the clock."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """One iteration as a diagram, with the shapes and numbers of a real run."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections import Counter

@@ -1,7 +1,5 @@
 """The numerical difference of student and teacher in corresponding dimensions, layer by layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What the gradient engines cost in memory and time, and the training beside them, from `bench.measure`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One moment of one run, or of two side by side: images, curves, W, and the nearest real images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import matplotlib

@@ -1,7 +1,5 @@
 """Distilled images: all of them, before and after, and beside real ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

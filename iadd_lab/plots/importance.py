@@ -1,7 +1,5 @@
 """What W became: in each layer, over the iterations, and against how hard parameters are to match."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tensors of a network grouped into the layers that a reader knows: "conv 1", "norm 1", …, "linear"."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

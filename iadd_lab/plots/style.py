@@ -1,7 +1,5 @@
 """One look for every figure, made for a paper's columns, and the one place that writes figures to disk."""
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap

@@ -1,7 +1,5 @@
 """A distillation watched in TensorBoard: its curves, its images and W while it runs."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

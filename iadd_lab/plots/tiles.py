@@ -1,7 +1,5 @@
 """Many pictures in one array, with thin white gaps: drawing thousands costs no more than drawing one."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 

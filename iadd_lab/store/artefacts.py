@@ -1,7 +1,5 @@
 """Atomic, self-describing artefacts: safetensors files that carry their kind, configuration and checksum."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Configurations as plain values: described, restored, and named by a fingerprint of all that they say."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Files of others, written by `torch.save`: read without running any code in them."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

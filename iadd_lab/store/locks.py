@@ -5,8 +5,6 @@ way. The file goes with its last holder. A process that had opened it before lea
 gone, and tries anew: else it and the maker of the next file would both believe that they are alone.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import inspect

@@ -4,8 +4,6 @@ Only what this package wrote is ever deleted, nothing that another process works
 symbolic link leads to.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

@@ -5,8 +5,6 @@ the allocator do not mix. The reference for all ratios is the full unroll with P
 the default allocator, as the authors of MTT run it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -5,8 +5,6 @@ networks, seed by seed. Their difference is therefore taken seed by seed too: wh
 draw cancels, and what is left scatters less than either accuracy.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -6,8 +6,6 @@ luck: no student can be asked for it. What is left of a student's difference bey
 distilled images do not carry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rows of a table: every method that is compared, in one registry."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

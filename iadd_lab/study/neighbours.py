@@ -1,7 +1,5 @@
 """Which real images a distilled one is nearest to: by pixels, or by what a trained network makes of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple

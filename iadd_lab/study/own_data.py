@@ -1,7 +1,5 @@
 """From a folder of pictures to a distilled set: what to choose by the data's size, and sample pictures."""
 
-from __future__ import annotations
-
 import contextlib
 import statistics
 from dataclasses import dataclass

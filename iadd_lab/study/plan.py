@@ -4,8 +4,6 @@ Settings, methods and seeds say what is computed, and everything is computed onc
 how many of them a second are done, is measured on this machine in a few steps of each network.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import namedtuple
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What the literature reports: test accuracies in per cent, each with the publication that it was read in."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Sequence
 from importlib.resources import files

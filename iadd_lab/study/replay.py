@@ -4,8 +4,6 @@ Everything here is recomputed from the stored result and the teachers, on segmen
 own: two results distilled from the same teachers are compared on the same segments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """A column of a table: everything that its methods share, as flat values that a notebook can hold."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

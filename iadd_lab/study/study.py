@@ -11,8 +11,6 @@ A changed field changes the name, and so does `RESULT_VERSION`, which stands for
 nothing stale is shown.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Tables of results, in which every number says what stands behind it: as Markdown, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Expert trajectories of others: MTT's `replay_buffer_N.pt` files, read safely and made our own."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

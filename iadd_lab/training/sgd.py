@@ -1,7 +1,5 @@
 """Training networks by plain SGD, and asking them for predictions: the one loop that all others use."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass

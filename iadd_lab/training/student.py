@@ -4,8 +4,6 @@
 fast, for networks whose layers it knows.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

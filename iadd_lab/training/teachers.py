@@ -1,7 +1,5 @@
 """Teachers: networks trained on the real set, and the trajectories that their parameters took."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A JupyterLab on this machine, with copies of the notebooks, and a Chromium that looks at it."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Notebooks as a reader meets them: opened in JupyterLab, run by its menu, and their slider moved."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -5,8 +5,6 @@ runs that are long enough to earn that back. It depends on the size of the work 
 interrupted run goes on exactly as it began.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import inspect

@@ -4,8 +4,6 @@ Small batches on a GPU are bound by launching kernels, not by arithmetic. A step
 kernels are captured once and replayed with other contents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 
 import torch

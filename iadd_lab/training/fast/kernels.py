@@ -17,8 +17,6 @@ maps y and ẏ (batch, channels, h, w), with even sides where `pool` is true; γ
 (batch or 1, channels); and statistics of planes, (batch, channels, 1, 1).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

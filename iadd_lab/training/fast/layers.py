@@ -8,8 +8,6 @@ its passes over memory.
 The rules know the layers of `iadd_lab.training.networks`; `has_rules` tells whether they know a network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The student's loss made fast: fused layers on a CPU, replayed graphs on a GPU; the door to this folder."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

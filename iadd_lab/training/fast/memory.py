@@ -4,8 +4,6 @@ Training on the CPU frees and allocates the same large buffers in every step. gl
 the system at once, and the system then clears every page again: nearly half of the run, for nothing.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import platform

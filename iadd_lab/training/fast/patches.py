@@ -5,8 +5,6 @@ gradient. As a product, every output pixel sends a 3×3 patch back (`send_patche
 `torch.compile`, adds up where patches overlap.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 

@@ -12,8 +12,6 @@ their tiles are (36, batch * height/4 * width/4, channels). Weights are those of
 (networks, outputs, inputs, 3, 3), which have equal shares of the batch, one after the other.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Iterable
