@@ -180,7 +180,7 @@ DISTILLED = {
     "--matching uniform --literal": "settings of matching 'learned' were given, but matching 'uniform'",
     "--prune 0.2": "leave them out, or use --matching pruned",
     "--matching learnt": "unknown matching 'learnt' (did you mean 'learned'?)",
-    "--mean-over tensor --literal": "does not go with the literal loss",
+    "--mean-over tensor --literal": "goes only with granularity 'parameter' and normalised True",
     "--batch 11": "batch is 11, but there are only 10 distilled images",
     "--data cifar10": "--data is 'cifar10', but the teachers in",
     "--network alexnet": "--network is 'alexnet', but the teachers in",
