@@ -240,7 +240,7 @@ def _there(study: Study, setting: Setting, name: str, own: Mapping[str, Any], so
     try:
         for number in range(METHODS[name].seeds(setting)):
             study.sets(setting, name, number=number)
-        if "snapshots(" in source:
+        if "snapshots(" in source and METHODS[name].matching:
             study.snapshots(setting, name, split=[*splits, "test"][0])
         for split, network in product(("test", *splits), _networks(setting, own)):
             if "cells(" in source:
