@@ -141,7 +141,7 @@ def test_everything_is_checked_before_anything_is_computed(tmp_path):
     refused = [
         ([TINY], ["mtt", "iad"], r"unknown method 'iad'.*did you mean 'iadd'"),
         ([TINY, replace(TINY, data_name="mnist")], ["mtt"], "MNIST was looked for in"),
-        ([TINY], '["mtt"]', r"""methods is '\["mtt"\]'; it must be a list, as in"""),
+        ([TINY], '["mtt"]', r"""methods is '\["mtt"\]'; it must be a list like"""),
         ([replace(TINY, seeds=3)], ["herding"], r"seeds is 3, but Herding takes .* teacher_count is 2"),
     ]
     for settings, methods, sentence in refused:

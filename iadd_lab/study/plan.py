@@ -285,4 +285,4 @@ memory  {(peak_memory() + max([0, *found["memory"]])) / 1e9:,.1f} GB per worker,
 
 cells that are there already, and those missing
 
-{cells.to_string(index=False)}"""
+{cells.to_string(index=False) if len(cells) else "none are asked for"}"""

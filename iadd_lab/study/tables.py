@@ -139,14 +139,14 @@ _OWN_RATES = "at the learned α on sets of MTT, DDPP and IADD, at 0.01 on the ot
 
 def _unlearned(cells: Sequence[Cell]) -> list[str]:
     """At most one note: which networks had not learned their sets, by place. Few epochs on all are meant."""
-    places: dict[str, list[str]] = {}
+    places: dict[tuple, list[str]] = {}
     for cell in cells:
         if cell.competes and cell.evaluation and cell.evaluation.unfitted:
             share = f"{cell.title} {cell.evaluation.unfitted} of {len(cell.evaluation.confusion)}"
-            places.setdefault(f"{cell.setting.title}, {cell.network.title}", []).append(share)
-    named = "; ".join(f"{place}: {', '.join(shares)}" for place, shares in places.items())
-    told = f"{UNLEARNED}, so that their numbers tell of speed and luck"
-    return [f"Networks that {told}: {named}."] if named else []
+            places.setdefault((cell.setting, cell.network), []).append(share)
+    named = [f"{setting.title}, {network.title}: {', '.join(s)}" for (setting, network), s in places.items()]
+    told = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck"
+    return [f"{told}: {'; '.join(named)}."] if places else []
 
 
 @dataclass(frozen=True)
