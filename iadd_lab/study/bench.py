@@ -100,7 +100,7 @@ class BenchConfig:
         choose("precision", self.precision, PRECISIONS)
         numbers = [("iterations", self.iterations), ("width", self.width)]
         for name in ("images", "steps", "engines"):
-            listed = ENGINES_OF[kind] if getattr(self, name) is None else getattr(self, name)
+            listed = ENGINES_OF[kind] if (name, self.engines) == ("engines", None) else getattr(self, name)
             fits = isinstance(listed, (tuple, list)) and len(listed) > 0
             require(fits, f"{name} is {listed!r}; it must be a list of at least one.")
             object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
