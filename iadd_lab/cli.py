@@ -44,12 +44,14 @@ from iadd_lab.training.replay_buffers import import_replay_buffers
 from iadd_lab.training.teachers import prepare_teachers, train_teacher
 
 
-def whole_numbers(arguments: ArgumentCollection) -> None:
-    """Refuse 1.5 where a whole number is expected: cyclopts would round it."""
+def only_numbers(arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is expected, which cyclopts would round, and nan and inf."""
     for argument in arguments:
-        for token in argument.tokens if re.search(r"\bint\b", str(argument.hint)) else ():
-            fits = re.fullmatch(r"[+-]?\d+|none", token.value, flags=re.IGNORECASE) is not None
-            require(fits, f"{token.keyword} is {token.value!r}; it must be a whole number.")
+        kind = re.search(r"\bint\b|\bfloat\b", str(argument.hint))
+        for token in argument.tokens if kind else ():
+            what, form = _NUMBERS[kind[0]]
+            fits = re.fullmatch(form, token.value, flags=re.IGNORECASE) is not None
+            require(fits, f"{token.keyword} is {token.value!r}; it must be a {what} number.")
 
 
 def only_imported(arguments: ArgumentCollection) -> None:
@@ -60,6 +62,7 @@ def only_imported(arguments: ArgumentCollection) -> None:
     require("--import-buffers" not in given or not idle, f"{idle} {sentence}")
 
 
+_NUMBERS = {"int": ("whole", r"[+-]?\d+|none"), "float": ("finite", r"[+-]?[\d.]+(e[+-]?\d+)?|none")}
 _ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster"
 
 app = App(
@@ -68,7 +71,7 @@ app = App(
     help=__doc__,
     # Of an option given twice, the last one counts; of a list, all.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
-    group_parameters=Group("Options", validator=whole_numbers),
+    group_parameters=Group("Options", validator=only_numbers),
     suppress_keyboard_interrupt=False,
 )
 app.command(data_app := App(name="data", help="List, fetch and check data sets."))
@@ -156,7 +159,7 @@ def data_check(
         print(f"Note: {data.remark}")
 
 
-@command(app, group_parameters=Group("Options", validator=(whole_numbers, only_imported)))
+@command(app, group_parameters=Group("Options", validator=(only_numbers, only_imported)))
 def teach(
     *,
     data: Annotated[DataConfig, options_of(name="data", seed="data-seed")],

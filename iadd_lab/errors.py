@@ -79,6 +79,15 @@ def check_number(
     require(bool(inside), f"{name} is {value!r}; it must be a finite number {bound}{limit}.")
 
 
+def check_like(name: str, value: object, usual: object) -> None:
+    """Require a finite number, or a list, where the `usual` value is a number, and a flag where it is one."""
+    if isinstance(usual, bool):
+        check_flag(name, value)
+    elif isinstance(usual, (int, float)) and not isinstance(value, (list, tuple, dict)):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+        require(fits, f"{name} is {value!r}; it must be a finite number, as {usual!r} is.")
+
+
 def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     """Require an instance of `kind`, such as a configuration, or None if `optional`."""
     fits = isinstance(value, kind) or (optional and value is None)

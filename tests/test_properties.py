@@ -25,13 +25,16 @@ from iadd_lab.data.augment import OPERATIONS, AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Standardise
 from iadd_lab.data.sets import DATASETS, DataConfig
+from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.history import History
 from iadd_lab.distillation.matching import Learned, Matching, Pruned, Uniform
 from iadd_lab.errors import InputError
+from iadd_lab.evaluation.fair import FairConfig
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_fingerprint
 from iadd_lab.store.configs import describe, fingerprint, restore
+from iadd_lab.store.runs import Criteria
 from iadd_lab.study.bench import BenchConfig
 from iadd_lab.study.settings import Setting
 from iadd_lab.training.networks import NETWORKS, NetworkConfig
@@ -45,7 +48,8 @@ repeatable = settings(max_examples=20)
 CONFIGS = (AugmentConfig, BenchConfig, DataConfig, DistillConfig, DistributionMatchingConfig, EvaluateConfig)
 CONFIGS += (GradientMatchingConfig, Learned, NetworkConfig, Pruned, Setting, TeacherConfig, Uniform)
 GIVEN = {DataConfig: {"name": "digits"}, BenchConfig: {"width": 4, "size": 8}}
-VALID = {kind: GIVEN.get(kind, {}) for kind in CONFIGS}
+VALID = {kind: GIVEN.get(kind, {}) for kind in (*CONFIGS, Execution, FairConfig)}
+VALID[Criteria] = {"name": "*"}
 
 # What a message calls a field by another name than its own or, of a setting, than the end of its own.
 CALLED = {
@@ -66,9 +70,9 @@ OUTSIDE = {
     "size": [225],
     "channels": [2, 4, 3.0],
     **{name: [1.0] for name in ("fraction", "prune_fraction", "limit")},
-    **{name: [1.1] for name in ("flip", "crop", "cutout")},
+    **{name: [1.1] for name in ("flip", "crop", "cutout", "weight")},
 }
-MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until"}
+MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until", "threads"}
 MUST_BE_POSITIVE = {"image_rate", "alpha", "network_rate", "teacher_rate", "gradient_image_rate"}
 MUST_BE_POSITIVE |= {"evaluation_rate"}
 STRANGE = [None, True, math.nan, math.inf, -math.inf, 10**400, 1j, object(), b"1", "1", "", "é\n", int]
@@ -77,6 +81,8 @@ STRANGE += [NetworkConfig(), AugmentConfig(), Learned(), Matching()]
 NEGATIVE = st.floats(max_value=0, exclude_max=True) | st.integers(max_value=-1)
 JUNK = st.sampled_from(STRANGE) | st.text(max_size=5) | NEGATIVE
 FIELDS = [(config, field.name) for config in VALID for field in dataclasses.fields(config)]
+FIELDS.remove((Execution, "device"))  # checked where it is used: the machine may be another one
+FIELDS.remove((Criteria, "name"))
 
 
 def fits(value: object, hint: object) -> bool:

@@ -1,12 +1,15 @@
 """Random streams: the same for ever, different from each other, and apart from the global state."""
 
 import itertools
+import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iadd_lab.seeds import derive_seed, generator
+from tests.samples import assert_refused
 
 seeds = st.integers(0, 2**63 - 1)
 streams = st.lists(st.text("abc", min_size=1, max_size=3) | st.integers(0, 99), max_size=3)
@@ -45,6 +48,11 @@ def test_a_stream_does_not_depend_on_what_was_drawn_before():
     torch.rand(5)
     assert torch.equal(torch.rand(4, generator=generator(1, "order")), first)
     assert not torch.equal(torch.rand(4, generator=generator(2, "order")), first)
+
+
+@pytest.mark.parametrize("seed", [math.nan, True, "1", None, -1, 1.0])
+def test_what_is_no_seed_is_refused(seed):
+    assert_refused(rf"seed is {seed!r}; it must be a whole number of at least 0", generator, seed, "order")
 
 
 def test_a_generator_is_on_the_cpu_and_seeded_by_its_stream():

@@ -72,6 +72,9 @@ class DistilledSet:
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
 
+    def __post_init__(self):
+        check_number("alpha", self.alpha, above=True)
+
     @classmethod
     def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
         """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
@@ -150,7 +153,6 @@ class DistilledSet:
             f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
             f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
         )
-        check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         stored = {"augment": None, **metadata}  # older files have no "augment"

@@ -44,7 +44,8 @@ class FairConfig:
     weight: float = 0.5
 
     def __post_init__(self):
-        require(len(self.rates) > 0, "rates is empty; give at least one learning rate.")
+        fits = isinstance(self.rates, (tuple, list)) and len(self.rates) > 0
+        require(fits, f"rates is {self.rates!r}; it must be a list of at least one learning rate.")
         for rate in self.rates:
             check_number("rates", rate, above=True)
         check_whole("tuning_networks", self.tuning_networks, minimum=1)

@@ -15,8 +15,10 @@ from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.pixels import planes_of
 from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.errors import check_whole, require
+from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.seeds import generator
 from iadd_lab.training.sgd import train
+from iadd_lab.training.teachers import training_options
 
 FILE = "distilled.safetensors"  # the name of a set in the folder of its run
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow makes colour grey
@@ -103,6 +105,7 @@ class TrainingSet(Dataset):
 
     def __init__(self, distilled: DistilledSet, *, channels: int | None = None):
         own = distilled.images.shape[1]
+        check_whole("channels", own if channels is None else channels, minimum=1)
         require(
             channels in (None, own) or (own, channels) == (1, 3),
             f"channels is {channels!r}, but the set has {own}: only grey images can be repeated, as 3.",
@@ -147,13 +150,15 @@ class TrainingSet(Dataset):
             device: where.
 
         Raises:
+            InputError: a value is impossible.
             DivergenceError: the training loss is not finite.
         """
-        check_whole("epochs", epochs, minimum=1)
-        place, augment = torch.device(device), augment or self.distilled.augmentation
+        asked = {"epochs": epochs, "rate": rate, "momentum": momentum, "weight_decay": weight_decay}
+        augment, place = augment or self.distilled.augmentation, torch.device(device)
+        config = EvaluateConfig(**asked, batch=batch, augment=augment, seed=seed)
         images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
-        options = {"momentum": momentum, "weight_decay": weight_decay, "batch": batch, "augment": augment}
-        options |= {"rate": self.alpha if rate is None else rate, "decay_at": max(epochs // 2, 1)}
+        options = {"rate": self.alpha if rate is None else rate, "decay_at": max(epochs // 2, 1)}
+        options |= training_options(config)
         train(network.to(place).train(), images, labels, epochs=epochs, generator=random, **options)
         return network.eval()
 

@@ -26,7 +26,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from iadd_lab.data.sets import require_data
-from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.errors import check_like, check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
 from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
 from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, read_value
@@ -203,6 +203,10 @@ def _chosen(batch: Batch, only: Sequence[str], parameters: Mapping[str, str]) ->
 def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
     """What a notebook takes of `given`: what it declares, and other fields of its settings in `change`."""
     own = {name: value for name, value in given.items() if name in notebook.defaults}
+    usual = batch.rows.pages.get(notebook.name, {}).get("own", {})
+    for name, value in own.items():
+        if value is not None or notebook.defaults[name] is not None:  # None stands for the profile's
+            check_like(name, value, usual.get(name, notebook.defaults[name]))
     if CHANGE in notebook.defaults:
         change = own.get(CHANGE) or {}
         mend = "it must be a mapping, as in '{teacher_epochs: 3}'"

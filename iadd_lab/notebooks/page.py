@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iadd_lab.data.sets import ImageData
-from iadd_lab.errors import require
+from iadd_lab.errors import check_like, require
 from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value, read_values
 from iadd_lab.plots.accuracy import paired_intervals
@@ -145,4 +145,6 @@ def _own(name: str, value: Any, usual: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         return usual.get(name, {}) | value
     require(value is not None or name in usual, f"{name} is None, and the profile has no {name}: give one.")
+    if value is not None:
+        check_like(name, value, usual.get(name))
     return usual[name] if value is None else value

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from iadd_lab.errors import InputError, OtherVersionError, check_number, require
+from iadd_lab.errors import InputError, OtherVersionError, check_flag, check_number, require
 from iadd_lab.store.artefacts import load_artefact, read_metadata
 from iadd_lab.store.locks import PREPROCESSING, is_held, lock_of, try_lock
 
@@ -73,6 +73,8 @@ class Criteria:
     name: str | None = None
 
     def __post_init__(self):
+        for name in ("unfinished", "damaged"):
+            check_flag(name, getattr(self, name))
         if self.older_than is not None:
             check_number("older_than", self.older_than)
         require(

@@ -69,6 +69,7 @@ def repeat_segments(
     count, most = len(teachers) if count is None else count, teachers.config.epochs
     check_whole("count", count, minimum=1, maximum=len(teachers))
     check_whole("epochs", epochs, minimum=1, maximum=most)
+    check_whole("seed", seed, minimum=0)
     check_whole("start_epochs", start_epochs, minimum=1, maximum=most - epochs + 1)
     given = f"the teachers' momentum is {teachers.config.momentum:g}"
     require(teachers.config.momentum == 0, f"{given}; only those without one can be continued.")

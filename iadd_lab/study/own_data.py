@@ -15,7 +15,7 @@ from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
 from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.errors import check_whole, require
+from iadd_lab.errors import check_flag, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.training.networks import SMALLEST_SIZE, NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
@@ -93,6 +93,7 @@ def suggest(
     Raises:
         InputError: `ipc` is out of range.
     """
+    check_flag("mirror", mirror)
     smallest = int(torch.bincount(data.train.labels, minlength=len(data.classes)).min())
     ipc = max(1, min(smallest // 10, 10)) if ipc is None else ipc
     check_whole("ipc", ipc, minimum=1)
@@ -136,4 +137,5 @@ def class_table(data: ImageData) -> str:
 
 def folder_config(folder: Path, *, size: int | None = None, seed: int = 0) -> DataConfig:
     """What to load of a folder of pictures; damaged ones are left out and named in the data's remark."""
-    return DataConfig("image_folder", size=size or suggest_size(folder), seed=seed, bad_images="skip")
+    side = suggest_size(folder) if size is None else size
+    return DataConfig("image_folder", size=side, seed=seed, bad_images="skip")

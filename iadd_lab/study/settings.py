@@ -169,6 +169,7 @@ class Setting:
 
     def _part(self, part: str, number: int = 0) -> dict[str, Any]:
         """The values that go into `part`, by their names there; the seed is that of the set `number`."""
+        check_whole("number", number, minimum=0)
         own = [field for field in dataclasses.fields(self) if part in field.metadata]
         values = {field.metadata[part] or field.name: getattr(self, field.name) for field in own}
         return values | {"seed": self.seed + number} if "seed" in values else values

@@ -356,6 +356,7 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         InputError: there are none, or a file is damaged or belongs to other teachers.
     """
     folder = Path(folder)
+    check_whole("count", 1 if count is None else count, minimum=1)
     mend = f"train them with `iadd-lab teach --out {folder}`"
     require((folder / _MANIFEST).is_file(), f"no teachers in {folder} (it has no {_MANIFEST}): {mend}.")
     teachers = _from_manifest(load_artefact(folder / _MANIFEST, kind="teachers"), count)
