@@ -144,6 +144,7 @@ class Profile:
         for method in chosen:
             choose("method", method, METHODS)
         how = _only(self.every | page | change, HOW_FIELDS)
+        Execution.of(None, how)  # refused now, where a value is impossible
         return PageSettings(tuple(settings), tuple(chosen), how, page.get("own", {}))
 
     def _pick(self, page: dict[str, Any], wanted: dict[str, Any]) -> list[dict[str, Any]]:
