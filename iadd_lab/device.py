@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 
 import torch
 
@@ -15,6 +17,8 @@ from iadd_lab.errors import InputError, check_flag, check_kind, check_number, ch
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+# Environment variables by which PyTorch and its libraries use fewer instructions than the processor has.
+HOLDING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,13 @@ def set_precision(name: str = "float32") -> None:
     torch.set_float32_matmul_precision(choose("precision", name, PRECISIONS))
     # Convolutions have a switch of their own, which PyTorch leaves on.
     torch.backends.cudnn.allow_tf32 = name != "float32"
+
+
+def computed_with() -> dict[str, str]:
+    """What last digits may depend on: versions, PyTorch's instructions on the CPU, and what holds them down."""
+    versions = {"iadd-lab": version("iadd-lab"), "PyTorch": torch.__version__}
+    held = {name: os.environ[name] for name in HOLDING if name in os.environ}
+    return versions | {"instructions": torch.backends.cpu.get_cpu_capability()} | held
 
 
 def finite(*tensors: torch.Tensor) -> bool:

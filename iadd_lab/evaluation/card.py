@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from iadd_lab.data.distilled import KIND, DistilledSet, made_by
 from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation
-from iadd_lab.store.artefacts import read_metadata
+from iadd_lab.store.artefacts import Artefact, load_artefact
 from iadd_lab.store.configs import fingerprint
 
 _SHOWN = ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "initial_images", "seed")
@@ -25,7 +24,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
     Raises:
         InputError: the set can't be read.
     """
-    distilled, metadata = DistilledSet.load(path), read_metadata(path, kind=KIND)
+    distilled, artefact = DistilledSet.load(path), load_artefact(path, kind=KIND)
     spec = DATASETS[distilled.data.name]
     parts = [
         f"# {spec.title}, distilled to {_images(distilled.ipc)} per class",
@@ -33,7 +32,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
         "## What it is",
         _bullets(_what(distilled)),
         "## How it was made",
-        _bullets(_how(distilled, metadata)),
+        _bullets(_how(distilled, artefact)),
         "## Accuracy",
         _accuracy(path, distilled),
         "## Licence of the source data",
@@ -52,8 +51,8 @@ def _what(distilled: DistilledSet) -> Iterator[str]:
     yield f"fingerprint {distilled.fingerprint}"
 
 
-def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
-    spec, data = DATASETS[distilled.data.name], distilled.data
+def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
+    spec, data, metadata = DATASETS[distilled.data.name], distilled.data, artefact.metadata
     held_out = f"{100 * data.validation_fraction:g} % of the training part held out for validation"
     source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
     yield f"{source}, fingerprint {distilled.data_fingerprint}"
@@ -67,6 +66,8 @@ def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
         yield f"teachers: {teachers.get('count', 'several')} networks ({named})"
     if metadata.get("source"):
         yield f"source: {metadata['source']}"
+    if artefact.computed_with:
+        yield f"written with {', '.join(map(' '.join, artefact.computed_with.items()))}"
 
 
 def _accuracy(path: Path, distilled: DistilledSet) -> str:

@@ -17,21 +17,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from iadd_lab.device import computed_with
 from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
-_DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
+_PARTS = {"content", "computed_with", "text_digest", "sha256"}  # what is under that key
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a file holds: named tensors and JSON metadata."""
+    """What a file holds: named tensors and JSON metadata, and what of the machine they were computed with."""
 
     path: Path
     kind: str
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any]
+    computed_with: dict[str, str]  # see `device.computed_with`; older files do not say it
 
 
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -120,13 +122,16 @@ def save_artefact(
         path: where to; its folder is made.
         kind: what the file is, as in "trajectory"; a reader that expects another kind refuses it.
         tensors: named tensors of any real dtype, on any device; stored bit for bit.
-        metadata: JSON values; the format version and a SHA-256 over everything are added.
+        metadata: JSON values; the format version and a SHA-256 over everything are added, and beside it what
+            the machine computes with, which is no part of what identifies the file.
     """
     path = Path(path)
     stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
+    machine = json.dumps(computed_with())
     # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
-    header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
+    digests = {"text_digest": _checksum({}, text + machine), "sha256": _checksum(stored, text)}
+    header = {"content": text, "computed_with": machine} | digests
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
     return path
@@ -172,7 +177,8 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     sentence = f"{path} is damaged (its checksum does not fit its content): delete it and make it again."
     require(_checksum(tensors, header["content"]) == header["sha256"], sentence)
-    return Artefact(path=path, kind=kind, tensors=tensors, metadata=json.loads(header["content"])["metadata"])
+    metadata = json.loads(header["content"])["metadata"]
+    return Artefact(path, kind, tensors, metadata, json.loads(header["computed_with"] or "{}"))
 
 
 @contextmanager
@@ -208,14 +214,15 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
-        content, text_digest = json.loads(header["content"]), _checksum({}, header["content"])
+        content, machine = json.loads(header["content"]), header.setdefault("computed_with", "")
+        text_digest = _checksum({}, header["content"] + machine)
         found = content["format"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(foreign) from error
     if found != FORMAT_VERSION:
         versions = f"format version {found}, but this iadd-lab reads version {FORMAT_VERSION}"
         raise OtherVersionError(f"{path} has {versions}: make it again.")
-    require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
+    require(header.keys() == _PARTS and {"kind", "metadata"} <= content.keys(), foreign)
     damaged = f"{path} is damaged (its header does not fit its checksum): delete it and make it again."
     require(header["text_digest"] == text_digest, damaged)
     other = f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file."

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from iadd_lab.device import Execution
+from iadd_lab.device import Execution, computed_with
 from iadd_lab.errors import DivergenceError, require
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 
@@ -195,6 +195,10 @@ class Checkpoint:
         artefact = load_artefact(self.path, kind=KIND)
         sentence = f"{self.path} is of a run with another configuration: choose another folder, or delete it."
         require(artefact.metadata.get("run") == self.run, sentence)
+        then, now = (", ".join(map(" ".join, d.items())) for d in (artefact.computed_with, computed_with()))
+        if then not in ("", now) and self.writes:
+            said = f"the run was begun with {then}, and goes on with {now}: last digits may differ"
+            tqdm.write(said, file=sys.stderr)
         return artefact
 
     def keep(self, count: int, state: Callable[[], State]) -> None:
