@@ -98,8 +98,9 @@ def options_of(*left_out: str, **names: str) -> Parameter:
     )
 
 
-How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
-Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
+_UNASKED = ("progress", "checkpoint_seconds", "instructions")
+How = Annotated[Execution, options_of(*_UNASKED, "cuda_graphs")]
+Student = Annotated[Execution, options_of(*_UNASKED)]
 DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
 Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
 RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]

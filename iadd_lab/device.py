@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,11 +18,16 @@ from iadd_lab.errors import InputError, check_flag, check_kind, check_number, ch
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+# What PyTorch, oneDNN and MKL are told, so that they give the same bytes on every x86-64 processor with AVX2.
+INSTRUCTIONS = {
+    "own": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
+}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a thing runs. Nothing of it changes what is computed on a CPU, but for `precision`.
+    """How a thing runs. On a CPU only `precision` and `instructions` change what is computed.
 
     Everything that computes takes one as `how`, and its fields by name as well: `distill(…, device="cpu")`.
 
@@ -34,6 +42,8 @@ class Execution:
             takes; 0 saves after every unit of work.
         cuda_graphs: whether a student's steps are replayed as CUDA graphs, which changes nothing but the
             time; None does so on every GPU.
+        instructions: of an x86-64 processor: "own", all that it has; or "avx2", so that with one thread every
+            such processor gives the same last digits; see `hold`.
 
     Raises:
         InputError: a field is not one of these.
@@ -46,10 +56,12 @@ class Execution:
     progress: bool = True
     checkpoint_seconds: float = 60.0
     cuda_graphs: bool | None = None
+    instructions: str = "own"
 
     def __post_init__(self):
         choose("precision", self.precision, PRECISIONS)
         choose("compile", self.compile, dict.fromkeys(MODES))
+        choose("instructions", self.instructions, INSTRUCTIONS)
         check_whole("threads", self.threads, minimum=0, maximum=4096)
         check_flag("progress", self.progress)
         check_number("checkpoint_seconds", self.checkpoint_seconds)
@@ -77,9 +89,23 @@ class Execution:
         require(kind == "cuda" or not self.cuda_graphs, sentence)
         return kind == "cuda" if self.cuda_graphs is None else self.cuda_graphs
 
+    def hold(self) -> None:
+        """Keep this process, and those that it starts, to these instructions from now on.
+
+        The libraries ask once, when they first compute: where that is over, a line on stderr says so.
+        """
+        if self.instructions == "own" or platform.machine() not in ("x86_64", "AMD64"):
+            return
+        os.environ.update(INSTRUCTIONS[self.instructions])
+        found = torch.backends.cpu.get_cpu_capability().lower()
+        if found != self.instructions:
+            said = f"instructions is {self.instructions!r}, but this process computes with {found} already"
+            print(f"{said}: last digits will differ; start Python or the kernel anew.", file=sys.stderr)
+
     @contextmanager
     def environment(self) -> Iterator[None]:
         """Where to compute: PyTorch's threads and precision are these in the block, and put back after it."""
+        self.hold()
         with ExitStack() as after:
             after.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             after.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
@@ -183,6 +209,14 @@ def joined(
         pieces = joint.split([tensors[place].numel() for place in places])
         moved |= {place: piece.view_as(tensors[place]) for place, piece in zip(places, pieces, strict=True)}
     return [moved[place] for place in range(len(tensors))]
+
+
+def root(values: torch.Tensor) -> torch.Tensor:
+    """The square root by operations that round alike on all processors, as those of `Tensor.sqrt` do not.
+
+    MKL's starts from the processor's own approximation of 1/√x: one value in ten is a last digit away.
+    """
+    return values.rsqrt().reciprocal()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from iadd_lab.baselines import descent
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DataConfig, ImageData, load_data
+from iadd_lab.device import Execution
 from iadd_lab.store.configs import fingerprint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, Teachers, train_teachers
@@ -27,6 +28,8 @@ hypothesis.settings.load_profile("repeatable")
 
 # Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.
 torch.set_num_threads(1)
+# The same numbers on every x86-64 processor, here and in what tests start; before anything is computed.
+Execution(instructions="avx2").hold()
 
 AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
 

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from iadd_lab.device import root
 from iadd_lab.errors import check_flag, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 from iadd_lab.training.networks import ParameterLayout
@@ -203,7 +204,7 @@ def _relative(raw: Tensor) -> Tensor:
 
 
 def _scaled(weights: Tensor) -> Tensor:
-    return weights / weights.square().mean().sqrt()
+    return weights / root(weights.square().mean())
 
 
 def effective_share(weights: Tensor) -> float:
