@@ -131,10 +131,8 @@ class DistilledSet:
         tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
         metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
-        if refit:
-            metadata[REFIT] = self.preprocess.kind
-        else:
-            tensors |= preprocess_tensors(self.preprocess)
+        metadata |= {REFIT: self.preprocess.kind} if refit else {}
+        tensors |= {} if refit else preprocess_tensors(self.preprocess)
         return save_artefact(path, kind=KIND, tensors=tensors, metadata=metadata)
 
     @classmethod
@@ -145,11 +143,10 @@ class DistilledSet:
             InputError: images, labels and classes do not belong together.
         """
         images, labels = tensors["images"], tensors["labels"]
-        require(
-            images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1],
-            f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
-            f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
-        )
+        found = f"images {tuple(images.shape)} {images.dtype} and labels {tuple(labels.shape)}"
+        fit = images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1]
+        needs = "it needs (count, channels, height, width) floats and (count,)"
+        require(fit, f"a distilled set has {found}; {needs}.")
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
@@ -175,12 +172,9 @@ class DistilledSet:
             with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
             data = load_data(config, root=root)
-            fitted_on = f"{config.name} (fingerprint {made_from})"
-            require(
-                data.fingerprint == made_from,
-                f"this file leaves its preprocessing to be fitted on {fitted_on}, but the copy here has "
-                f"fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
-            )
+            needs = f"{path} leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from})"
+            mend = f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the right one"
+            require(data.fingerprint == made_from, f"{needs}, but {mend}.")
             tensors = tensors | preprocess_tensors(fit_preprocess(metadata[REFIT], data.train.images))
         with unpacking(path):
             return cls.from_parts(tensors, metadata)
