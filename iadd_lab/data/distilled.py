@@ -25,7 +25,8 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
-_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment")  # fields, as metadata
+# Fields, as metadata; the last two are younger than the format.
+_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", "remark")
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
 
@@ -71,12 +72,13 @@ class DistilledSet:
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+    remark: str = ""  # of the real set, on the copy that it was made from
 
     @classmethod
     def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
         """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
         source = {"classes": data.classes, "data": data.config, "data_fingerprint": data.fingerprint}
-        return cls(preprocess=preprocess, **source, **parts)
+        return cls(preprocess=preprocess, remark=data.remark, **source, **parts)
 
     @property
     def ipc(self) -> int:
@@ -129,7 +131,8 @@ class DistilledSet:
             more_metadata: likewise.
         """
         tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
-        metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
+        said = [name for name in _DESCRIBED if name != "remark" or self.remark]
+        metadata = {name: describe(getattr(self, name)) for name in said} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
         metadata |= {REFIT: self.preprocess.kind} if refit else {}
         tensors |= {} if refit else preprocess_tensors(self.preprocess)
@@ -150,8 +153,7 @@ class DistilledSet:
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        stored = {"augment": None, **metadata}  # older files have no "augment"
-        about = restore_fields(cls, _DESCRIBED, stored)
+        about = restore_fields(cls, _DESCRIBED, {"augment": None, "remark": "", **metadata})
         return cls(images=images, labels=labels, preprocess=preprocess, **about)
 
     @classmethod
