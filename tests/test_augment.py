@@ -74,10 +74,8 @@ REFERENCES = {
 def image_by_image(augmentation: Augmentation, images: Tensor) -> Tensor:
     """What the references make of a batch."""
     names, reference = augmentation.parameters, REFERENCES[augmentation.operation]
-    drawn = [
-        dict(zip(names, row, strict=True)) for row in zip(*(v.tolist() for v in names.values()), strict=True)
-    ]
-    return torch.stack([reference(image, **own) for image, own in zip(images, drawn, strict=True)])
+    rows = [{name: values[row].item() for name, values in names.items()} for row in range(len(images))]
+    return torch.stack([reference(image, **row) for image, row in zip(images, rows, strict=True)])
 
 
 STRONG = {"crop": 1.0, "cutout": 0.9, "flip": 1.0, "scale": 4.0, "rotate": 180.0}
@@ -117,12 +115,11 @@ def test_cutout_covers_what_dsas_clamped_indices_cover():
 
 def test_parameters_stay_in_their_ranges_and_fill_them():
     shape = (2000, 3, 32, 28)
-    angle, largest = math.radians(15), 1.2
+    angle, scale = math.radians(15), 1.2
     ranges = [("brightness", -0.5, 0.5), ("saturation", 0.0, 2.0), ("contrast", 0.5, 1.5)]
-    ranges += [("horizontal", 1 / largest, largest), ("vertical", 1 / largest, largest)]
-    ranges += [("angle", -angle, angle)]
-    parameters = {**drawn("color", shape).parameters, **drawn("scale", shape).parameters}
-    parameters |= drawn("rotate", shape).parameters
+    ranges += [("horizontal", 1 / scale, scale), ("vertical", 1 / scale, scale), ("angle", -angle, angle)]
+    color, scaled, rotated = (drawn(name, shape).parameters for name in ("color", "scale", "rotate"))
+    parameters = color | scaled | rotated
     for name, low, high in ranges:
         values, margin = parameters[name], 0.01 * (high - low)
         assert (values.shape, values.dtype) == ((2000,), torch.float64)

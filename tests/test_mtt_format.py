@@ -87,7 +87,7 @@ def test_mtts_constants_are_used_where_mtt_has_them(digits):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda i, y: (i[:, :, :4], y), "name the data set and size"),
+        (lambda i, y: (i[:, :, :4], y), "name the data set and its size"),
         (lambda i, y: (i * torch.inf, y), "not finite"),
         (lambda i, y: (i, y[:-1]), "whole numbers are needed"),
         (lambda i, y: (i, torch.eye(10)[y]), "soft labels are not supported"),

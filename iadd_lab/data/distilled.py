@@ -25,7 +25,7 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
-# Fields, as metadata; the last two are younger than the format.
+# Fields, as metadata; older files lack the last two.
 _DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", "remark")
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
