@@ -96,13 +96,6 @@ def try_lock(lock: Path) -> Iterator[bool]:
         _release(holder, lock)
 
 
-def sweep(lock: Path) -> None:
-    """Remove the file of a lock whose owner was killed and whom nobody follows; one that is held stays."""
-    if lock.exists():
-        with try_lock(lock):
-            pass  # it goes with its holder
-
-
 def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
     # Whoever shares the folder must be able to open the file; a soft lock would outlive a killed owner.
     return FileLock(lock.absolute(), 0, mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)
