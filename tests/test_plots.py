@@ -243,15 +243,14 @@ def test_differences_are_the_first_segments(paths, toy_teachers):
     parts = layers(layout)
     panels, bars = figure.axes[: len(parts)], figure.axes[-1]
     unit = 10.0 ** round(np.log10(paths[0].difference.double().square().mean().sqrt().item()))
-    everything = torch.stack([path.difference for path in paths]).double()
-    moved = torch.stack([path.movement for path in paths]).double()
+    kinds = ("difference", "movement")
+    found = {kind: torch.stack([getattr(path, kind) for path in paths]) for kind in kinds}
     for ax, part, bar in zip(panels, parts, bars.patches, strict=True):
         expected = paths[0].difference[part.place].double().numpy() / unit
         assert ax.lines[0].get_ydata() == pytest.approx(expected)
-        rms = everything[:, part.place].square().mean().sqrt()
-        assert f"RMS {rms.item() / unit:.2f}" in ax.get_title()
-        share = 100 * rms / moved[:, part.place].square().mean().sqrt()
-        assert bar.get_height() == pytest.approx(share.item())
+        rms, moved = (each[:, part.place].double().square().mean().sqrt().item() for each in found.values())
+        assert f"RMS {rms / unit:.2f}" in ax.get_title()
+        assert bar.get_height() == pytest.approx(100 * rms / moved)
     student = paths[0].student.clone()
     student[-1, 0] += 1000.0
     extreme = replace(paths[0], student=student)
@@ -259,15 +258,13 @@ def test_differences_are_the_first_segments(paths, toy_teachers):
 
 
 def test_concept_draws_every_pair(paths, result):
-    figure = plots.concept(paths, result.importance)
-    cloud = figure.axes[1].collections[0]
-    x, y = np.asarray(cloud.get_offsets()).T
-    teacher = torch.cat([path.movement for path in paths]).double()
-    assert len(x) == len(teacher)
-    unit = (np.sort(teacher.numpy())[-1] / np.max(x)).item()
-    assert np.sort(x) * unit == pytest.approx(np.sort(teacher.numpy()), abs=1e-9)
-    student = torch.cat([path.end - path.trajectory[path.start_epoch] for path in paths]).double()
-    assert np.sort(y) * unit == pytest.approx(np.sort(student.numpy()), abs=1e-9)
+    cloud = plots.concept(paths, result.importance).axes[1].collections[0]
+    starts = [path.trajectory[path.start_epoch] for path in paths]
+    moved = [[path.target for path in paths], [path.end for path in paths]]
+    moved = [np.sort((torch.cat(ends) - torch.cat(starts)).double().numpy()) for ends in moved]
+    unit = moved[0][-1] / np.max(cloud.get_offsets()[:, 0])
+    for drawn, expected in zip(np.asarray(cloud.get_offsets()).T, moved, strict=True):
+        assert np.sort(drawn) * unit == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_plane_is_that_of_the_principal_components(result, paths):
@@ -288,14 +285,12 @@ def test_the_plane_is_that_of_the_principal_components(result, paths):
 def test_the_diagram_carries_the_runs_numbers(result, uniform, toy_teachers):
     iteration = one_iteration(result, toy_teachers, real_images=291)
     said = words(plots.iteration_diagram(iteration, title="One iteration"))
-    weights = f"{len(result.importance):,} weights"
-    for count in ("291 real images", "4 distilled images", f"teacher {iteration.teacher + 1} of 2",
-                  f"J = 2 steps, α = {result.alpha:.3g}", weights):  # fmt: skip
-        assert count in said
-    for name in ("loss", "unweighted_loss", "image_gradient", "importance_gradient"):
-        assert f"= {getattr(iteration, name):.3g}" in said
-    for name in ("start_distance", "end_distance"):
-        assert f"distance {getattr(iteration, name):.3g}" in said
+    names = ("loss", "unweighted_loss", "image_gradient", "importance_gradient")
+    numbers = [f"= {getattr(iteration, name):.3g}" for name in names]
+    numbers += [f"distance {getattr(iteration, name):.3g}" for name in ("start_distance", "end_distance")]
+    numbers += [f"teacher {iteration.teacher + 1} of 2", f"J = 2 steps, α = {result.alpha:.3g}"]
+    numbers += ["291 real images", "4 distilled images", f"{len(result.importance):,} weights"]
+    assert [number for number in numbers if number not in said] == []
     plain = words(plots.iteration_diagram(one_iteration(uniform, toy_teachers, real_images=291)))
     assert "for every" in plain
     assert "as it is learned" not in plain
@@ -382,19 +377,17 @@ def test_time_is_one_too_with_its_ratio_and_its_limit(measured):
 
 
 def test_engines_look_alike_in_every_figure_and_what_was_left_out_is_not_compared(measured):
-    def look():
-        ax = plots.engine_costs(measured).axes[-1]
+    def look(*engines):
+        ax = plots.engine_costs({**measured, "engines": engines}).axes[-1]
         return {bars.get_label(): bars[0].get_facecolor() for bars in ax.containers}, labels(ax)
 
-    everything, _ = look()
-    measured["engines"] = [e for e in measured["engines"] if e["engine"] != "full" or e["steps"] < 50]
-    _, ratios = look()
+    some = [each for each in measured["engines"] if each["engine"] != "full" or each["steps"] < 50]
+    colours, ratios = look(*some)
     assert ratios == [""] * 2 + (["×0.50"] * 2 + [""]) + (["×0.25"] * 2 + [""])
-    measured["engines"] = [record("frozen", 1, 5), record("adjoint", 1, 5)]
-    two, ratios = look()
+    two, ratios = look(record("frozen", 1, 5), record("adjoint", 1, 5))
     assert ratios == ["", ""]
-    assert two == {name: everything[name] for name in two}
-    assert len(set(everything.values())) == 3
+    assert two == {name: colours[name] for name in two}
+    assert len(set(colours.values())) == 3
 
 
 def test_training_is_a_bar_for_each_way(measured):
