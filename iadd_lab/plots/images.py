@@ -94,9 +94,10 @@ class _Sheet:
             room = (PAGE - sum(heads) - bands * _GAP) / (bands * rows * ratio)
             cell = max(min((pitch - _GAP) / columns, _LARGEST, room), 0.02)
             pitch = max(columns * cell + _GAP, min(pitch, _NAME))
-        self.beside, self.columns, self.rows, self.captions, self.names = beside, columns, rows, captions, names
-        # The width of a picture, and its height in widths; from one block to the next; for each row of blocks,
-        # the height of what is written above it.
+        self.beside, self.columns, self.rows = beside, columns, rows
+        self.captions, self.names = captions, names  # as they are written
+        # The width of a picture, and its height in widths; from one block to the next; for each row of
+        # blocks, the height of what is written above it.
         self.cell, self.ratio, self.pitch, self.heads = cell, ratio, pitch, heads
 
     def draw(self, blocks: Iterable[torch.Tensor], title: str) -> Figure:
