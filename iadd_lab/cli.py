@@ -489,20 +489,25 @@ def reproduce(
 
 
 @command(app)
-def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
+def plan(
+    *, selection: Chosen = Selection(), device: str = Execution.device, runs: Path = Path("runs")
+) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
-    Nothing of it is computed; small pieces of the real work are timed on this machine.
+    Nothing of it is computed; small pieces of the real work are timed on this machine. Then which cells of
+    tables and figures RUNS has already, and which are missing.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
+        runs: folder of what is computed only once.
     """
     from iadd_lab.notebooks.batch import chosen_pages
     from iadd_lab.study import plan as plans
 
     where = {"profile": selection.profile, "notebooks": selection.notebooks}
     pages = chosen_pages(selection.only, selection.parameters(), **where)
-    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
+    found, cells = plans.plan(pages, device=device), plans.stored_cells(pages, runs=runs, device=device)
+    print(plans.describe(found, cells, notebooks=len(pages), jobs=selection.jobs))
 
 
 @command(app)

@@ -10,6 +10,8 @@ from PIL import Image
 from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.study.study import Cell
 
 # For `parametrize`: where there is no GPU, its cases are skipped.
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -29,6 +31,14 @@ def assert_refused(message, function, *arguments, **options):
     """`function` refuses to be called so, and its sentence matches `message`."""
     with pytest.raises(InputError, match=message):
         function(*arguments, **options)
+
+
+def make_cell(method, confusion, setting, network=None, *, losses=None, diverged=""):
+    """A cell of a table of two classes, with these counts of each of its networks."""
+    network = network or setting.network()
+    config = EvaluateConfig(networks=len(confusion), network=network)
+    found = Evaluation(torch.tensor(confusion), ("zero", "one"), "learned", config, losses=losses)
+    return Cell(setting, method, network, None if diverged else found, ("lossy",), diverged)
 
 
 def noise(shape, seed=0):

@@ -50,7 +50,7 @@ class DaskRunner:
         """Call `function(*task)` for each of `tasks`, and yield (number, value or exception) when it ends.
 
         Args:
-            function: of a module, so that a worker can find it.
+            function: of a module, or a method, so that it can be pickled.
             tasks: the arguments of each; they are pickled.
             at_once: give workers no more than so many at the same time; None gives them all.
         """
