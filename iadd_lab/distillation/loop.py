@@ -247,11 +247,8 @@ class Distillation:
         augment = None if config.augment == data.augmentation(None) else config.augment
         parts |= {"method": config.matching.name, "augment": augment}
         made = DistilledSet.of(data, teachers.preprocess, **parts)
-        source = {
-            "config": describe(teachers.config),
-            "fingerprint": teachers.fingerprint,
-            "count": len(teachers),
-        }
+        source = {"config": describe(teachers.config), "fingerprint": teachers.fingerprint}
+        source["count"] = len(teachers)
         return DistillResult(made, self.importance.cpu(), self.raw.cpu(), self.history, config, source)
 
     def tensors(self) -> dict[str, Tensor]:
