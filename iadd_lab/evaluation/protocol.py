@@ -21,7 +21,7 @@ from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore_fields
-from iadd_lab.store.locks import locked_folder, sweep
+from iadd_lab.store.locks import locked_folder, try_lock
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
@@ -248,7 +248,8 @@ def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
     for left in path.parent.glob(f"{path.stem}.*checkpoint"):  # its own, and those of earlier revisions
         left.unlink(missing_ok=True)
     for lock in path.parent.glob(f".{path.stem}.*.checkpoint.lock"):
-        sweep(lock)
+        with try_lock(lock):
+            pass  # it goes with its holder
     evaluation = Evaluation.load(path)
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
