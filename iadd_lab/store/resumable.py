@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -132,18 +132,20 @@ class Checkpoint:
         self.writes = writes and path is not None
         self.saved, self.cost = time.monotonic(), 0.0
         self._asked: int | None = None  # the signal that asked the run to stop
-        self._before: dict[int, Any] = {}  # the handlers that were there
+        self._before = ExitStack()  # the handlers that were there
 
     def __enter__(self) -> None:
         # Python lets only the main thread handle signals.
         if self.path is not None and threading.current_thread() is threading.main_thread():
             for number in _HEEDED:
                 # A script that starts commands in the background has them ignore Ctrl-C.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._ask)
+                if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+                    # None stands for a handler that was not installed from Python.
+                    self._before.callback(signal.signal, number, before or signal.SIG_DFL)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self._put_back()
+        self._before.close()
         if kind is None and self._asked is not None:  # asked in the very last moment: all is done and kept
             self._raise(f"it had just ended, and its result is beside {self.path}")
 
@@ -214,7 +216,7 @@ class Checkpoint:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None:
-            self._put_back()
+            self._before.close()
             raise KeyboardInterrupt(f"stopped at once; the last state saved may be in {self.path}.")
         self._asked = number
         if self.writes:
@@ -222,12 +224,6 @@ class Checkpoint:
                 tqdm.write(
                     f"stopping after this {self.run.unit}; Ctrl-C again stops at once", file=sys.stderr
                 )
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
 
     def _raise(self, state: str) -> None:
         message = f"{state}; run the same again to go on."
