@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUNS = os.environ.get("IADD_RUNS")  # as the Makefile sets it; tests see one of their own
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = (
     "--disable-gpu",
@@ -66,7 +67,7 @@ def lab(browser, tmp_path_factory):  # where there is no browser, no server is s
 def _surroundings(place: Path) -> dict[str, str]:
     """Of the server and its kernels: nothing of the user's own configuration."""
     own = {"JUPYTER_CONFIG_DIR": place / "config", "JUPYTER_RUNTIME_DIR": place / "runtime"}
-    runs = os.environ.get("IADD_RUNS") or place / "runs"
+    runs = RUNS or place / "runs"
     return os.environ | {name: str(path) for name, path in {**own, "IADD_RUNS": runs}.items()}
 
 
