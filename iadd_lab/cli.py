@@ -147,9 +147,9 @@ def data_check(
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
-    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
+    splits = map(data.split, sets.SPLITS)
+    counts = [torch.bincount(split.labels, minlength=len(data.classes)).tolist() for split in splits]
+    rows = [("class", *sets.SPLITS), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
     for label, *columns in rows:
         print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
     if data.remark:

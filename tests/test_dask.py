@@ -12,12 +12,13 @@ import psutil
 import pytest
 import torch
 
-from iadd_lab.errors import DivergenceError, InputError
+from iadd_lab.errors import DivergenceError
 from iadd_lab.notebooks.batch import reproduce
 from iadd_lab.notebooks.dask import named_runner, open_runner
 from iadd_lab.study.study import Study
 from tests.notebook_files import outputs, write_notebook
 from tests.processes import PATIENCE, content, runs_on, spare, wait_until
+from tests.samples import assert_refused
 from tests.test_study import TINY
 
 HOW = {"device": "cpu", "threads": 1, "progress": False}
@@ -184,8 +185,7 @@ with open_runner("local:2") as runner:
     wait_until(lambda: (tmp_path / "0.started").exists() or process.poll() is not None)
     children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     assert len(children) >= 2, said.read_text()
-    end = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C in a terminal reaches them all
-    end(process.pid, number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C reaches them all
     process.wait(PATIENCE)
     wait_until(lambda: not any(runs_on(child) for child in children))
     assert "dashboard of the cluster: http://127.0.0.1:" in said.read_text()
@@ -199,13 +199,11 @@ with open_runner("local:2") as runner:
     ],
 )
 def test_what_is_no_cluster_is_refused(name, sentence):
-    with pytest.raises(InputError, match=sentence), open_runner(name):
-        pass
+    assert_refused(sentence, open_runner(name).__enter__)
 
 
 def test_without_dask_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install distributed bokeh"), open_runner("local:2"):
-        pass
+    assert_refused("pip install distributed bokeh", open_runner("local:2").__enter__)
     with open_runner(None) as runner:
         assert runner is None
