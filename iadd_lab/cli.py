@@ -39,6 +39,7 @@ from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
+from iadd_lab.study.own_data import class_table
 from iadd_lab.study.study import runs_root
 from iadd_lab.training.replay_buffers import import_replay_buffers
 from iadd_lab.training.teachers import prepare_teachers, train_teacher
@@ -147,11 +148,8 @@ def data_check(
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
-    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
-    for label, *columns in rows:
-        print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
+    print(class_table(data))
+    print(f"{'all':24}" + "".join(f"{len(data.split(name)):12}" for name in sets.SPLITS))
     if data.remark:
         print(f"Note: {data.remark}")
 

@@ -228,7 +228,7 @@ def evaluation(runs: Path) -> Subject:
 
 def decoded_cache(runs: Path) -> Subject:
     cache = Path(os.environ["IADD_CACHE"]) / "harmed"
-    os.environ["IADD_CACHE"] = str(cache)  # put back by the fixture of all tests
+    os.environ["IADD_CACHE"] = str(cache)  # put back by the test
     paths = []
     for name, shape in (("mine", (8, 8)), ("yours", (8, 8, 3))):
         for part in ("train", "test"):

@@ -1,6 +1,5 @@
 """Data sets by name: configured, found, fetched, loaded; and the real ones, where IADD_DATA has them."""
 
-import os
 import re
 
 import numpy as np
@@ -71,10 +70,8 @@ def test_names_and_the_registry():
         ("tiny_imagenet", (3, 64, 64), None),
     ],
 )
-def test_real_sets_are_whole(name, images, sums):
-    if "IADD_DATA" not in os.environ or locate(name) is None:
-        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
-    data = load(name)
+def test_real_sets_are_whole(name, images, sums, load_real):
+    data = load_real(name)
     assert data.train.images.shape[1:] == images
     parts = np.array([counts(split) for split in three(data)])  # (3, classes)
     assert parts.shape[1] == len(data.classes) == len(set(data.classes))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUNS = os.environ.get("IADD_RUNS")  # as the Makefile sets it; tests see one of their own
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # What would otherwise stand in the way of the notebook, or leave cells out of the page that are not in sight.
 SETTINGS = {
@@ -43,7 +44,7 @@ def lab(browser, tmp_path_factory):  # where there is no browser, no server is s
     ]
     # Nothing of the user's own configuration.
     own = {"JUPYTER_CONFIG_DIR": f"{place}/config", "JUPYTER_RUNTIME_DIR": f"{place}/runtime"}
-    own["IADD_RUNS"] = os.environ.get("IADD_RUNS") or f"{place}/runs"
+    own["IADD_RUNS"] = RUNS or f"{place}/runs"
     with (place / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=place, env=os.environ | own, stdout=log, stderr=log)
     try:
