@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import Tensor
 
 from iadd_lab.errors import InputError, check_flag, check_kind, check_number, check_whole, choose, require
 
@@ -186,23 +187,21 @@ def set_precision(name: str = "float32") -> None:
     torch.backends.cudnn.allow_tf32 = name != "float32"
 
 
-def finite(*tensors: torch.Tensor) -> bool:
+def finite(*tensors: Tensor) -> bool:
     """Whether every value of every tensor is finite; one wait for the device."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
-def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The tensors on `device`. To a GPU they go as one of each dtype: every transfer costs a launch."""
     if device.type == "cpu":
         return [to_device(tensor, device) for tensor in tensors]
     return joined(tensors, lambda tensor: to_device(tensor, device))
 
 
-def joined(
-    tensors: Sequence[torch.Tensor], move: Callable[[torch.Tensor], torch.Tensor]
-) -> list[torch.Tensor]:
+def joined(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """What `move` makes of the tensors, called once for all those of a dtype; it must keep their elements."""
-    moved: dict[int, torch.Tensor] = {}
+    moved: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
         joint = move(torch.cat([tensors[place].flatten() for place in places]))
@@ -211,7 +210,7 @@ def joined(
     return [moved[place] for place in range(len(tensors))]
 
 
-def root(values: torch.Tensor) -> torch.Tensor:
+def root(values: Tensor) -> Tensor:
     """The square root by operations that round alike on all processors, as those of `Tensor.sqrt` do not.
 
     MKL's starts from the processor's own approximation of 1/√x: one value in ten is a last digit away.
@@ -219,7 +218,7 @@ def root(values: torch.Tensor) -> torch.Tensor:
     return values.rsqrt().reciprocal()
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; on its way to a GPU through pinned memory, so that nobody waits for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

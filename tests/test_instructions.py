@@ -50,7 +50,9 @@ def test_a_held_run_gives_the_same_bytes_on_every_processor_and_with_any_number_
 
 
 def test_whoever_holds_too_late_is_told_so():
-    late = "import torch; torch.ones(2) + 1; import iadd_lab as lab; lab.Execution(instructions='avx2').hold()"
+    late = (
+        "import torch; torch.ones(2) + 1; import iadd_lab as lab; lab.Execution(instructions='avx2').hold()"
+    )
     said = "computes with default already: last digits will differ; start Python or the kernel anew."
     assert _printed(late, ATEN_CPU_CAPABILITY="default").stderr.strip().endswith(said)
 

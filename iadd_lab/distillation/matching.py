@@ -164,9 +164,7 @@ class Learned(Matching):
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
-            check_whole("learn_until", self.learn_until, minimum=0)
-            sentence = f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it."
-            require(self.learn_until >= self.learn_from, sentence)
+            check_whole("learn_until (not before learn_from)", self.learn_until, minimum=self.learn_from)
 
     def initial(self, layout):
         """Zeros for log W² (normalised), ones for W itself (literal)."""
