@@ -121,8 +121,8 @@ def match_gradients(
 def _train_on(
     config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
 ) -> None:
-    options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
-    train(network, images, labels, epochs=config.network_steps, generator=random, **options)
+    options = {"batch": config.network_batch, "rates": [config.network_rate], "augment": config.augment}
+    train(network, images, labels, epochs=config.network_steps, generators=[random], **options)
 
 
 def pair_distance(network: nn.Module, pair: Pair) -> Tensor:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.sets import ImageData
@@ -17,16 +17,7 @@ from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
 
 
-def train(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    rate: float,
-    generator: Generator,
-    **options,
-) -> list[float]:
+def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, **options: Any) -> list[float]:
     """Train `network` in place; returns the mean training loss of every epoch.
 
     Args:
@@ -34,14 +25,12 @@ def train(
         images: preprocessed, (count, channels, height, width).
         labels: (count,) int64.
         epochs: passes over the images.
-        rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
-        generator: a CPU generator for order and augmentation.
-        options: as of `Training`.
+        options: those of `Training`, among them one rate and one generator.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
-    training = Training([network], [images], [labels], rates=[rate], generators=[generator], **options)
+    training = Training([network], [images], [labels], **options)
     return [training.advance()[0] for _ in range(epochs)]
 
 
@@ -82,15 +71,12 @@ class Training:
         reuse_freed_memory()
         self.epoch = 0
         self.loss = student_loss(self.networks[0], self.kernels)
-        self.parameters = [list(network.parameters()) for network in self.networks]
-        if self.loss.joint:
-            # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
-            self.flats = torch.stack([self.loss.layout.flatten(part).detach() for part in self.parameters])
-            self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
+        starts = [self.loss.layout.flatten(network.parameters()) for network in self.networks]
+        # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
+        self.flats = torch.stack(starts).detach()
+        self.rows = [row.requires_grad_() for row in self.flats.unbind()]
+        groups = [{"params": [row], "lr": rate} for row, rate in zip(self.rows, self.rates, strict=True)]
         options = {"momentum": self.momentum, "weight_decay": self.weight_decay}
-        groups = [
-            {"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)
-        ]
         # Fused is one pass over memory instead of three, with other rounding.
         self.optimizer = torch.optim.SGD(groups, lr=0.0, **options, fused=self.loss.joint or None)
 
@@ -108,7 +94,10 @@ class Training:
         orders = [torch.randperm(count, generator=each).split(self.batch) for each in self.generators]
         for chosen in zip(*orders, strict=True):
             batches = [self._batch(number, rows) for number, rows in enumerate(chosen)]
-            losses = self._differentiate(*zip(*batches, strict=True))
+            images, labels = map(torch.stack, zip(*batches, strict=True))
+            losses, slopes = self.loss.slopes(self.flats, images, labels)
+            for row, slope in zip(self.rows, slopes, strict=True):
+                row.grad = slope
             self.optimizer.step()
             totals += losses * len(chosen[0])
         means = (totals / count).tolist()
@@ -128,61 +117,29 @@ class Training:
         rows = to_device(rows, images.device)
         return augmentation(images[rows]), self.labels[number][rows]
 
-    def _differentiate(self, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """The losses of a batch of each network, (networks,); the parameters have their gradients then."""
-        if self.loss.joint:
-            losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
-            for (row,), slope in zip(self.parameters, slopes, strict=True):
-                row.grad = slope
-            return losses
-        losses = []
-        for network, batch, targets in zip(self.networks, images, labels, strict=True):
-            loss = functional.cross_entropy(network(batch), targets)
-            network.zero_grad()
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses)
-
-    @torch.no_grad()
     def _update_networks(self) -> None:
-        """Copy what was trained into the networks, where they were not trained themselves."""
-        if self.loss.joint:
-            for network, flat in zip(self.networks, self.flats, strict=True):
-                _fill(list(network.parameters()), flat)
+        """Copy what was trained into the networks."""
+        for network, flat in zip(self.networks, self.flats, strict=True):
+            network.load_state_dict(self.loss.layout.split(flat))
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
-        state = {"parameters": _rows(self.parameters), "epoch": torch.tensor(self.epoch)}
+        state = {"parameters": self.flats.clone().cpu(), "epoch": torch.tensor(self.epoch)}
         state["generators"] = torch.stack([each.get_state() for each in self.generators])
-        buffers = self.optimizer.state
-        moving = [[buffers[p].get("momentum_buffer") for p in part] for part in self.parameters]
-        if moving[0][0] is not None:  # there is none before the first step, or without momentum
-            state["momentum"] = _rows(moving)
+        moving = [self.optimizer.state[row].get("momentum_buffer") for row in self.rows]
+        if moving[0] is not None:  # there is none before the first step, or without momentum
+            state["momentum"] = torch.stack(moving).cpu()
         return state
 
-    @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned, for networks and options that are the same."""
         self.epoch = int(state["epoch"])
         for each, stored in zip(self.generators, state["generators"], strict=True):
             each.set_state(stored.clone())  # PyTorch misreads a row of a larger tensor
-        for part, row in zip(self.parameters, state["parameters"], strict=True):
-            _fill(part, row)
-        for part, row in zip(self.parameters, state.get("momentum", ()), strict=False):
-            empty = ((self.optimizer.state[p], torch.empty_like(p)) for p in part)
-            _fill([own.setdefault("momentum_buffer", buffer) for own, buffer in empty], row)
+        self.flats.copy_(state["parameters"])
+        for row, stored in zip(self.rows, state.get("momentum", ()), strict=False):
+            self.optimizer.state[row]["momentum_buffer"] = stored.to(row.device, copy=True)
         self._update_networks()
-
-
-def _rows(parts: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The tensors of every network as one row each, (networks, P), on the CPU."""
-    return torch.stack([torch.cat([t.detach().flatten() for t in part]) for part in parts]).cpu()
-
-
-def _fill(tensors: Sequence[Tensor], row: Tensor) -> None:
-    """Copy a row (P,) into the tensors of one network."""
-    for tensor, values in zip(tensors, row.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(values.view_as(tensor))
 
 
 def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: int) -> float:
