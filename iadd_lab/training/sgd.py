@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.sets import ImageData
@@ -71,12 +72,15 @@ class Training:
         reuse_freed_memory()
         self.epoch = 0
         self.loss = student_loss(self.networks[0], self.kernels)
-        starts = [self.loss.layout.flatten(network.parameters()) for network in self.networks]
-        # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
-        self.flats = torch.stack(starts).detach()
-        self.rows = [row.requires_grad_() for row in self.flats.unbind()]
-        groups = [{"params": [row], "lr": rate} for row, rate in zip(self.rows, self.rates, strict=True)]
+        self.parameters = [list(network.parameters()) for network in self.networks]
+        if self.loss.joint:
+            # All networks as one tensor (networks, P), whose rows are the optimiser's parameters.
+            self.flats = torch.stack([self.loss.layout.flatten(part).detach() for part in self.parameters])
+            self.parameters = [[row.requires_grad_()] for row in self.flats.unbind()]
         options = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        groups = [
+            {"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)
+        ]
         # Fused is one pass over memory instead of three, with other rounding.
         self.optimizer = torch.optim.SGD(groups, lr=0.0, **options, fused=self.loss.joint or None)
 
@@ -94,10 +98,7 @@ class Training:
         orders = [torch.randperm(count, generator=each).split(self.batch) for each in self.generators]
         for chosen in zip(*orders, strict=True):
             batches = [self._batch(number, rows) for number, rows in enumerate(chosen)]
-            images, labels = map(torch.stack, zip(*batches, strict=True))
-            losses, slopes = self.loss.slopes(self.flats, images, labels)
-            for row, slope in zip(self.rows, slopes, strict=True):
-                row.grad = slope
+            losses = self._differentiate(*zip(*batches, strict=True))
             self.optimizer.step()
             totals += losses * len(chosen[0])
         means = (totals / count).tolist()
@@ -117,29 +118,61 @@ class Training:
         rows = to_device(rows, images.device)
         return augmentation(images[rows]), self.labels[number][rows]
 
+    def _differentiate(self, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """The losses of a batch of each network, (networks,); the parameters have their gradients then."""
+        if self.loss.joint:
+            losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
+            for (row,), slope in zip(self.parameters, slopes, strict=True):
+                row.grad = slope
+            return losses
+        losses = []
+        for network, batch, targets in zip(self.networks, images, labels, strict=True):
+            loss = functional.cross_entropy(network(batch), targets)
+            network.zero_grad()
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    @torch.no_grad()
     def _update_networks(self) -> None:
-        """Copy what was trained into the networks."""
-        for network, flat in zip(self.networks, self.flats, strict=True):
-            network.load_state_dict(self.loss.layout.split(flat))
+        """Copy what was trained into the networks, where they were not trained themselves."""
+        if self.loss.joint:
+            for network, flat in zip(self.networks, self.flats, strict=True):
+                _fill(list(network.parameters()), flat)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all that an epoch changes; `restore` continues from it bit for bit on the CPU."""
-        state = {"parameters": self.flats.clone().cpu(), "epoch": torch.tensor(self.epoch)}
+        state = {"parameters": _rows(self.parameters), "epoch": torch.tensor(self.epoch)}
         state["generators"] = torch.stack([each.get_state() for each in self.generators])
-        moving = [self.optimizer.state[row].get("momentum_buffer") for row in self.rows]
-        if moving[0] is not None:  # there is none before the first step, or without momentum
-            state["momentum"] = torch.stack(moving).cpu()
+        buffers = self.optimizer.state
+        moving = [[buffers[p].get("momentum_buffer") for p in part] for part in self.parameters]
+        if moving[0][0] is not None:  # there is none before the first step, or without momentum
+            state["momentum"] = _rows(moving)
         return state
 
+    @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned, for networks and options that are the same."""
         self.epoch = int(state["epoch"])
         for each, stored in zip(self.generators, state["generators"], strict=True):
             each.set_state(stored.clone())  # PyTorch misreads a row of a larger tensor
-        self.flats.copy_(state["parameters"])
-        for row, stored in zip(self.rows, state.get("momentum", ()), strict=False):
-            self.optimizer.state[row]["momentum_buffer"] = stored.to(row.device, copy=True)
+        for part, row in zip(self.parameters, state["parameters"], strict=True):
+            _fill(part, row)
+        for part, row in zip(self.parameters, state.get("momentum", ()), strict=False):
+            empty = ((self.optimizer.state[p], torch.empty_like(p)) for p in part)
+            _fill([own.setdefault("momentum_buffer", buffer) for own, buffer in empty], row)
         self._update_networks()
+
+
+def _rows(parts: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The tensors of every network as one row each, (networks, P), on the CPU."""
+    return torch.stack([torch.cat([t.detach().flatten() for t in part]) for part in parts]).cpu()
+
+
+def _fill(tensors: Sequence[Tensor], row: Tensor) -> None:
+    """Copy a row (P,) into the tensors of one network."""
+    for tensor, values in zip(tensors, row.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: int) -> float:

@@ -273,7 +273,7 @@ class _Teacher:
         self.training = teachers.training(data, self.network, order, epochs=self.total, how=how)
         self.losses: list[float] = []  # of each epoch
         self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
-        self.trajectory[0] = self.training.flats[0]  # a copy: it must not follow the live weights
+        self.note()
 
     @property
     def done(self) -> int:
@@ -281,8 +281,12 @@ class _Teacher:
 
     def advance(self) -> dict[str, object]:
         self.losses += self.training.advance()
-        self.trajectory[self.done] = self.training.flats[0]
+        self.note()
         return {"loss": f"{self.losses[-1]:.3f}"}
+
+    def note(self) -> None:
+        """Keep a copy of θ as it is now: it must not follow the live weights."""
+        self.trajectory[self.done] = self.teachers.layout.flatten(self.network.parameters()).detach()
 
     def state(self) -> State:
         tensors = self.training.state() | {"trajectory": self.trajectory[: self.done + 1]}
