@@ -190,8 +190,7 @@ def teach(
     config = replace(config, network=network, augment=_augment(augment))
     images = lab.load_data(data, root=data_root)
     if import_buffers:
-        with how.environment():
-            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        trained = import_replay_buffers(import_buffers, images, config, out, how=how)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())

@@ -104,7 +104,9 @@ def test_the_network_is_trained_on_the_distilled_images_between_two_matches(
     config = replace(CONFIG, ipc=3, iterations=2, matches_per_network=3, network_steps=4, network_rate=0.02)
     match_gradients(toy_data, toy_teachers.preprocess, NETWORK, config, progress=False)
     assert len(seen) == 2 * (3 - 1)
-    assert {(options["epochs"], options["rate"], options["batch"]) for _, options in seen} == {(4, 0.02, 256)}
+    assert {(options["epochs"], *options["rates"], options["batch"]) for _, options in seen} == {
+        (4, 0.02, 256)
+    }
     assert all(not torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen))
     assert len(networks) == 1 + 2  # one to check, one per iteration
 

@@ -85,8 +85,8 @@ class GradientMatchingConfig(DescentConfig):
 
     def between(self, network: nn.Module, images: Tensor, labels: Tensor, random: Generator) -> None:
         """Train the network on the distilled images."""
-        options = {"batch": self.network_batch, "rate": self.network_rate, "augment": self.augment}
-        train(network, images, labels, epochs=self.network_steps, generator=random, **options)
+        options = {"batch": self.network_batch, "rates": [self.network_rate], "augment": self.augment}
+        train(network, images, labels, epochs=self.network_steps, generators=[random], **options)
 
 
 @wraps(descend, assigned=())
