@@ -39,6 +39,7 @@ from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
+from iadd_lab.study.own_data import class_table
 from iadd_lab.study.study import runs_root
 from iadd_lab.training.replay_buffers import import_replay_buffers
 from iadd_lab.training.teachers import prepare_teachers, train_teacher
@@ -101,8 +102,9 @@ def options_of(*left_out: str, **names: str) -> Parameter:
     )
 
 
-How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
-Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
+_UNASKED = ("progress", "checkpoint_seconds", "instructions")
+How = Annotated[Execution, options_of(*_UNASKED, "cuda_graphs")]
+Student = Annotated[Execution, options_of(*_UNASKED)]
 DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
 Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
 RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
@@ -150,11 +152,8 @@ def data_check(
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
-    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
-    for label, *columns in rows:
-        print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
+    print(class_table(data))
+    print(f"{'all':24}" + "".join(f"{len(data.split(name)):12}" for name in sets.SPLITS))
     if data.remark:
         print(f"Note: {data.remark}")
 
@@ -194,8 +193,7 @@ def teach(
     config = replace(config, network=network, augment=_augment(augment))
     images = lab.load_data(data, root=data_root)
     if import_buffers:
-        with how.environment():
-            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        trained = import_replay_buffers(import_buffers, images, config, out, how=how)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())

@@ -51,11 +51,11 @@ def save(path: Path, pixels, **options):
     image.save(path, **options)
 
 
-def make_tree(folder: Path, classes=("cat", "dog"), count=6, shape=(8, 8, 3), suffix=".png"):
-    """A folder per class; every image differs from every other."""
+def make_tree(folder: Path, classes=("cat", "dog"), count=6, shape=(8, 8, 3), suffix=".png", seed=0):
+    """A folder per class; every image differs from every other, and from those of another hundred as seed."""
     for label, name in enumerate(classes):
         for index in range(count):
-            save(folder / name / f"{index:03}{suffix}", noise(shape, seed=1000 * label + index))
+            save(folder / name / f"{index:03}{suffix}", noise(shape, seed=1000 * label + index + seed))
     return folder
 
 

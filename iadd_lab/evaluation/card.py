@@ -67,7 +67,7 @@ def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
     if metadata.get("source"):
         yield f"source: {metadata['source']}"
     if artefact.computed_with:
-        yield f"written with {', '.join(map(' '.join, artefact.computed_with.items()))}"
+        yield f"written with {artefact.computed_with}"
 
 
 def _accuracy(path: Path, distilled: DistilledSet) -> str:

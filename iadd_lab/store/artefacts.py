@@ -33,7 +33,7 @@ class Artefact:
     kind: str
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any]
-    computed_with: dict[str, str]  # see `device.computed_with`; older files do not say it
+    computed_with: str  # see `device.computed_with`; empty for older files
 
 
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -61,8 +61,7 @@ def check_folder(path: Path) -> Path:
     require(path.is_dir() or not path.exists(), sentence)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{path} can't be written to ({error.strerror}): choose another folder.") from error
     return path
@@ -126,22 +125,18 @@ def save_artefact(
             the machine computes with, which is no part of what identifies the file.
     """
     path = Path(path)
-    stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in stored.values())
+    # safetensors refuses tensors that share memory; others may be large, and are not copied.
+    shared = {name for name, tensor in stored.items() if owners[tensor.untyped_storage().data_ptr()] > 1}
+    stored |= {name: stored[name].clone() for name in shared}
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
-    machine = json.dumps(computed_with())
-    # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
-    digests = {"text_digest": _checksum({}, text + machine), "sha256": _checksum(stored, text)}
-    header = {"content": text, "computed_with": machine} | digests
+    header = {"content": text, "computed_with": computed_with(), "sha256": _checksum(stored, text)}
+    # One digest over all, and one over the texts alone, for readers that leave the tensors on disk.
+    header["text_digest"] = _checksum({}, text + header["computed_with"])
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
     return path
-
-
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
-    places = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
-    shared = {place for place, owners in Counter(places.values()).items() if owners > 1}
-    return {name: t.clone() if places[name] in shared else t for name, t in tensors.items()}
 
 
 def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
@@ -178,7 +173,7 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
     sentence = f"{path} is damaged (its checksum does not fit its content): delete it and make it again."
     require(_checksum(tensors, header["content"]) == header["sha256"], sentence)
     metadata = json.loads(header["content"])["metadata"]
-    return Artefact(path, kind, tensors, metadata, json.loads(header["computed_with"] or "{}"))
+    return Artefact(path, kind, tensors, metadata, header["computed_with"])
 
 
 @contextmanager

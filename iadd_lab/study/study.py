@@ -123,6 +123,7 @@ class Study:
         **options: Any,
     ):
         self.how = Execution.of(how, options)
+        self.how.hold()  # before anything is computed
         _ = self.how.place  # refused now, where it is not there
         self.runs = check_folder(runs_root(runs_dir))
         self.data_root, self.runner = data_root, runner
