@@ -67,6 +67,18 @@ def bring_to_its_end(run, path, **change):
     return seen
 
 
+@pytest.mark.parametrize(("before", "after"), [("COMPATIBLE", "AVX2"), ("AVX2", "AVX2")])
+def test_a_run_that_goes_on_with_other_instructions_says_so_once(path, monkeypatch, capsys, before, after):
+    monkeypatch.setenv("MKL_CBWR", before)
+    with pytest.raises(DivergenceError):
+        bring_to_its_end(Counting(DivergenceError("too wild")), path)
+    monkeypatch.setenv("MKL_CBWR", after)
+    assert bring_to_its_end(Counting(), path) == [3, 4]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == (before != after)
+    assert all(f"MKL_CBWR={before}, and goes on with " in line and f"={after}: last" in line for line in said)
+
+
 def test_saving_waits_for_its_time_and_spares_the_run(path, monkeypatch):
     now, saves = [0.0], []
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])

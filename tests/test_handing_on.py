@@ -19,6 +19,7 @@ from iadd_lab.baselines.real_images import random_real
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.preprocess import Standardise, Zca
 from iadd_lab.data.sets import DATASETS, DatasetSpec
+from iadd_lab.device import computed_with
 from iadd_lab.evaluation.card import data_card
 from iadd_lab.evaluation.export import EXPORTS, export_set, folder_names
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
@@ -187,7 +188,8 @@ def test_a_card_tells_accuracies_of_this_very_set_only(made, stored, toy_data):
     measured = evaluate(made, toy_data, EVALUATE, save_to=stored / "evaluation.safetensors", progress=False)
     card = data_card(path)
     assert f"| convnet | test | 3 | 2 | {100 * measured.accuracies.mean():.1f} ±" in card
-    facts = ("6 images of 1 × 8 × 8", "0, 1", "random real", made.preprocess.kind, made.fingerprint, "UCI")
+    facts = ["6 images of 1 × 8 × 8", "0, 1", "random real", made.preprocess.kind, made.fingerprint, "UCI"]
+    facts.append(f"- written with {computed_with()}\n")
     assert [fact for fact in facts if fact not in card] == []
     assert measured.unfitted == 2
     assert f"ConvNet: {measured.remark}" in card

@@ -19,6 +19,7 @@ from iadd_lab.store.artefacts import (
     atomic_path,
     load_artefact,
     open_artefact,
+    read_checksum,
     read_metadata,
     save_artefact,
     save_text,
@@ -35,6 +36,20 @@ TENSORS = {
     "scalar": torch.tensor(5),
 }
 METADATA = {"x": 1, "y": [1, 2.5, None, "é"]}
+
+
+def test_a_file_says_what_it_was_computed_with_and_is_called_the_same_elsewhere(tmp_path, monkeypatch):
+    found, sums = [], []
+    for held in ("COMPATIBLE", "AVX2"):
+        monkeypatch.setenv("MKL_CBWR", held)
+        path = save_artefact(tmp_path / held, kind="thing", tensors=TENSORS, metadata=METADATA)
+        found.append(load_artefact(path, kind="thing"))
+        sums.append(read_checksum(path, kind="thing"))
+        assert found[-1].computed_with.endswith(f"MKL_CBWR={held}")
+        assert torch.backends.cpu.get_cpu_capability() in found[-1].computed_with
+        assert f"PyTorch {torch.__version__}" in found[-1].computed_with
+    assert sums[0] == sums[1]
+    assert found[0].metadata == found[1].metadata == METADATA
 
 
 # Configurations ------------------------------------------------------------------------------------------

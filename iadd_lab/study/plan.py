@@ -78,6 +78,7 @@ def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.Da
     found: dict[tuple, dict[str, Any]] = {}
     for notebook, (shown, source) in pages.items():
         how = Execution.of(None, {**(shown.how if shown else {}), "device": device})
+        how.hold()  # before anything is computed
         for setting in shown.settings if shown else ():
             shape = _shape(setting.data())
             for key, needed in _needed(setting, shape, shown, source):
