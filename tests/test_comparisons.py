@@ -76,6 +76,8 @@ def test_a_difference_says_where_it_was_measured():
     found = compare(*(cell(name, [c] * 6, small, alexnet) for name, c in (("iadd", 60), ("mtt", 50))))
     assert found.heading == "Digits (4 px), IPC 1, AlexNet: IADD − MTT"
     assert str(found).startswith(f"{found.heading}: +10.0 points")
+    none = replace(found, difference=-0.01, low95=-0.04, high95=0.04)
+    assert str(none).endswith(": +0.0 points (95 % interval +0.0 to +0.0, 3 seeds)")
     assert found.dataset == "digits_4px"
 
 

@@ -85,7 +85,7 @@ def test_networks_that_had_not_learned_their_set_are_told(toy_data, random_set):
     short = evaluate(random_set, toy_data, replace(CONFIG, epochs=1, rate=1e-6), progress=False)
     assert short.remark == (
         "3 of 3 networks had not learned their set when training ended (above half the loss of guessing): "
-        "the accuracy tells of speed and luck; train for more epochs than 1."
+        "their accuracy depends on how fast they learn, and on chance; train for more epochs than 1."
     )
     mixed = replace(short, losses=torch.tensor([0.1, 0.34, 0.35], dtype=torch.float64))  # ln 2 is 0.693
     assert mixed.unfitted == 1

@@ -242,7 +242,7 @@ def test_notes_say_what_a_reader_must_know():
     _, training, unlearned, *rest = notes(cells)
     assert training.startswith("Networks train for 9 or 30 or 1000 epochs: at the learned α on sets of MTT")
     assert training.endswith("on the others or at 0.1.")
-    assert unlearned.endswith("luck: Digits, IPC 1, ConvNet: MTT 1 of 1.")
+    assert unlearned.endswith("on chance. Digits, IPC 1, ConvNet: MTT 1 of 1.")
     diverged = "DDPP diverged (Digits, IPC 1, ConvNet): alpha fell"
     assert rest == ["lossy", "Left out of Digits, IPC 1: DM.", diverged]
 

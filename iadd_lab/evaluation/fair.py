@@ -104,7 +104,7 @@ class FairScores:
     def __str__(self) -> str:
         row = self.summary()
         names = ("accuracy", "HLR", "IOR", "LRS")
-        numbers = ", ".join(f"{name} {row[name]:.3f} ± {row[f'{name} std']:.3f}" for name in names)
+        numbers = ", ".join(f"{name} {row[name]:z.3f} ± {row[f'{name} std']:.3f}" for name in names)
         chosen = f"{row['rate']:.3g}, random real {row['random rate']:.3g}, whole set {row['whole rate']:.3g}"
         return f"{self.distilled.method}, fairly: {numbers} (rates chosen on validation: {chosen})"
 

@@ -32,6 +32,7 @@ from iadd_lab.training.teachers import check_training, training_options
 _DESCRIBED = ("classes", "method", "config", "identity")  # fields, as metadata
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
+UNSETTLED = "their accuracy depends on how fast they learn, and on chance"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Evaluation:
     def unfitted(self) -> int:
         """How many networks ended with a training loss above `FITTED` of that of guessing; 0 if not known.
 
-        Their accuracies tell of speed and luck rather than of what the set is worth.
+        Their accuracies depend on how fast they learn, and on chance, more than on what the set is worth.
         """
         limit = FITTED * math.log(len(self.classes))
         return 0 if self.losses is None else int((self.losses > limit).sum())
@@ -96,7 +97,7 @@ class Evaluation:
         """What must be said beside the accuracy; empty for nothing."""
         networks = f"{self.unfitted} of {len(self.confusion)} networks {UNLEARNED}"
         mend = f"train for more epochs than {self.config.epochs}"
-        return f"{networks}: the accuracy tells of speed and luck; {mend}." if self.unfitted else ""
+        return f"{networks}: {UNSETTLED}; {mend}." if self.unfitted else ""
 
     @property
     def accuracies(self) -> Tensor:

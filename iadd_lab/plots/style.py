@@ -97,8 +97,8 @@ def grouped_bars(
 
 
 def signed(value: float, form: str) -> str:
-    """A number with a true minus sign."""
-    return format(value, form).replace("-", "−")
+    """A number with a true minus sign, and none where nothing but zeros is left."""
+    return format(value, f"z{form}").replace("-", "−")
 
 
 def save_figure(figure: Figure, folder: Path | str, name: str) -> Figure:

@@ -71,9 +71,9 @@ class PairedDifference:
 
     def __str__(self) -> str:
         if math.isnan(self.low95):
-            return f"{self.heading}: {self.difference:+.1f} points (one seed, so no interval)"
-        interval = f"{self.low95:+.1f} to {self.high95:+.1f}"
-        return f"{self.heading}: {self.difference:+.1f} points (95 % interval {interval}, {self.seeds} seeds)"
+            return f"{self.heading}: {self.difference:+z.1f} points (one seed, so no interval)"
+        interval = f"95 % interval {self.low95:+z.1f} to {self.high95:+z.1f}"
+        return f"{self.heading}: {self.difference:+z.1f} points ({interval}, {self.seeds} seeds)"
 
 
 def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDifference:

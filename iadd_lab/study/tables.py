@@ -14,7 +14,7 @@ import pandas as pd
 from pylatexenc.latexencode import unicode_to_latex
 
 from iadd_lab.errors import check_number, check_whole, require
-from iadd_lab.evaluation.protocol import UNLEARNED
+from iadd_lab.evaluation.protocol import UNLEARNED, UNSETTLED
 from iadd_lab.store.artefacts import save_text
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.study import Cell
@@ -145,8 +145,8 @@ def _unlearned(cells: Sequence[Cell]) -> list[str]:
             share = f"{cell.title} {cell.evaluation.unfitted} of {len(cell.evaluation.confusion)}"
             places.setdefault((cell.setting, cell.network), []).append(share)
     named = [f"{setting.title}, {network.title}: {', '.join(s)}" for (setting, network), s in places.items()]
-    told = f"Networks that {UNLEARNED}, so that their numbers tell of speed and luck"
-    return [f"{told}: {'; '.join(named)}."] if places else []
+    told = f"Networks that {UNLEARNED}: {UNSETTLED}"
+    return [f"{told}. {'; '.join(named)}."] if places else []
 
 
 @dataclass(frozen=True)
