@@ -79,10 +79,10 @@ def check_number(
 
 
 def check_like(name: str, value: object, usual: object) -> None:
-    """Require a finite number, or a list, where the `usual` value is a number, and a flag where it is one."""
+    """Require a number, None or a list where the `usual` value is a number, and a flag where it is one."""
     if isinstance(usual, bool):
         check_flag(name, value)
-    elif isinstance(usual, (int, float)) and not isinstance(value, (list, tuple, dict)):
+    elif isinstance(usual, (int, float)) and not isinstance(value, (list, tuple, dict, type(None))):
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
         require(fits, f"{name} is {value!r}; it must be a finite number, as {usual!r} is.")
 

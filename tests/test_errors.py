@@ -4,14 +4,12 @@ import math
 from functools import partial
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iadd_lab.baselines import real_images
 from iadd_lab.distillation.matching import Learned
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
-from iadd_lab.evaluation.fair import label_robust_score
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
 from iadd_lab.evaluation.training_set import load
 from iadd_lab.study.luck import repeat_segments
@@ -101,7 +99,6 @@ CALLS = {
     "suggest": ("ipc", "width", "seed", "mirror"),
     "folder_config": ("size", "seed"),
     "distillation": ("number",),
-    "label_robust_score": ("weight",),
 }
 
 
@@ -125,7 +122,6 @@ def functions(toy_data, toy_teachers, tmp_path):
         "suggest": partial(suggest, data),
         "folder_config": partial(folder_config, tmp_path, size=8),
         "distillation": partial(Setting("digits").distillation, Learned()),
-        "label_robust_score": partial(label_robust_score, torch.zeros(1), torch.zeros(1)),
     }
 
 

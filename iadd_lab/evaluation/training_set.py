@@ -152,10 +152,9 @@ class TrainingSet(Dataset):
         asked = {"epochs": epochs, "rate": rate, "momentum": momentum, "weight_decay": weight_decay}
         augment, place = augment or self.distilled.augmentation, torch.device(device)
         config = EvaluateConfig(**asked, batch=batch, augment=augment, seed=seed)
-        images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
-        options = {"rates": [self.alpha if rate is None else rate], "decay_at": max(epochs // 2, 1)}
-        options |= training_options(config)
-        train(network.to(place).train(), images, labels, epochs=epochs, generators=[random], **options)
+        options = {"rates": [config.rate or self.alpha], "generators": [generator(seed, "fit")]}
+        options |= training_options(config) | {"epochs": epochs, "decay_at": max(epochs // 2, 1)}
+        train(network.to(place).train(), self.images.to(place), self.labels.to(place), **options)
         return network.eval()
 
 

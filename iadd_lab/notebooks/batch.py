@@ -202,10 +202,9 @@ def _chosen(batch: Batch, only: Sequence[str], parameters: Mapping[str, str]) ->
 def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
     """What a notebook takes of `given`: what it declares, and other fields of its settings in `change`."""
     own = {name: value for name, value in given.items() if name in notebook.defaults}
-    usual = batch.rows.pages.get(notebook.name, {}).get("own", {})
+    usual = notebook.defaults | batch.rows.pages.get(notebook.name, {}).get("own", {})
     for name, value in own.items():
-        if value is not None or notebook.defaults[name] is not None:  # None stands for the profile's
-            check_like(name, value, usual.get(name, notebook.defaults[name]))
+        check_like(name, value, usual[name])
     if CHANGE in notebook.defaults:
         change = own.get(CHANGE) or {}
         mend = "it must be a mapping, as in '{teacher_epochs: 3}'"

@@ -147,6 +147,5 @@ def _own(name: str, value: Any, usual: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         return usual.get(name, {}) | value
     require(value is not None or name in usual, f"{name} is None, and the profile has no {name}: give one.")
-    if value is not None:
-        check_like(name, value, usual.get(name))
+    check_like(name, value, usual.get(name))
     return usual[name] if value is None else value
