@@ -33,6 +33,7 @@ from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.errors import choose, require
 from iadd_lab.evaluation.export import CARD
 from iadd_lab.evaluation.fair import check_fair
+from iadd_lab.evaluation.protocol import doubts
 from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
@@ -365,6 +366,8 @@ def _show_evaluations(results: Sequence[lab.Evaluation], folder: Path, name: str
         print(result)
         if result.remark:
             print(f"Note: {result.remark}")
+    if doubted := doubts(*results):
+        print(f"Note: {doubted}")
 
 
 @command(app)
