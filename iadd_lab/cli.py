@@ -36,9 +36,10 @@ from iadd_lab.evaluation.fair import check_fair
 from iadd_lab.evaluation.protocol import doubts
 from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.ranks import joined, local_device
-from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
+from iadd_lab.store.artefacts import check_folder, read_metadata, save_text, unpacking
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
+from iadd_lab.study import own_data
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
 from iadd_lab.study.study import runs_root
 from iadd_lab.training.replay_buffers import import_replay_buffers
@@ -104,7 +105,9 @@ Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
 DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
 Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
 RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
+Suggest = Annotated[bool, Parameter(help="settings that fit the data's size, but for those given.")]
 _PAIRS = ("--parameter", "-p")
+_ROOT = "data_root.json"  # in a folder of teachers or of a set: where the images lie that it was made from
 
 
 @command(data_app, name="list")
@@ -148,11 +151,7 @@ def data_check(
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
-    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
-    for label, *columns in rows:
-        print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
+    print(own_data.class_table(data))
     if data.remark:
         print(f"Note: {data.remark}")
 
@@ -170,6 +169,7 @@ def teach(
     data_root: DataRoot = None,
     import_buffers: list[Path] | None = None,
     cluster: Cluster = None,
+    suggest: Suggest = False,
 ) -> None:
     """Train teachers on the real set and store their trajectories.
 
@@ -190,7 +190,13 @@ def teach(
     lab.pick_device(how.device)  # refused before images are read
     check_folder(out)
     config = replace(config, network=network, augment=_augment(augment))
+    data_root = _known_root(data_root, out)
+    if suggest and data.name == "image_folder" and data.size is None and data_root:
+        data = replace(data, size=own_data.suggest_size(data_root))
     images = lab.load_data(data, root=data_root)
+    _note_root(data_root, out)
+    if suggest:
+        config = _suggested("teachers", config, images)
     if import_buffers:
         with how.environment():
             trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
@@ -204,6 +210,29 @@ def teach(
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {100 * fmean(known):.1f} % mean validation accuracy" if known else ""
     print(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
+
+
+def _suggested(part: str, config: Any, images: ImageData) -> Any:
+    """What is suggested for the images, but for what `config` has otherwise than by default."""
+    own = getattr(own_data.suggest(images, mirror=False, seed=config.seed), part)
+    usual = vars(type(config)())
+    chosen = replace(own, **{name: value for name, value in vars(config).items() if value != usual[name]})
+    print(f"suggested: {chosen}")
+    return chosen
+
+
+def _known_root(given: Path | None, folder: Path) -> Path | None:
+    """Where the data lie: as given, or as an earlier command noted in `folder`."""
+    noted = folder / _ROOT
+    if given is None and noted.is_file():
+        with unpacking(noted):
+            return Path(jsons.loads(noted.read_text(encoding="utf-8")))
+    return given
+
+
+def _note_root(root: Path | None, folder: Path) -> None:
+    if root is not None:
+        save_text(folder / _ROOT, jsons.dumps(str(root.expanduser().absolute())))
 
 
 def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, cluster: str | None) -> list:
@@ -242,6 +271,7 @@ def distill(
     network: str | None = None,
     preprocess: str | None = None,
     tensorboard: Path | None = None,
+    suggest: Suggest = False,
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption.
 
@@ -269,6 +299,9 @@ def distill(
     trained = lab.open_teachers(teachers)
     _require_teachers(trained, {"data": data, "network": network, "preprocess": preprocess})
     config = replace(config, matching=chosen, augment=_augment(augment))
+    data_root = _known_root(data_root, teachers)
+    if suggest:
+        config = _suggested("distillation", config, lab.load_data(trained.data, root=data_root))
     watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, ipc=config.ipc)
     with joined(place) as ranks, watched() if tensorboard and ranks.first else nullcontext() as watch:
         images = lab.load_data(trained.data, root=data_root, progress=ranks.first)
@@ -277,6 +310,7 @@ def distill(
         if watch is not None:
             watch(config.iterations, result.history)  # a finished run was only read
     if ranks.first:
+        _note_root(data_root, out)
         _show_distilled(result, out)
 
 
@@ -309,6 +343,7 @@ def evaluate(
     data_root: DataRoot = None,
     out: Path | None = None,
     cluster: Cluster = None,
+    suggest: Suggest = False,
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images.
 
@@ -327,11 +362,14 @@ def evaluate(
     """
     lab.pick_device(how.device)  # refused before images are read
     distilled = set_file(distilled)
+    data_root = _known_root(data_root, distilled.parent)
     made = lab.DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
     config = replace(config, network=architecture, augment=_augment(augment) or made.augment)
     real = lab.load_data(made.data, root=data_root)
+    if suggest:
+        config = _suggested("evaluation", config, real)
     if random or fair:
         check_class_sizes(real, made.ipc)
     if fair:
