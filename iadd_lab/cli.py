@@ -28,10 +28,10 @@ import iadd_lab as lab
 from iadd_lab import DATASETS, EXPORTS, MATCHINGS, NETWORKS, DataConfig, Execution, ImageData, NetworkConfig
 from iadd_lab.data import sets
 from iadd_lab.data.distilled import KIND, made_by
-from iadd_lab.data.mtt_format import FITS, RATES, has_companion, reread_mtt
+from iadd_lab.data.mtt_format import FITS, RATES, has_companion
 from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.errors import choose, require
-from iadd_lab.evaluation.export import CARD
+from iadd_lab.evaluation.export import CARD, reread
 from iadd_lab.evaluation.fair import check_fair
 from iadd_lab.evaluation.protocol import doubts
 from iadd_lab.evaluation.training_set import FILE, set_file
@@ -54,6 +54,12 @@ def whole_numbers(arguments: ArgumentCollection) -> None:
             require(fits, f"{token.keyword} is {token.value!r}; it must be a whole number.")
 
 
+def note_given(arguments: ArgumentCollection) -> None:
+    """Remember the fields of configurations that were given: --suggest leaves them as they are."""
+    _GIVEN.clear()
+    _GIVEN.update(argument.keys[-1] for argument in arguments if argument.tokens and argument.keys)
+
+
 def only_imported(arguments: ArgumentCollection) -> None:
     """Refuse what would be ignored beside --import-buffers, or stored as how others trained."""
     given = {argument.name for argument in arguments if argument.tokens}
@@ -62,6 +68,7 @@ def only_imported(arguments: ArgumentCollection) -> None:
     require("--import-buffers" not in given or not idle, f"{idle} {sentence}")
 
 
+_GIVEN: set[str] = set()
 _ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster"
 
 app = App(
@@ -70,7 +77,7 @@ app = App(
     help=__doc__,
     # Of an option given twice, the last one counts; of a list, all.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
-    group_parameters=Group("Options", validator=whole_numbers),
+    group_parameters=Group("Options", validator=(whole_numbers, note_given)),
     suppress_keyboard_interrupt=False,
 )
 app.command(data_app := App(name="data", help="List, fetch and check data sets."))
@@ -156,7 +163,7 @@ def data_check(
         print(f"Note: {data.remark}")
 
 
-@command(app, group_parameters=Group("Options", validator=(whole_numbers, only_imported)))
+@command(app, group_parameters=Group("Options", validator=(whole_numbers, note_given, only_imported)))
 def teach(
     *,
     data: Annotated[DataConfig, options_of(name="data", seed="data-seed")],
@@ -213,10 +220,11 @@ def teach(
 
 
 def _suggested(part: str, config: Any, images: ImageData) -> Any:
-    """What is suggested for the images, but for what `config` has otherwise than by default."""
+    """What is suggested for the images, but for what was given."""
     own = getattr(own_data.suggest(images, mirror=False, seed=config.seed), part)
     usual = vars(type(config)())
-    chosen = replace(own, **{name: value for name, value in vars(config).items() if value != usual[name]})
+    given = {name: value for name, value in vars(config).items() if name in _GIVEN or value != usual[name]}
+    chosen = replace(own, **given)
     print(f"suggested: {chosen}")
     return chosen
 
@@ -409,15 +417,26 @@ def _show_evaluations(results: Sequence[lab.Evaluation], folder: Path, name: str
 
 
 @command(app)
-def export(distilled: Path, /, *, to: str, out: Path) -> None:
+def export(
+    distilled: Path,
+    /,
+    *,
+    to: str,
+    out: Path,
+    measure: bool = True,
+    how: How = Execution(),
+    data_root: DataRoot = None,
+) -> None:
     """Write a distilled set for other programs, with a data card, and say what the format loses.
 
     Args:
         distilled: a distilled.safetensors, or the folder that holds it.
         to: one of {formats}.
         out: folder of the export; empty, or not there yet.
+        measure: also train networks on exported pictures, as for each evaluation beside the set.
     """
-    print(lab.export_set(distilled, to, out))
+    root = _known_root(data_root, set_file(distilled).parent)
+    print(lab.export_set(distilled, to, out, measure=measure, root=root, how=how))
     print(f"in {out}, described in {out / CARD}")
 
 
@@ -456,7 +475,7 @@ def import_set(
         given = {"data": data, "preprocess": preprocess, "alpha": alpha, "size": size}
         named = " and ".join(f"--{name}" for name, value in given.items() if value is not None)
         require(not named, f"{named} was given, but {folder} says that itself: leave it out.")
-        made = reread_mtt(folder)
+        made = reread(folder)
     else:
         said = f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} says neither: give both."
         require(data is not None and preprocess is not None, said)
