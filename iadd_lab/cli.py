@@ -396,6 +396,9 @@ def evaluate(
         print(*_computed([part], real, data_root, cluster))
     if real.remark:
         print(f"Note: {real.remark}")
+    if own_data.folds_for(real) > 1:
+        few = f"{len(real.test)} test images are few"
+        print(f"Note: {few}; `teach --test-fold 1` to {real.folds - 1} keeps others aside for the test.")
     print(f"in {folder}/{name}*")
 
 
@@ -481,6 +484,7 @@ def import_set(
         require(data is not None and preprocess is not None, said)
         images = lab.load_data(DataConfig(name=data, size=size, seed=data_seed), root=data_root)
         made = lab.import_mtt(folder, images, preprocess=preprocess, alpha=alpha, method=method)
+    _note_root(data_root, out)
     made.save(target, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})
     count = f"{len(made.images)} images of {len(made.classes)} classes"
     print(f"{count}, preprocessing {made.preprocess.kind}, α {made.alpha:.4g}; in {target}")

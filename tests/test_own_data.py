@@ -94,6 +94,7 @@ def test_the_command_line_suggests_the_same_and_remembers_the_folder(pictures, d
     assert re.search(
         r"Note: learned: balanced accuracy .* on 12 test images (cannot be told from|is below)", said
     )
+    assert "Note: 12 test images are few; `teach --test-fold 1` to 4 keeps others aside" in said
     said = complete("export {at}/d --to png16 --out {at}/out", **places).stdout
     assert "Trained on these files, read back: learned: " in said
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt, reread_mtt
@@ -18,7 +17,7 @@ from iadd_lab.data.sets import load_data
 from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import DivergenceError, InputError, choose, require
 from iadd_lab.evaluation.card import data_card, evaluations_beside
-from iadd_lab.evaluation.protocol import evaluate
+from iadd_lab.evaluation.protocol import Evaluation, evaluate
 from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.store.artefacts import atomic_path, check_folder, save_text, unpacking
 
@@ -58,22 +57,20 @@ def export_set(
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
     notes = [export(distilled, folder)]
     if measure and to in PICTURES:
-        notes += _worth(set_file(path), distilled, read_pictures(distilled, folder), root, how)
+        back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
+        notes += [_worth(back, measured, root, how) for measured in beside]
     save_text(folder / CARD, data_card(set_file(path), notes=notes))
     return "\n".join(notes)
 
 
-def _worth(
-    path: Path, distilled: DistilledSet, back: DistilledSet, root: Path | None, how: Execution
-) -> Iterator[str]:
-    """What networks trained on the files reach, a sentence for each evaluation that lies beside the set."""
-    for measured in evaluations_beside(path, distilled):
-        own = replace(measured, confusion=measured.confusion[: measured.config.networks], splits=1)
-        try:
-            again = evaluate(back, load_data(distilled.data, root=root), measured.config, how=how)
-            yield f"Trained on these files, read back: {again}. Trained on the set itself: {own}."
-        except (InputError, DivergenceError) as error:
-            yield f"What the files themselves are worth was not measured: {error}"
+def _worth(back: DistilledSet, measured: Evaluation, root: Path | None, how: Execution) -> str:
+    """What networks reach that train on the set read back, by the protocol by which it was measured."""
+    own = replace(measured, confusion=measured.confusion[: measured.config.networks], splits=1)
+    try:
+        again = evaluate(back, load_data(back.data, root=root), measured.config, how=how)
+    except (InputError, DivergenceError) as error:
+        return f"What the files themselves are worth was not measured: {error}"
+    return f"Trained on these files, read back: {again}. Trained on the set itself: {own}."
 
 
 def _mtt(distilled: DistilledSet, folder: Path) -> str:
@@ -92,9 +89,10 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
 
     Distilled ones leave that range, above all those of whitened sets: the sentence says by how much.
     """
-    pixels, kept = _write_pictures(distilled, folder, 8, (0.0, 1.0))
+    pixels = distilled.preprocess.invert(distilled.images)
+    _write_pictures(distilled, folder, 8, (0.0, 1.0))
     beyond = 100 * ((pixels < 0) | (pixels > 1)).double().mean()
-    change = distilled.preprocess.apply(kept) - distilled.images
+    change = distilled.preprocess.apply((pixels.clamp(0, 1) * 255).round().byte()) - distilled.images
     return (
         f"Format image_folder: {beyond:.1f} % of the values left [0, 1] without preprocessing (from "
         f"{pixels.min():.2f} to {pixels.max():.2f}) and were clipped, all were rounded to 8 bits; it changed "
@@ -110,9 +108,7 @@ def _png16(distilled: DistilledSet, folder: Path) -> str:
     return f"Format png16: all is kept to 16 bits. A pixel is {formula}; {COMPANION} holds that, and α."
 
 
-def _write_pictures(
-    distilled: DistilledSet, folder: Path, bits: int, ends: Sequence[float] = ()
-) -> tuple[Tensor, Tensor]:
+def _write_pictures(distilled: DistilledSet, folder: Path, bits: int, ends: Sequence[float] = ()) -> None:
     """A PNG for each image, class by class, and beside them which pixels their values stand for.
 
     Args:
@@ -120,14 +116,11 @@ def _write_pictures(
         folder: where to.
         bits: of each value: 8 or 16.
         ends: the pixels that the lowest and the highest value stand for; empty takes those that there are.
-
-    Returns:
-        The pixels (count, channels, height, width) without preprocessing, and what of them is stored.
     """
     pixels, most = distilled.preprocess.invert(distilled.images), 2**bits - 1
     low, high = ends or torch.stack(pixels.aminmax()).tolist()
-    values = ((pixels.double() - low) / max(high - low, 1e-9)).clamp(0, 1).mul(most).round()
-    stored = values.numpy().astype(f"uint{bits}")
+    shares = ((pixels.double() - low) / max(high - low, 1e-9)).clamp(0, 1)  # (count, channels, height, width)
+    stored = (shares * most).round().numpy().astype(f"uint{bits}")
     for label, name in enumerate(folder_names(distilled.classes)):
         for number, planes in enumerate(stored[(distilled.labels == label).numpy()]):
             # Pillow writes no colours of 16 bits: their planes stand one below the other, in a grey picture.
@@ -137,7 +130,6 @@ def _write_pictures(
                 Image.fromarray(image).save(temporary, format="PNG")
     scale = {"low": low, "high": high, "bits": bits, "pictures": len(stored)}
     save_text(folder / SCALE, json.dumps(scale))
-    return pixels, (low + values / most * (high - low)).float()
 
 
 def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
@@ -151,8 +143,7 @@ def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
         low, high, most = scale["low"], scale["high"], 2 ** scale["bits"] - 1
         paths = [sorted((folder / name).glob("*.png")) for name in folder_names(distilled.classes)]
         found = [np.array(Image.open(path, formats=["PNG"]), dtype=np.float64) for path in chain(*paths)]
-        told = f"{len(found)} of {scale['pictures']} pictures are there"
-        require(len(found) == scale["pictures"], told)
+        require(len(found) == scale["pictures"], f"it has {len(found)} of {scale['pictures']} pictures")
         planes = np.stack([each.transpose(2, 0, 1) if each.ndim == 3 else each for each in found])
         values = torch.from_numpy(planes).view(-1, *distilled.images.shape[1:])
         pixels = low + values / most * (high - low)
