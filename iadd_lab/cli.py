@@ -107,8 +107,9 @@ def options_of(*left_out: str, **names: str) -> Parameter:
     )
 
 
-How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
-Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
+_UNASKED = ("progress", "checkpoint_seconds", "instructions")
+How = Annotated[Execution, options_of(*_UNASKED, "cuda_graphs")]
+Student = Annotated[Execution, options_of(*_UNASKED)]
 DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
 Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
 RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
@@ -205,8 +206,7 @@ def teach(
     if suggest:
         config = _suggested("teachers", config, images)
     if import_buffers:
-        with how.environment():
-            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        trained = import_replay_buffers(import_buffers, images, config, out, how=how)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())
@@ -553,20 +553,25 @@ def reproduce(
 
 
 @command(app)
-def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
+def plan(
+    *, selection: Chosen = Selection(), device: str = Execution.device, runs: Path = Path("runs")
+) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
-    Nothing of it is computed; small pieces of the real work are timed on this machine.
+    Nothing of it is computed; small pieces of the real work are timed on this machine. Then which cells of
+    tables and figures RUNS has already, and which are missing.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
+        runs: folder of what is computed only once.
     """
     from iadd_lab.notebooks.batch import chosen_pages
     from iadd_lab.study import plan as plans
 
     where = {"profile": selection.profile, "notebooks": selection.notebooks}
     pages = chosen_pages(selection.only, selection.parameters(), **where)
-    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
+    found, cells = plans.plan(pages, device=device), plans.stored_cells(pages, runs=runs, device=device)
+    print(plans.describe(found, cells, notebooks=len(pages), jobs=selection.jobs))
 
 
 @command(app)

@@ -1,6 +1,5 @@
 """Files of others: read without running code in them, refused with their name, used like our own."""
 
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -61,21 +60,13 @@ def test_the_order_of_tiny_imagenets_classes_is_warned_of(imported, toy_data, ca
     assert "sorted folder names, this package as in wnids.txt" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ("--teachers 3", "--teachers"),
-        ("--epochs 50", "--epochs"),  # the default, but asked for
-        ("--batch 8 --rate 0.1", "--rate, --batch"),
-        ("--weight-decay 0.1 --momentum 0.5", "--momentum, --weight-decay"),
-        ("--augment none --seed 1", "--augment, --seed"),
-        ("--compile never --cluster local", "--compile, --cluster"),
-    ],
-)
-def test_options_of_training_are_refused_beside_buffers(tmp_path, options, named):
+def test_options_of_training_are_refused_beside_buffers(tmp_path):
+    options = "--compile never --cluster local --seed 1 --augment none --weight-decay 0.1 --momentum 0.5 "
+    options += "--batch 8 --rate 0.1 --epochs 50 --teachers 3"  # defaults too, where they were asked for
     command = f"teach --data digits --width 4 --device cpu --import-buffers {{}} --out {{}} {options}"
     sentence = ended(2, command, tmp_path / "replay_buffer_0.pt", tmp_path / "out")
-    assert sentence.startswith(f"error: {named} would do nothing beside --import-buffers")
+    named = "--teachers, --epochs, --rate, --batch, --momentum, --weight-decay, --augment, --seed, --compile"
+    assert sentence.startswith(f"error: {named}, --cluster would do nothing beside --import-buffers")
     assert not (tmp_path / "out").exists()
 
 
@@ -90,31 +81,7 @@ def test_a_replay_buffer_of_another_network_is_refused(imported, toy_config):
     assert_refused("does not fit the network", imported, config=wider)
 
 
-class Malicious:
-    """A pickle that creates a file when it is loaded carelessly."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_malicious_replay_buffer_creates_nothing(tmp_path):
-    trap, path = tmp_path / "trap", tmp_path / "replay_buffer_0.pt"
-    torch.save([[[Malicious(trap)]]], path)
-    assert_refused(r"replay_buffer_0.pt is refused", read_replay_buffer, path)
-    path.write_bytes(pickle.dumps(Malicious(trap), protocol=2))
-    assert_refused(r"replay_buffer_0.pt is refused", read_replay_buffer, path)
-    assert not trap.exists()
-
-
-@pytest.mark.parametrize("content", [{"a": 1}, [], [[1]], [[[1]]], torch.ones(2)])
+@pytest.mark.parametrize("content", [{"a": 1}, [], [[]], [[1]], [[[1]]], torch.ones(2)])
 def test_files_that_are_no_replay_buffers_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "replay_buffer_0.pt")
-    assert_refused(r"replay_buffer_0.pt", read_replay_buffer, tmp_path / "replay_buffer_0.pt")
-
-
-def test_a_truncated_replay_buffer_is_refused(path):
-    path.write_bytes(path.read_bytes()[:200])
-    assert_refused("is refused", read_replay_buffer, path)
+    assert_refused("is not a list of traj", read_replay_buffer, tmp_path / "replay_buffer_0.pt")

@@ -34,8 +34,8 @@ def trained(*, seed=0, count=10, width=4, **options):
     """The network after training, and the losses."""
     options = {"epochs": 3, "batch": 4, "rate": 0.05, "augment": PLAIN} | options
     network = toy_network(width=width)
-    losses = train(network, *toy_set(count), generator=torch.Generator().manual_seed(seed), **options)
-    return network, losses
+    options |= {"rates": [options.pop("rate")], "generators": [torch.Generator().manual_seed(seed)]}
+    return network, train(network, *toy_set(count), **options)
 
 
 def by_hand(*, epochs, batch, rates, augment, momentum=0.0, weight_decay=0.0):
@@ -126,9 +126,9 @@ def test_the_network_is_up_to_date_after_every_epoch():
 def test_divergence_is_refused_and_says_what_to_lower(rate, pixel, message):
     images, labels = toy_set()
     images[3, 0, 0, 0] = pixel
-    options = {"epochs": 3, "batch": 4, "augment": PLAIN, "generator": torch.Generator().manual_seed(0)}
+    options = {"epochs": 3, "batch": 4, "augment": PLAIN, "generators": [torch.Generator().manual_seed(0)]}
     with pytest.raises(DivergenceError, match=message):
-        train(toy_network(), images, labels, rate=rate, **options)
+        train(toy_network(), images, labels, rates=[rate], **options)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 10, 1024])
@@ -163,8 +163,8 @@ def test_networks_side_by_side_end_as_each_alone():
     networks, losses = side_by_side(PLAIN_KERNELS)
     images, labels = toy_set()
     for number, (network, rate) in enumerate(zip(networks, RATES, strict=True)):
-        alone, generator = toy_network(seed=number), torch.Generator().manual_seed(number)
-        own = train(alone, images + number, labels, epochs=3, rate=rate, generator=generator, **OPTIONS)
+        alone, own = toy_network(seed=number), {"generators": [torch.Generator().manual_seed(number)]}
+        own = train(alone, images + number, labels, epochs=3, rates=[rate], **own, **OPTIONS)
         assert own == [epoch[number] for epoch in losses]
         assert distance(network, alone) == 0
 

@@ -149,8 +149,8 @@ class TrainingSet(Dataset):
         place, augment = torch.device(device), augment or self.distilled.augmentation
         images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
         options = {"momentum": momentum, "weight_decay": weight_decay, "batch": batch, "augment": augment}
-        options |= {"rate": self.alpha if rate is None else rate, "decay_at": max(epochs // 2, 1)}
-        train(network.to(place).train(), images, labels, epochs=epochs, generator=random, **options)
+        options |= {"rates": [self.alpha if rate is None else rate], "decay_at": max(epochs // 2, 1)}
+        train(network.to(place).train(), images, labels, epochs=epochs, generators=[random], **options)
         return network.eval()
 
 

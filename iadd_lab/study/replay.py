@@ -11,7 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from iadd_lab.device import DEFAULT, Execution, executes
+from iadd_lab.device import DEFAULT, Execution, executes, root
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
 from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
@@ -87,10 +87,10 @@ def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> 
     that the student comes no nearer than it was at the start. A parameter that the teacher never moves, but
     for rounding, is not hard: it has 0.
     """
-    difference = torch.stack([each.difference for each in replayed]).square().mean(0).sqrt()  # (P,)
+    difference = root(torch.stack([each.difference for each in replayed]).square().mean(0))  # (P,)
     if not relative:
         return difference
-    movement = torch.stack([each.movement for each in replayed]).square().mean(0).sqrt()  # (P,)
+    movement = root(torch.stack([each.movement for each in replayed]).square().mean(0))  # (P,)
     # Biases ahead of a norm have no gradient; what is left of them is rounding, in student and teacher.
     still = movement <= 1e-6 * movement.max()
     return torch.where(still, 0.0, difference / movement.masked_fill(still, 1.0))

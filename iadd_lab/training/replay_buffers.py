@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from iadd_lab.data.mtt_format import warn_of_class_order
 from iadd_lab.data.sets import ImageData
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import require
 from iadd_lab.store.foreign_files import load_safely
 from iadd_lab.store.locks import locked_folder
@@ -30,24 +31,22 @@ def read_replay_buffer(path: Path) -> list[list[list[torch.Tensor]]]:
             PyTorch's weights-only loader, so no code in it ever runs.
     """
     buffer = load_safely(path, expected="a replay_buffer_N.pt")
-    level, lists = [buffer], True  # the file, its trajectories, their snapshots; then tensors
-    for filled in (True, True, False):
-        lists = lists and all(isinstance(each, list) and (each or not filled) for each in level)
-        level = [inner for each in level for inner in each] if lists else []
-    tensors = lists and all(isinstance(each, torch.Tensor) for each in level)
-    require(tensors, f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.")
+    fits = _is_nested(buffer, 3)
+    require(fits, f"{path} is not a list of trajectories of lists of tensors: expected MTT's format.")
     return buffer
 
 
+def _is_nested(value: object, levels: int) -> bool:
+    """Whether these are tensors in lists in lists …, none of which is empty."""
+    if levels == 0:
+        return isinstance(value, torch.Tensor)
+    return isinstance(value, list) and bool(value) and all(_is_nested(inner, levels - 1) for inner in value)
+
+
+@executes
 @locked_folder("folder")
 def import_replay_buffers(
-    paths: Sequence[Path],
-    data: ImageData,
-    config: TeacherConfig,
-    folder: Path,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    paths: Sequence[Path], data: ImageData, config: TeacherConfig, folder: Path, *, how: Execution = DEFAULT
 ) -> Teachers:
     """Convert others' `replay_buffer_N.pt` files into teachers of our own, in `folder`.
 
@@ -61,8 +60,8 @@ def import_replay_buffers(
         config: the network and preprocessing that they were trained with; its `epochs` is replaced by the
             length of the trajectories found.
         folder: where the teachers go.
-        device: where the last snapshots are tried.
-        progress: whether to show progress bars.
+        how: where the last snapshots are tried, and whether there are progress bars.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: as `read_replay_buffer`, or the parameters do not fit the network.
@@ -75,13 +74,13 @@ def import_replay_buffers(
     # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
     teachers = prepare_teachers(data, replace(config, epochs=epochs), Path(folder))
     # Every file is checked before the first trajectory is written.
-    checked = tqdm(paths, desc="check", disable=not progress)
+    checked = tqdm(paths, desc="check", disable=not how.progress)
     count = sum(_check_buffer(path, read_replay_buffer(path), teachers) for path in checked)
     warn_of_class_order(data)
-    images = teachers.preprocess.apply(data.validation.images.to(device))
+    images = teachers.preprocess.apply(data.validation.images.to(how.place))
     accuracies: list[float] = []
     named = ((Path(path).name, trajectory) for path in paths for trajectory in read_replay_buffer(path))
-    bar = tqdm(named, total=count, desc="import", unit="teacher", disable=not progress)
+    bar = tqdm(named, total=count, desc="import", unit="teacher", disable=not how.progress)
     for index, (source, trajectory) in enumerate(bar):
         stacked = torch.stack([teachers.layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
         network = teachers.network(0).to(images.device)

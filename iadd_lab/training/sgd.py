@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,16 +18,7 @@ from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
 
 
-def train(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    rate: float,
-    generator: Generator,
-    **options,
-) -> list[float]:
+def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, **options: Any) -> list[float]:
     """Train `network` in place; returns the mean training loss of every epoch.
 
     Args:
@@ -34,14 +26,12 @@ def train(
         images: preprocessed, (count, channels, height, width).
         labels: (count,) int64.
         epochs: passes over the images.
-        rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
-        generator: a CPU generator for order and augmentation.
-        options: as of `Training`.
+        options: those of `Training`, among them one rate and one generator.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
-    training = Training([network], [images], [labels], rates=[rate], generators=[generator], **options)
+    training = Training([network], [images], [labels], **options)
     return [training.advance()[0] for _ in range(epochs)]
 
 

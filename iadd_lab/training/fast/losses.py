@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +79,9 @@ class FusedStudentLoss(StudentLoss):
 
     def _joint_logits(self, flats: Tensor, images: Tensor) -> Tensor:
         """What every network says of its images, (networks, batch, classes)."""
-        layout, networks = self.layout, len(flats)
-        pieces = zip(layout.names, layout.shapes, flats.split(layout.sizes, dim=1), strict=True)
-        parameters = {name: piece.view(networks, *shape) for name, shape, piece in pieces}
         maps = laid_out(images.flatten(0, 1), self.kernels)
-        logits = PlainPass(self.network, parameters, self.kernels).logits(maps)
-        return logits.unflatten(0, (networks, -1))
+        logits = PlainPass(self.network, self.layout.split(flats), self.kernels).logits(maps)
+        return logits.unflatten(0, (len(flats), -1))
 
     def _scalar(self, flat, direction, images, labels, shares) -> Tensor:
         """s for one chunk, as `along` has it, whose images have `shares` (batch,) of the mean."""
@@ -142,13 +140,8 @@ class CapturedStudentLoss(StudentLoss):
         return self._replay("slopes", self.loss.slopes, None, flats, images, labels)
 
     def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        def along(*given):
-            found = self.loss.along(*given, curvature=curvature)
-            return found if curvature else found[:2]  # no graph gives None
-
-        name = f"along, {curvature}"
-        found = self._replay(name, along, augmentation, flat, direction, images, labels)
-        return found if curvature else (*found, None)
+        along, name = partial(self.loss.along, curvature=curvature), f"along, {curvature}"
+        return self._replay(name, along, augmentation, flat, direction, images, labels)
 
     def _replay(self, name, function, augmentation: Augmentation | None, *given: Tensor):
         given = tuple(tensor.detach() for tensor in given)
