@@ -69,7 +69,7 @@ def only_imported(arguments: ArgumentCollection) -> None:
 
 
 _GIVEN: set[str] = set()
-_ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster"
+_ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster suggest"
 
 app = App(
     name="iadd-lab",

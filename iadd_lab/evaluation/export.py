@@ -143,10 +143,11 @@ def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
         low, high, most = scale["low"], scale["high"], 2 ** scale["bits"] - 1
         paths = [sorted((folder / name).glob("*.png")) for name in folder_names(distilled.classes)]
         found = [np.array(Image.open(path, formats=["PNG"]), dtype=np.float64) for path in chain(*paths)]
-        require(len(found) == scale["pictures"], f"it has {len(found)} of {scale['pictures']} pictures")
         planes = np.stack([each.transpose(2, 0, 1) if each.ndim == 3 else each for each in found])
         values = torch.from_numpy(planes).view(-1, *distilled.images.shape[1:])
         pixels = low + values / most * (high - low)
+        whole = len(found) == scale["pictures"] and bool(pixels.isfinite().all())
+        require(whole, f"it has {len(found)} of {scale['pictures']} pictures, from {low} to {high}")
         labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([*map(len, paths)]))
         return replace(distilled, images=distilled.preprocess.apply(pixels.float()), labels=labels)
 

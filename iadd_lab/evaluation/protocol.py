@@ -167,7 +167,7 @@ class Evaluation:
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
             fits = confusion.dtype == torch.int64 and shape[1:] == (classes, classes)
-            fits = fits and (losses is None or losses.shape == shape[:1])
+            fits = fits and (losses is None or losses.shape == shape[:1]) and shape[0] % about["splits"] == 0
             require(fits, f"its counts {shape} are not of {classes} classes, or its losses of other networks")
             return cls(confusion, losses=losses, **about)
 
