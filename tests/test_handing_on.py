@@ -200,6 +200,7 @@ def test_pictures_of_16_bits_come_back_with_all_that_belongs_to_them(toy_data, t
     assert (back.images - made.images[order]).abs().max() <= 0.51 * step
     assert torch.equal(back.labels, labels[order])
     assert (back.alpha, back.classes, back.method) == (0.07, made.classes, "learned")
+    assert torch.equal(iadd_lab.load(tmp_path / "out").images, back.images)
     (tmp_path / "out" / "0" / "0000.png").unlink()
     said = ended(2, "import-set {} --out {}", tmp_path / "out", tmp_path / "again")
     assert "out can't be used (it has 4 of 5 pictures" in said

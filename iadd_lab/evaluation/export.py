@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt, reread_mtt
+from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt, has_companion, reread_mtt
 from iadd_lab.data.sets import load_data
 from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import DivergenceError, InputError, choose, require
 from iadd_lab.evaluation.card import data_card, evaluations_beside
 from iadd_lab.evaluation.protocol import Evaluation, evaluate
-from iadd_lab.evaluation.training_set import FILE, set_file
+from iadd_lab.evaluation.training_set import FILE, TrainingSet, set_file
 from iadd_lab.store.artefacts import atomic_path, check_folder, save_text, unpacking
 
 CARD = "README.md"
@@ -122,6 +122,7 @@ def _write_pictures(distilled: DistilledSet, folder: Path, bits: int, ends: Sequ
     shares = ((pixels.double() - low) / max(high - low, 1e-9)).clamp(0, 1)  # (count, channels, height, width)
     stored = (shares * most).round().numpy().astype(f"uint{bits}")
     for label, name in enumerate(folder_names(distilled.classes)):
+        (folder / name).mkdir()  # even without a picture: readers number the folders
         for number, planes in enumerate(stored[(distilled.labels == label).numpy()]):
             # Pillow writes no colours of 16 bits: their planes stand one below the other, in a grey picture.
             grey = bits == 16 or len(planes) == 1
@@ -160,6 +161,22 @@ def reread(folder: Path) -> DistilledSet:
     """
     pictures = (folder / SCALE).is_file()
     return read_pictures(DistilledSet.load(folder / COMPANION), folder) if pictures else reread_mtt(folder)
+
+
+def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
+    """A distilled set to train on: `load("runs/ipc1")`.
+
+    Args:
+        path: a distilled.safetensors, or the folder that holds it, or an export as MTT's files or png16.
+        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
+        root: where the real set lies, for a file without its whitening; None for the usual place.
+
+    Raises:
+        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
+    """
+    file, folder = set_file(path), Path(path).expanduser()
+    exported = has_companion(folder) and not file.is_file()
+    return TrainingSet(reread(folder) if exported else DistilledSet.load(file, root=root), channels=channels)
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
