@@ -145,7 +145,7 @@ class Evaluation:
         row = self.summary()
         plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
         balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
-        return f"{self.method}: {plain}, {balanced} ({row['networks']} × {row['network']})"
+        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']})"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
