@@ -42,6 +42,7 @@ class Request:
     channels: int | None
     progress: bool
     skip_bad: bool = False
+    test_fold: int = 0
 
 
 class ImageFile(NamedTuple):

@@ -34,6 +34,7 @@ class RawData:
     train: Split
     test: Split
     remark: str = ""
+    folds: int = 1  # of test images: how often others can be held out; 1 for a set's own test part
 
 
 def read_digits(request: Request) -> RawData:
@@ -42,8 +43,8 @@ def read_digits(request: Request) -> RawData:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    train, test = hold_out(_from_arrays(images, digits.target, request), 0.25, seed=[TEST_SEED])
-    return RawData(tuple(str(name) for name in digits.target_names), train, test)
+    parts = _hold_out_test(_from_arrays(images, digits.target, request), 0.25, request)
+    return RawData(tuple(str(name) for name in digits.target_names), *parts, folds=4)
 
 
 def read_torchvision(dataset: str, request: Request) -> RawData:
@@ -223,9 +224,14 @@ def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, rema
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
     decoded = decode_tree(tree, request)
     skipped = _say_skipped(tree, decoded, request) if decoded.skipped else ""
-    parts = decoded.parts.values()
-    train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
-    return RawData(tree.classes, train, test, "; ".join(filter(None, (skipped, remark))))
+    parts, folds = decoded.parts.values(), 1
+    if len(parts) == 1:
+        parts, folds = _hold_out_test(*parts, test_fraction, request), round(1 / test_fraction)
+    return RawData(tree.classes, *parts, "; ".join(filter(None, (skipped, remark))), folds)
+
+
+def _hold_out_test(split: Split, fraction: float, request: Request) -> tuple[Split, Split]:
+    return hold_out(split, fraction, seed=[TEST_SEED], fold=request.test_fold)
 
 
 def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:

@@ -44,6 +44,8 @@ class DataConfig:
         train_limit: at most so many training images, drawn by class after validation was held out.
         bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
             and the data's remark then say how many and which.
+        test_fold: which images are the test part, where a set has none of its own; 0 is the usual one. Folds
+            0 to 4 of a folder (a fifth each), 0 to 3 of digits and X-rays (a quarter each) share none.
 
     Raises:
         InputError: a value outside these ranges.
@@ -56,6 +58,7 @@ class DataConfig:
     seed: int = 0
     train_limit: int | None = None
     bad_images: str = added_field("refuse")
+    test_fold: int = added_field(0)
 
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
@@ -68,6 +71,7 @@ class DataConfig:
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
         choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
+        check_whole("test_fold", self.test_fold, minimum=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,7 @@ class ImageData:
         train, validation, test: disjoint; each has every class. Images keep the order of the files.
         fingerprint: 16 hex digits over classes, images and labels of the three splits.
         remark: what must be said beside a number measured on this copy; else empty.
+        folds: how many `test_fold` of its configuration there are.
     """
 
     config: DataConfig
@@ -89,6 +94,7 @@ class ImageData:
     test: Split
     fingerprint: str
     remark: str = ""
+    folds: int = 1
 
     @property
     def name(self) -> str:
@@ -224,15 +230,17 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         channels=config.channels or spec.channels,
         progress=progress,
         skip_bad=config.bad_images == "skip",
+        test_fold=config.test_fold,
     )
     try:
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
+    check_whole(f"test_fold of {spec.title}", config.test_fold, minimum=0, maximum=raw.folds - 1)
     splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
-    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark)
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark, folds=raw.folds)
 
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:

@@ -37,17 +37,22 @@ class Split:
         return Split(self.images[where], self.labels[where])
 
 
-def hold_out(split: Split, fraction: float, *, seed: list[int]) -> tuple[Split, Split]:
-    """Part `split` by class into what stays and the `fraction` held out, at least one image of a class."""
+def hold_out(split: Split, fraction: float, *, seed: list[int], fold: int = 0) -> tuple[Split, Split]:
+    """Part `split` by class into what stays and the `fraction` held out, at least one image of a class.
+
+    Each of the first 1/`fraction` folds holds out other images, as far as a class has enough of them.
+    """
     labels = split.labels.numpy()
     count = max(round(fraction * len(labels)), len(np.unique(labels)))
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[draw(labels, count, np.random.default_rng(seed))] = True
+    chosen[draw(labels, count, np.random.default_rng(seed), skip=fold * fraction)] = True
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
-def draw(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+def draw(labels: np.ndarray, count: int, generator: np.random.Generator, skip: float = 0.0) -> np.ndarray:
     """Sorted indices (count,) drawn at random in the classes' proportions, at least one of each class.
+
+    `skip` is the share of each class that is passed over at first.
 
     Own code, because scikit-learn's `train_test_split` leaves rare classes out and refuses parts that are
     smaller than the number of classes. Here a smaller draw is part of a larger one.
@@ -56,6 +61,7 @@ def draw(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.n
     rank = np.empty(len(labels))  # how far into its own class's queue an image stands, in (0, 1)
     for label in np.unique(labels):
         queue = order[labels[order] == label]
+        queue = np.roll(queue, -round(skip * len(queue)))
         rank[queue] = (np.arange(len(queue)) + 0.5) / len(queue)
         rank[queue[0]] = -1.0
     return np.sort(np.argsort(rank, kind="stable")[:count])

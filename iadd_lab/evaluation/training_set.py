@@ -157,17 +157,3 @@ class TrainingSet(Dataset):
         options |= training_options(config)
         train(network.to(place).train(), images, labels, epochs=epochs, generators=[random], **options)
         return network.eval()
-
-
-def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
-    """A distilled set to train on: `load("runs/ipc1")`.
-
-    Args:
-        path: a distilled.safetensors, or the folder that holds it.
-        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
-        root: where the real set lies, for a file without its whitening; None for the usual place.
-
-    Raises:
-        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
-    """
-    return TrainingSet(DistilledSet.load(set_file(path), root=root), channels=channels)

@@ -24,6 +24,7 @@ LARGEST_SIDE = 32  # chosen by itself; larger pictures take longer and are asked
 # Digits that are easily taken for each other, and how many of each: classes are seldom of one size.
 SAMPLE_CLASSES = {"eight": (8, 30), "nine": (9, 20), "three": (3, 10)}
 _PEEKED = 50  # pictures whose sizes are looked at
+_TESTED = 100  # test images, at least, where that can be: a share of fewer is told within 10 points at best
 _STEPS = 200  # of a teacher, about, however few images there are
 # Gentle: few images and small teachers' steps make α run away at the rates of large sets.
 _GENTLE = {"image_rate": 100.0, "alpha": 0.005, "alpha_rate": 1e-6}
@@ -120,11 +121,14 @@ def suggest(
 
 def class_table(data: ImageData) -> str:
     """How many images each class has in each split, as lines of text."""
-    counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in SPLITS]
-    lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in SPLITS)]
-    for label, name in enumerate(data.classes):
-        lines.append(f"{name[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
-    return "\n".join(lines)
+    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in SPLITS]
+    rows = [("class", *SPLITS), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
+    return "\n".join(f"{name[:24]:24}{train:>12}{held:>12}{test:>12}" for name, train, held, test in rows)
+
+
+def folds_for(data: ImageData) -> int:
+    """How many folds bring a hundred test images together; all that there are, where these bring fewer."""
+    return min(data.folds, -(-_TESTED // len(data.test)))
 
 
 def folder_config(folder: Path, *, size: int | None = None, seed: int = 0) -> DataConfig:
