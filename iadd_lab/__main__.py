@@ -12,6 +12,11 @@ def main() -> None:
     heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if heeded:  # PyTorch takes seconds to import: no traceback from there
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this: no file may get its number instead
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
     for stream in (sys.stdout, sys.stderr):  # α, ± and × reach any terminal, each line at once
         ascii_only = codecs.lookup(stream.encoding).name == "ascii"
         encoding = "utf-8" if ascii_only else stream.encoding
@@ -21,10 +26,11 @@ def main() -> None:
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except OSError:  # who read it is gone, which was said already
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # who read it is gone, which was said already
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
