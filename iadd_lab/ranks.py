@@ -20,6 +20,8 @@ import torch.distributed as process_group
 from iadd_lab.distillation.segments import ALONE, Ranks
 from iadd_lab.errors import DivergenceError, require
 
+logger = logging.getLogger(__name__)
+
 
 class LostRankError(ConnectionError):
     """Another rank of the run has ended, or can't be reached any more."""
@@ -71,10 +73,17 @@ class SharedRanks(Ranks):
 
 def local_device(name: str) -> str:
     """The device's name for this process: "auto" and "cuda" are a GPU for each of the machine's ranks."""
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    several = _told("LOCAL_WORLD_SIZE") > 1
     if several and torch.cuda.is_available() and name in ("auto", "cuda"):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return f"cuda:{_told('LOCAL_RANK')}"
     return name
+
+
+def _told(name: str) -> int:
+    """The whole number that a launcher has set as `name` in the environment; 0 where there is none."""
+    text = os.environ.get(name) or "0"
+    require(text.isdecimal(), f"${name} is {text!r}; it must be a whole number: unset it, or use torchrun.")
+    return int(text)
 
 
 @contextmanager
@@ -89,9 +98,17 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises:
         LostRankError: not all ranks came. Once it was raised, here or in the block, SIGTERM is ignored.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    count, number = _told("WORLD_SIZE"), _told("RANK")
+    place = [os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]
+    if count > 1 and not all(place):
+        logger.warning(
+            "WORLD_SIZE is %d, but no launcher such as torchrun started this: it works alone", count
+        )
+    if count < 2 or not all(place):
         yield ALONE
         return
+    require(number < count, f"$RANK is {number}; it must be below $WORLD_SIZE, {count}: start with torchrun.")
+    _told("MASTER_PORT")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _share_cores()
@@ -119,7 +136,7 @@ def _share_cores() -> None:
     # torchrun sets 1 where nothing is set.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1))
+        torch.set_num_threads(max(cores // max(_told("LOCAL_WORLD_SIZE"), 1), 1))
 
 
 def _exchange(collective: Callable[[], object]) -> None:
