@@ -58,6 +58,16 @@ def without_kernels(monkeypatch):
     return executed
 
 
+@pytest.fixture
+def foreign_kernel(tmp_path, monkeypatch):
+    """A kernel of the usual name that is another program, and a home that is none."""
+    spec = {"argv": ["false"], "display_name": "Python 3 of long ago", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", "/dev/null")
+
+
 def run(folders, **options):
     return reproduce(progress=False, **options, **folders)
 
@@ -77,7 +87,9 @@ def left(folders):
 # Executing -------------------------------------------------------------------------------------------------
 
 
-def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(folders, tmp_path, capsys):
+def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(
+    folders, tmp_path, capsys, foreign_kernel
+):
     """Nor times, progress or random ids: executed again, wherever that is, it is the same file."""
     cells = (TOUCH, BARS, "display(side, word)\nprint(f'{side} x')")
     parameters = 'side = 2\nword = ""\nprofile = "?"\nfigures_dir = ""\nruns_dir = ""'
