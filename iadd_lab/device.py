@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,6 +17,17 @@ from iadd_lab.errors import InputError, check_flag, check_kind, check_number, ch
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+
+
+def name_user() -> None:
+    """Give a name to a user who has none, as in many containers: without one, PyTorch's optimisers fail."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
+
+
+name_user()
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ except `fetch_data`.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
@@ -20,6 +18,7 @@ from iadd_lab.data.pixels import LARGEST_SIZE
 from iadd_lab.data.readers import RawData, Request
 from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
 from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.store.artefacts import expanded, user_folder
 from iadd_lab.store.configs import added_field
 
 SPLITS = ("train", "validation", "test")
@@ -140,21 +139,16 @@ class DatasetSpec:
 
 def data_root() -> Path:
     """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
-    return _folder_from("IADD_DATA", "data")
+    return user_folder("IADD_DATA", "data")
 
 
 def cache_root() -> Path:
     """The folder of decoded images: `IADD_CACHE`, else the platform's cache folder."""
-    return _folder_from("IADD_CACHE", "decoded")
-
-
-def _folder_from(variable: str, leaf: str) -> Path:
-    given = os.environ.get(variable)
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("iadd-lab") / leaf
+    return user_folder("IADD_CACHE", "decoded")
 
 
 def _base(root: Path | None) -> Path:
-    return (data_root() if root is None else Path(root).expanduser()).absolute()
+    return (data_root() if root is None else expanded(root)).absolute()
 
 
 def locate(name: str, *, root: Path | None = None) -> Path | None:

@@ -19,11 +19,11 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from iadd_lab.errors import InputError, require
+from iadd_lab.store.artefacts import expanded
 
 _PATIENCE = 5.0  # seconds in which a scheduler that is there answers
 _ASK_AGAIN = "then run the same again to go on."
@@ -33,7 +33,7 @@ _FOLDERS = ("IADD_DATA", "IADD_CACHE")
 def folders_of_images() -> dict[str, str]:
     """$IADD_DATA and $IADD_CACHE as far as they are set, as a process in another folder must have them."""
     given = {name: os.environ.get(name) for name in _FOLDERS}
-    return {name: str(Path(folder).expanduser().absolute()) for name, folder in given.items() if folder}
+    return {name: str(expanded(folder).absolute()) for name, folder in given.items() if folder}
 
 
 _own = folders_of_images()  # a worker's, as it was started; none of a local one, see `dask_setup`

@@ -19,6 +19,7 @@ import yaml
 
 from iadd_lab.device import Execution
 from iadd_lab.errors import InputError, choose, require
+from iadd_lab.store.artefacts import expanded
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 
@@ -160,9 +161,10 @@ def read_profile(name: str) -> Profile:
     Raises:
         InputError: there is none, it can't be read, or it has a part or field that nobody knows.
     """
-    if not str(name).endswith(".yaml"):
+    name = str(name)
+    if not name.endswith(".yaml"):
         choose("profile", name, PROFILES)
-    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else expanded(name)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
