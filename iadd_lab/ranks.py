@@ -98,17 +98,14 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises:
         LostRankError: not all ranks came. Once it was raised, here or in the block, SIGTERM is ignored.
     """
-    count, number = _told("WORLD_SIZE"), _told("RANK")
-    place = [os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")]
-    if count > 1 and not all(place):
-        logger.warning(
-            "WORLD_SIZE is %d, but no launcher such as torchrun started this: it works alone", count
-        )
-    if count < 2 or not all(place):
+    count = _told("WORLD_SIZE")
+    if count < 2 or not all(map(os.environ.get, ("RANK", "MASTER_ADDR", "MASTER_PORT"))):
+        if count > 1:
+            logger.warning("WORLD_SIZE is %d, but torchrun did not start this: it works alone", count)
         yield ALONE
         return
-    require(number < count, f"$RANK is {number}; it must be below $WORLD_SIZE, {count}: start with torchrun.")
-    _told("MASTER_PORT")
+    for name, limit in (("RANK", count), ("MASTER_PORT", 2**16)):
+        require(_told(name) < limit, f"${name} is {_told(name)}; it must be below {limit}: use torchrun.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _share_cores()

@@ -105,6 +105,7 @@ LEFT = [
     {"RANK": "", "WORLD_SIZE": "", "LOCAL_WORLD_SIZE": ""},
     {"RANK": "0", "WORLD_SIZE": "2"},
     {"WORLD_SIZE": "8", "MASTER_ADDR": "somewhere", "MASTER_PORT": "29500", "SLURM_PROCID": "3"},
+    {"WORLD_SIZE": "8", "RANK": "worker-1"},
 ]
 
 
@@ -115,7 +116,7 @@ def test_what_a_launcher_left_behind_launches_nothing(monkeypatch, caplog, left)
     with joined(torch.device("cpu")) as ranks:
         assert ranks == ALONE
     assert local_device("auto") == "auto"
-    assert ("no launcher such as torchrun" in caplog.text) == bool(left["WORLD_SIZE"])
+    assert ("torchrun did not start this" in caplog.text) == bool(left["WORLD_SIZE"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_what_a_launcher_left_behind_launches_nothing(monkeypatch, caplog, left)
     [
         ("WORLD_SIZE", "two", r"\$WORLD_SIZE is 'two'; it must be a whole number: unset it"),
         ("RANK", "-1", r"\$RANK is '-1'; it must be a whole number"),
-        ("RANK", "2", r"\$RANK is 2; it must be below \$WORLD_SIZE, 2"),
+        ("RANK", "2", r"\$RANK is 2; it must be below 2: use torchrun"),
         ("MASTER_PORT", "http", r"\$MASTER_PORT is 'http'; it must be a whole number"),
     ],
 )

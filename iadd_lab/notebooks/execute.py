@@ -36,13 +36,13 @@ def main(order: dict) -> None:
 
     logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
     source, failure = Path(order["input_path"]), ""
-    kernel = {"kernel_name": "python3", "language": "python", "cwd": source.parent}
-    kernel["kernel_manager_class"] = ThisPython
+    options = {"kernel_name": "python3", "language": "python", "cwd": source.parent}
+    options |= {"kernel_manager_class": ThisPython, "extra_arguments": ["--log-level=CRITICAL"]}
     try:
         # Nothing of the user's own comes into a kernel, nor goes home, which may be read-only or missing.
         with tempfile.TemporaryDirectory(prefix="iadd-lab-") as place:
             os.environ |= {"JUPYTER_RUNTIME_DIR": place, "IPYTHONDIR": place}
-            execute_notebook(**order, **kernel, extra_arguments=["--log-level=CRITICAL"])
+            execute_notebook(**order, **options)
     except PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         failure = f"{source.name} failed in cell [{error.exec_count}]: {reason}"
