@@ -73,8 +73,7 @@ class SharedRanks(Ranks):
 
 def local_device(name: str) -> str:
     """The device's name for this process: "auto" and "cuda" are a GPU for each of the machine's ranks."""
-    several = _told("LOCAL_WORLD_SIZE") > 1
-    if several and torch.cuda.is_available() and name in ("auto", "cuda"):
+    if _told("LOCAL_WORLD_SIZE") > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
         return f"cuda:{_told('LOCAL_RANK')}"
     return name
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from iadd_lab.notebooks import Page
 from iadd_lab.notebooks.batch import batch_in
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder
+from iadd_lab.study.own_data import class_table
+from iadd_lab.training.fast.compiling import compiled_kernels
 from tests.processes import complete
 from tests.samples import assert_refused
 
@@ -99,6 +102,23 @@ def test_home_is_known_by_its_tilde_wherever_a_path_is_given(monkeypatch, tmp_pa
     assert (batch.profile, batch.folder) == (tmp_path / "own.yaml", tmp_path / "figures" / "own")
     assert check_folder("~/new") == tmp_path / "new"
     assert not (tmp_path / "~").exists()
+
+
+def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)  # only where it would be kept is of interest
+    for given, expected in (("/a b's", f"/tmp/torchinductor_{os.getuid()}"), ("/a/b-c_1.2", "/a/b-c_1.2")):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+        assert compiled_kernels.__wrapped__("cpu") is None
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
+
+
+def test_a_name_of_several_lines_or_directions_takes_one_line(toy_data):
+    table = class_table(replace(toy_data, classes=("a\nb\r\u2028", "\u202eשלום\u2066x")))
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "class",
+        r"a\nb\r\u2028",
+        r"\u202eשלום\u2066x",
+    ]
 
 
 LEFT = [

@@ -5,6 +5,7 @@ except `fetch_data`.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -135,6 +136,12 @@ class DatasetSpec:
     fetcher: Callable[[Path], object] | None = None
     describe: str = ""
     licence: str = "see the source"
+
+
+def on_one_line(name: str) -> str:
+    """A class's name as text can show it: what breaks lines, or turns the direction, is an escape."""
+    odd = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
 
 
 def data_root() -> Path:

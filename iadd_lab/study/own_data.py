@@ -13,7 +13,7 @@ from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.pixels import IMAGE_FORMATS
 from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData
+from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData, on_one_line
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
@@ -130,7 +130,7 @@ def class_table(data: ImageData) -> str:
     counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in SPLITS]
     lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in SPLITS)]
     for label, name in enumerate(data.classes):
-        lines.append(f"{name[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
+        lines.append(f"{on_one_line(name)[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
     return "\n".join(lines)
 
 
