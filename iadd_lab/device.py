@@ -6,6 +6,7 @@ import functools
 import getpass
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -65,6 +66,8 @@ class Execution:
         choose("compile", self.compile, dict.fromkeys(MODES))
         check_whole("threads", self.threads, minimum=0, maximum=4096)
         check_flag("progress", self.progress)
+        if sys.stderr is None:  # as in a service: there is nowhere to show it
+            object.__setattr__(self, "progress", False)
         check_number("checkpoint_seconds", self.checkpoint_seconds)
         if self.cuda_graphs is not None:
             check_flag("cuda_graphs", self.cuda_graphs)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from iadd_lab.__main__ import main
-from iadd_lab.data.sets import cache_root, data_root
-from iadd_lab.device import name_user
+from iadd_lab.data.sets import DataConfig, cache_root, data_root, load_data
+from iadd_lab.device import Execution, name_user
 from iadd_lab.distillation.segments import ALONE
 from iadd_lab.notebooks import Page
 from iadd_lab.notebooks.batch import batch_in
@@ -23,7 +23,7 @@ from iadd_lab.store.artefacts import check_folder
 from iadd_lab.study.own_data import class_table
 from iadd_lab.training.fast.compiling import compiled_kernels
 from tests.processes import complete
-from tests.samples import assert_refused
+from tests.samples import assert_refused, make_tree
 
 TEACH = "teach --data digits --width 4 --teachers 1 --epochs 1 --device cpu --out"
 
@@ -51,6 +51,9 @@ def test_streams_that_are_closed_are_done_without(monkeypatch, tmp_path):
     assert program(monkeypatch, f"{TEACH} {tmp_path}", **none) == 0
     assert (tmp_path / "teacher_000.safetensors").is_file()
     assert program(monkeypatch, "data check digist", **none) == 2
+    monkeypatch.setattr(sys, "stderr", None)  # of a service that calls the library
+    assert not Execution(progress=True).progress
+    assert len(load_data(DataConfig("image_folder"), root=make_tree(tmp_path / "tree")).classes) == 2
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -6,6 +6,7 @@ except `fetch_data`.
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -222,7 +223,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
-        progress=progress,
+        progress=progress and sys.stderr is not None,
         skip_bad=config.bad_images == "skip",
     )
     try:
