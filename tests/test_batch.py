@@ -269,7 +269,7 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
         ({"parameters": {"side": "[1"}}, "parameter value .* can't be read"),
         ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch: use --figures"),
         ({"parameters": {"profile": "x"}}, "profile is set by the batch: use --profile"),
-        ({"parameters": {"change": "3"}}, "change is 3; it must be a mapping"),
+        ({"parameters": {"change": "3"}}, "change is 3; it must map names to values"),
         ({"parameters": {"student_steps": "0"}}, "student_steps is 0; it must be a whole number"),
         ({"parameters": {"change": "{ipcs: 3}"}}, "unknown name in change: 'ipcs'.*did you mean 'ipc'"),
         ({"parameters": {"data_name": "cifar10"}}, "was looked for in .*cifar10, which is not there"),

@@ -29,7 +29,7 @@ from iadd_lab.data.sets import require_data
 from iadd_lab.errors import check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
 from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
-from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, read_value
+from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, check_names, read_value
 from iadd_lab.notebooks.report import SET_BY_BATCH, settings_mark, write_report
 from iadd_lab.store.artefacts import check_folder, expanded, save_text
 from iadd_lab.store.configs import fingerprint
@@ -203,9 +203,7 @@ def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
     """What a notebook takes of `given`: what it declares, and other fields of its settings in `change`."""
     own = {name: value for name, value in given.items() if name in notebook.defaults}
     if CHANGE in notebook.defaults:
-        change = own.get(CHANGE) or {}
-        mend = "it must be a mapping, as in '{teacher_epochs: 3}'"
-        require(isinstance(change, dict), f"change is {change!r}; {mend}.")
+        change = check_names(own.get(CHANGE) or {}, FIELDS, "change")
         change = change | {name: value for name, value in given.items() if name in FIELDS and name not in own}
         own |= {CHANGE: change} if change else {}
     # As `Page` has it: what a notebook declares of its settings' fields goes below what its `change` says.
