@@ -73,7 +73,7 @@ class SharedRanks(Ranks):
 
 def local_device(name: str) -> str:
     """The device's name for this process: "auto" and "cuda" are a GPU for each of the machine's ranks."""
-    if _told("LOCAL_WORLD_SIZE") > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+    if _launched() and torch.cuda.is_available() and name in ("auto", "cuda"):
         return f"cuda:{_told('LOCAL_RANK')}"
     return name
 
@@ -83,6 +83,12 @@ def _told(name: str) -> int:
     text = os.environ.get(name) or "0"
     require(text.isdecimal(), f"${name} is {text!r}; it must be a whole number: unset it, or use torchrun.")
     return int(text)
+
+
+def _launched() -> bool:
+    """Whether a launcher such as torchrun has started this process as one of several."""
+    place = map(os.environ.get, ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return _told("WORLD_SIZE") > 1 and all(place)
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         LostRankError: not all ranks came. Once it was raised, here or in the block, SIGTERM is ignored.
     """
     count = _told("WORLD_SIZE")
-    if count < 2 or not all(map(os.environ.get, ("RANK", "MASTER_ADDR", "MASTER_PORT"))):
+    if not _launched():
         if count > 1:
             logger.warning("WORLD_SIZE is %d, but torchrun did not start this: it works alone", count)
         yield ALONE
@@ -108,6 +114,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _share_cores()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's own processes all come
+        logger.warning("waiting for %d processes, as WORLD_SIZE says: unset it if there are no others", count)
     _exchange(lambda: process_group.init_process_group("nccl" if device.type == "cuda" else "gloo"))
     number = process_group.get_rank()
     ranks = SharedRanks(first=number == 0, number=number, count=process_group.get_world_size())

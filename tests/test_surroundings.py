@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from iadd_lab import ranks
 from iadd_lab.__main__ import main
 from iadd_lab.data.sets import DataConfig, cache_root, data_root, load_data
 from iadd_lab.device import Execution, name_user
@@ -126,7 +127,7 @@ def test_a_name_of_several_lines_or_directions_takes_one_line(toy_data):
 
 LEFT = [
     {"RANK": "", "WORLD_SIZE": "", "LOCAL_WORLD_SIZE": ""},
-    {"RANK": "0", "WORLD_SIZE": "2"},
+    {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"},
     {"WORLD_SIZE": "8", "MASTER_ADDR": "somewhere", "MASTER_PORT": "29500", "SLURM_PROCID": "3"},
     {"WORLD_SIZE": "8", "RANK": "worker-1"},
 ]
@@ -136,8 +137,9 @@ LEFT = [
 def test_what_a_launcher_left_behind_launches_nothing(monkeypatch, caplog, left):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    with joined(torch.device("cpu")) as ranks:
-        assert ranks == ALONE
+    with joined(torch.device("cpu")) as found:
+        assert found == ALONE
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert local_device("auto") == "auto"
     assert ("torchrun did not start this" in caplog.text) == bool(left["WORLD_SIZE"])
 
@@ -156,3 +158,14 @@ def test_what_no_launcher_says_is_refused(monkeypatch, name, value, sentence):
     for each, text in given.items():
         monkeypatch.setenv(each, text)
     assert_refused(sentence, joined(torch.device("cpu")).__enter__)
+
+
+def test_who_waits_for_others_says_so(monkeypatch, caplog):
+    """As where a platform has set all that a launcher sets, for one process alone."""
+    for name, text in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(ranks, "_share_cores", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", None)  # by which it would wait
+    with pytest.raises(TypeError):
+        joined(torch.device("cpu")).__enter__()
+    assert "waiting for 2 processes, as WORLD_SIZE says" in caplog.text
