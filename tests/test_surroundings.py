@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cyclopts import App
 
 from iadd_lab import ranks
 from iadd_lab.__main__ import main
+from iadd_lab.cli import command
 from iadd_lab.data.sets import DataConfig, cache_root, data_root, load_data
 from iadd_lab.device import Execution, name_user
 from iadd_lab.distillation.segments import ALONE
@@ -64,6 +66,16 @@ def test_nobody_has_to_read_what_is_said(monkeypatch, name):
     words, code = {"stdout": ("data list", 1), "stderr": ("data check digist", 2)}[name]
     for stream in (os.fdopen(other, "w"), open("/dev/full", "w")):  # noqa: SIM115 (`main` goes on using it)
         assert program(monkeypatch, words, **{name: stream}) == code
+
+
+def test_commands_need_no_docstrings():
+    """`python -OO` leaves none."""
+
+    def bare(*, runs: int = 3) -> int:
+        return runs
+
+    command(group := App())(bare)
+    assert group(["bare", "--runs", "4"], result_action="return_value") == 4
 
 
 @pytest.fixture
