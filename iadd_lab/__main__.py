@@ -1,6 +1,5 @@
 """`iadd-lab` and `python -m iadd_lab`: what must hold before the slow imports, and while Python ends."""
 
-import codecs
 import os
 import signal
 import sys
@@ -17,10 +16,8 @@ def main() -> None:
             number = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, mode))
-    for stream in (sys.stdout, sys.stderr):  # α, ± and × reach any terminal, each line at once
-        ascii_only = codecs.lookup(stream.encoding).name == "ascii"
-        encoding = "utf-8" if ascii_only else stream.encoding
-        stream.reconfigure(encoding=encoding, errors="backslashreplace", line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):  # α, ± and × stop nothing in any encoding, and lines come at once
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
     from iadd_lab.cli import run
 
     if heeded:

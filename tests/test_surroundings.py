@@ -46,7 +46,7 @@ def test_streams_of_any_encoding_take_what_is_said(monkeypatch, encoding):
     for words, code in {"distill --help": 0, "data list": 0, "data check ±α": 2}.items():
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
         assert program(monkeypatch, words, stdout=out, stderr=err) == code
-        assert (err if code else out).buffer.getvalue()
+        assert (err if code else out).buffer.getvalue().decode(encoding)
 
 
 def test_streams_that_are_closed_are_done_without(monkeypatch, tmp_path):
