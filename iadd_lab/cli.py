@@ -9,11 +9,12 @@ The usual order: teach, distill, evaluate. Data sets are looked for under $IADD_
 # ruff: noqa: B008 (the configurations are frozen: they are safe as defaults)
 
 import json as jsons
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -252,7 +253,7 @@ def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, c
         return [part(images) for part in parts]
     from iadd_lab.notebooks.dask import open_runner
 
-    tasks, made = [(images.config, root and root.expanduser().absolute(), part) for part in parts], {}
+    tasks, made = [(images.config, root and root.absolute(), part) for part in parts], {}
     with open_runner(cluster) as runner:
         for number, outcome in tqdm(runner.map(_computed_there, tasks), f"on {cluster}", len(tasks)):
             if isinstance(outcome, BaseException):
@@ -723,6 +724,9 @@ def run(words: Sequence[str]) -> int:
     if list(words) in ([], ["data"], ["runs"]):
         app.help_print(list(words))
         return 2
+    # A shell leaves the ~ of --out=~/run as it stands.
+    home = re.compile("^(--[a-z-]+=|)(~.+)")
+    words = [home.sub(lambda found: found[1] + os.path.expanduser(found[2]), word) for word in words]
     options = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
     try:
         return app(join_pairs(words), **options) or 0
@@ -737,5 +741,6 @@ def run(words: Sequence[str]) -> int:
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = (str(error).splitlines() or ["no memory left"])[0]
         code, said = 1, f"stopped: {reason} Lower batch or ipc, or use --gradient adjoint."
-    print(said, file=sys.stderr)
+    with suppress(OSError):  # nobody may be there to read it
+        print(said, file=sys.stderr)
     return code

@@ -58,6 +58,16 @@ def without_kernels(monkeypatch):
     return executed
 
 
+@pytest.fixture
+def foreign_kernel(tmp_path, monkeypatch):
+    """A kernel of the usual name that is another program, and a home that is none."""
+    spec = {"argv": ["false"], "display_name": "Python 3 of long ago", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", "/dev/null")
+
+
 def run(folders, **options):
     return reproduce(progress=False, **options, **folders)
 
@@ -77,7 +87,9 @@ def left(folders):
 # Executing -------------------------------------------------------------------------------------------------
 
 
-def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(folders, tmp_path, capsys):
+def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(
+    folders, tmp_path, capsys, foreign_kernel
+):
     """Nor times, progress or random ids: executed again, wherever that is, it is the same file."""
     cells = (TOUCH, BARS, "display(side, word)\nprint(f'{side} x')")
     parameters = 'side = 2\nword = ""\nprofile = "?"\nfigures_dir = ""\nruns_dir = ""'
@@ -261,7 +273,7 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
         ({"parameters": {"change": "{alpha: .inf}"}}, r"alpha is '\.inf'"),
         ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch: use --figures"),
         ({"parameters": {"profile": "x"}}, "profile is set by the batch: use --profile"),
-        ({"parameters": {"change": "3"}}, "change is 3; it must be a mapping"),
+        ({"parameters": {"change": "3"}}, "change is 3; it must map names to values"),
         ({"parameters": {"student_steps": "0"}}, "student_steps is 0; it must be a whole number"),
         ({"parameters": {"change": "{ipcs: 3}"}}, "unknown name in change: 'ipcs'.*did you mean 'ipc'"),
         ({"parameters": {"data_name": "cifar10"}}, "was looked for in .*cifar10, which is not there"),

@@ -5,7 +5,8 @@ except `fetch_data`.
 """
 
 import importlib.util
-import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
 from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
@@ -21,6 +21,7 @@ from iadd_lab.data.pixels import LARGEST_SIZE
 from iadd_lab.data.readers import RawData, Request
 from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
 from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.store.artefacts import expanded, user_folder
 from iadd_lab.store.configs import added_field
 
 SPLITS = ("train", "validation", "test")
@@ -145,23 +146,24 @@ class DatasetSpec:
     licence: str = "see the source"
 
 
+def on_one_line(name: str) -> str:
+    """A class's name as text can show it: what breaks lines, or turns the direction, is an escape."""
+    odd = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
+
+
 def data_root() -> Path:
     """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
-    return _folder_from("IADD_DATA", "data")
+    return user_folder("IADD_DATA", "data")
 
 
 def cache_root() -> Path:
     """The folder of decoded images: `IADD_CACHE`, else the platform's cache folder."""
-    return _folder_from("IADD_CACHE", "decoded")
-
-
-def _folder_from(variable: str, leaf: str) -> Path:
-    given = os.environ.get(variable)
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("iadd-lab") / leaf
+    return user_folder("IADD_CACHE", "decoded")
 
 
 def _base(root: Path | None) -> Path:
-    return (data_root() if root is None else Path(root).expanduser()).absolute()
+    return (data_root() if root is None else expanded(root)).absolute()
 
 
 def locate(name: str, *, root: Path | None = None) -> Path | None:
@@ -228,7 +230,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
-        progress=progress,
+        progress=progress and sys.stderr is not None,
         skip_bad=config.bad_images == "skip",
         test_fold=config.test_fold,
     )

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from iadd_lab.data.distilled import KIND, DistilledSet, made_by
-from iadd_lab.data.sets import DATASETS
+from iadd_lab.data.sets import DATASETS, on_one_line
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation, doubts
 from iadd_lab.store.artefacts import Artefact, load_artefact
@@ -45,7 +45,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
 def _what(distilled: DistilledSet) -> Iterator[str]:
     shape, kind = " × ".join(map(str, distilled.images.shape[1:])), distilled.preprocess.kind
     yield f"{_images(len(distilled.images))} of {shape} (channels, height, width), preprocessed"
-    yield f"classes, in the order of their labels: {', '.join(distilled.classes)}"
+    yield f"classes, in the order of their labels: {', '.join(map(on_one_line, distilled.classes))}"
     yield f"train on it by plain SGD with a learning rate of {distilled.alpha:.6g}"
     yield f"preprocessing: {kind}, fitted on the real training images; test images need the same"
     yield f"fingerprint {distilled.fingerprint}"

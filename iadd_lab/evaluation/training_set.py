@@ -17,6 +17,7 @@ from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.seeds import generator
+from iadd_lab.store.artefacts import expanded
 from iadd_lab.training.sgd import train
 from iadd_lab.training.teachers import training_options
 
@@ -26,7 +27,7 @@ _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow ma
 
 def set_file(path: Path | str) -> Path:
     """The file of a distilled set, given itself or the folder that holds it."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     return path / FILE if path.is_dir() else path
 
 

@@ -29,9 +29,9 @@ from iadd_lab.data.sets import require_data
 from iadd_lab.errors import check_like, check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
 from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
-from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, read_value
+from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, check_names, read_value
 from iadd_lab.notebooks.report import SET_BY_BATCH, settings_mark, write_report
-from iadd_lab.store.artefacts import check_folder, save_text
+from iadd_lab.store.artefacts import check_folder, expanded, save_text
 from iadd_lab.store.configs import fingerprint
 
 # What a number or a picture may depend on.
@@ -157,7 +157,7 @@ def batch_in(**where: Any) -> Batch:
     Raises:
         InputError: the profile is unknown, a notebook can't be read, or results would land among notebooks.
     """
-    given = {name: value if name == "profile" else Path(value) for name, value in where.items() if value}
+    given = {name: value if value in PROFILES else expanded(value) for name, value in where.items() if value}
     batch = Batch(**given)
     among = batch.folder.exists() and batch.folder.samefile(batch.notebooks) and batch.found
     require(not among, f"{batch.folder} is the folder of the notebooks themselves: give other --figures.")
@@ -207,9 +207,7 @@ def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
         if value is not None or notebook.defaults[name] is not None:  # None stands for the profile's
             check_like(name, value, usual.get(name, notebook.defaults[name]))
     if CHANGE in notebook.defaults:
-        change = own.get(CHANGE) or {}
-        mend = "it must be a mapping, as in '{teacher_epochs: 3}'"
-        require(isinstance(change, dict), f"change is {change!r}; {mend}.")
+        change = check_names(own.get(CHANGE) or {}, FIELDS, "change")
         change = change | {name: value for name, value in given.items() if name in FIELDS and name not in own}
         own |= {CHANGE: change} if change else {}
     # As `Page` has it: what a notebook declares of its settings' fields goes below what its `change` says.

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,13 +24,25 @@ def main(order: dict) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which unwinds papermill, which stops the kernel
     threading.Thread(target=_end_with_batch, daemon=True).start()
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
     from papermill import PapermillExecutionError, execute_notebook
+
+    class ThisPython(AsyncKernelManager):
+        """Starts kernels of this very Python, whatever kernelspec of another one is called python3."""
+
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(parent=self, kernel_dirs=[])
 
     logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
     source, failure = Path(order["input_path"]), ""
-    kernel = {"kernel_name": "python3", "language": "python", "cwd": source.parent}
+    options = {"kernel_name": "python3", "language": "python", "cwd": source.parent}
+    options |= {"kernel_manager_class": ThisPython, "extra_arguments": ["--log-level=CRITICAL"]}
     try:
-        execute_notebook(**order, **kernel, extra_arguments=["--log-level=CRITICAL"])
+        # Nothing of the user's own comes into a kernel, nor goes home, which may be read-only or missing.
+        with tempfile.TemporaryDirectory(prefix="iadd-lab-") as place:
+            os.environ |= {"JUPYTER_RUNTIME_DIR": place, "IPYTHONDIR": place}
+            execute_notebook(**order, **options)
     except PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         failure = f"{source.name} failed in cell [{error.exec_count}]: {reason}"

@@ -8,11 +8,12 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -50,13 +51,41 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def check_folder(path: Path) -> Path:
+def expanded(path: Path | str) -> Path:
+    """`path` with the home folder in place of a ~ at its beginning.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        told = f"{path} begins with ~, but there is no such home folder: write the path in full."
+        raise InputError(told) from error
+
+
+def user_folder(variable: str, leaf: str) -> Path:
+    """The folder that the environment's `variable` names, else `leaf` in the user's cache folder.
+
+    Where a user has no home, as in many containers, that is in the folder of temporary files.
+
+    Raises:
+        InputError: the variable begins with ~, and there is no home folder.
+    """
+    if given := os.environ.get(variable):
+        return expanded(given)
+    with suppress(RuntimeError):  # which there is where there is no home
+        return platformdirs.user_cache_path("iadd-lab").expanduser() / leaf
+    return Path(tempfile.gettempdir(), f"iadd-lab-{os.getuid()}", leaf)
+
+
+def check_folder(path: Path | str) -> Path:
     """`path`, made if it was not there, after a file was really written in it.
 
     Raises:
         InputError: it is a file, or nothing can be written there.
     """
-    path = Path(path)
+    path = expanded(path)
     sentence = f"{path} is a file, but a folder is needed: choose another name."
     require(path.is_dir() or not path.exists(), sentence)
     try:

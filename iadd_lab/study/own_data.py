@@ -13,7 +13,7 @@ from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.pixels import IMAGE_FORMATS
 from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData
+from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData, on_one_line
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.errors import check_flag, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
@@ -122,8 +122,9 @@ def suggest(
 def class_table(data: ImageData) -> str:
     """How many images each class has in each split, as lines of text."""
     counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in SPLITS]
-    rows = [("class", *SPLITS), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
-    return "\n".join(f"{name[:24]:24}{train:>12}{held:>12}{test:>12}" for name, train, held, test in rows)
+    names = [on_one_line(name)[:24] for name in data.classes]
+    rows = [("class", *SPLITS), *zip(names, *counts, strict=True), ("all", *map(sum, counts))]
+    return "\n".join(f"{name:24}{train:>12}{held:>12}{test:>12}" for name, train, held, test in rows)
 
 
 def folds_for(data: ImageData) -> int:
