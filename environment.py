@@ -34,9 +34,9 @@ def install(stamp: Path) -> None:
         whole = usable(folder, python) and not unfinished.exists()
         if whole and stamp.exists() and stamp.read_text() == wanted:
             return
-        print(f"Installing into {folder}, which takes minutes the first time.", flush=True)
         if not whole and sys.version_info < NEEDED:
             sys.exit(f"Python {VERSION} is too old: name one of 3.11 or newer, as in make PYTHON=python3.11.")
+        print(f"Installing into {folder}, which takes minutes the first time.", flush=True)
         unfinished.touch()
         if not whole:
             run(project, sys.executable, "-m", "venv", "--clear", folder)
