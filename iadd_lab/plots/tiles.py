@@ -1,7 +1,6 @@
 """Many pictures in one array, with thin white gaps: drawing thousands costs no more than drawing one."""
 
 import math
-import textwrap
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch.nn import functional
 from torchvision.utils import make_grid
 
 _FINE = 28  # pixels: smaller pictures are enlarged, or a gap of one pixel would be a broad one
-_LETTER = 0.057  # inches: the width of a small letter
 
 
 def as_bytes(pictures: torch.Tensor) -> torch.Tensor:
@@ -62,23 +60,3 @@ def show_rows(ax: Axes, rows: dict[str, torch.Tensor], *, columns: list[str]) ->
     for place, caption in enumerate(rows):
         height = 1 - (place + 0.5) / len(rows)
         ax.text(-0.01, height, caption, ha="right", va="center", rotation=90, **small)
-
-
-def fit_name(name: str, width: float, *, lines: int = 2) -> str:
-    """A class name in at most `lines` lines of small letters in `width` inches; … where it is longer."""
-    letters = max(int(width / _LETTER), 3)
-    words = textwrap.wrap(_plain(name), letters, break_long_words=False)
-    if len(words) > lines:
-        words[lines - 1] += "…"
-    return "\n".join(shorten(line, letters) for line in words[:lines])
-
-
-def shorten(name: str, letters: int = 12) -> str:
-    """A class name, or its first letters and … where it is longer than `letters`."""
-    name = _plain(name)
-    return name if len(name) <= letters else f"{name[: letters - 1].rstrip()}…"
-
-
-def _plain(name: str) -> str:
-    """A class name as one reads it: the first of WordNet's synonyms, blanks for underscores."""
-    return name.partition(",")[0].replace("_", " ")
