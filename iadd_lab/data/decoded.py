@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from iadd_lab.data.pixels import decode_file
+from iadd_lab.data.pixels import MoreBits, decode_file
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError, require
 from iadd_lab.store.artefacts import load_artefact, save_artefact, unpacking
@@ -21,7 +21,7 @@ from iadd_lab.store.configs import fingerprint
 logger = logging.getLogger(__name__)
 
 KIND = "decoded images"
-CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are passed over
+CACHE_VERSION = 2  # raise it when decoding changes, so that older caches are passed over
 FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it over
 
 
@@ -30,18 +30,19 @@ class Request:
     """What a reader is asked for.
 
     `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
-    refused, or left out if `skip_bad`.
+    refused, or left out if `skip_bad`. `white` and `groups` are those of the `DataConfig`.
     """
 
     name: str
     title: str
-    root: Path
     folder: Path
     cache: Path
     size: int
     channels: int | None
     progress: bool
     skip_bad: bool = False
+    white: int | None = None
+    groups: str | None = None
 
 
 class ImageFile(NamedTuple):
@@ -54,10 +55,13 @@ class ImageFile(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What `decode_tree` returns: the parts of the tree, and why which paths were skipped."""
+    """What `decode_tree` returns: the parts of the tree, why which paths were skipped, and which value is
+    white in pictures of more than 8 bits, if there are any.
+    """
 
     parts: dict[str, Split]
     skipped: dict[str, str]
+    white: int | None
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,14 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
         InputError: a file can't be decoded, or not even read.
     """
     variant = f"{request.name}-{request.channels}x{request.size}x{request.size}"
-    key = fingerprint(CACHE_VERSION, variant, tree.classes, tree.parts)  # paths, sizes and times included
+    # Paths, sizes and times of the files are in it.
+    key = fingerprint(CACHE_VERSION, variant, request.white, tree.classes, tree.parts)
     path = request.cache / f"{variant}-{key}.safetensors"
     decoded = _from_cache(path, key, tree)
     if decoded is None or (decoded.skipped and not request.skip_bad):
         decoded = _decode_files(tree, request)
         images = {part: split.images for part, split in decoded.parts.items()}
-        metadata = {"key": key} | ({"skipped": decoded.skipped} if decoded.skipped else {})
+        metadata = {"key": key, "skipped": decoded.skipped, "white": decoded.white}
         try:
             save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
         except OSError as error:
@@ -96,26 +101,33 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     return decoded
 
 
-def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> Decoded:
+def _labelled(
+    tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str], white: int | None
+) -> Decoded:
     """`images` (by part, those of the files that were not skipped) with the files' labels."""
     parts = {}
     for part, files in tree.parts.items():
         labels = [file.label for file in files if file.path not in skipped]
         parts[part] = Split(images[part], torch.tensor(labels, dtype=torch.int64))
-    return Decoded(parts, skipped)
+    return Decoded(parts, skipped, white)
 
 
 def _decode_files(tree: Tree, request: Request) -> Decoded:
-    """The files decoded, (count, channels, size, size) uint8 for each part, by threads."""
-    files = tree.files
+    """The files decoded, (count, channels, size, size) uint8 for each part, by threads.
+
+    Those of more than 8 bits come last, on one scale: to the largest number of bits that a value of them has.
+    """
+    files, white = tree.files, request.white
     images = np.empty((len(files), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
+    deep: dict[int, int] = {}  # their largest values
 
-    def decode(start: int) -> int:
-        numbers = range(len(files))[start : start + FILES_PER_TASK]
+    def decode(numbers: Sequence[int]) -> int:
         for number in numbers:
             try:
-                images[number] = decode_file(files[number].path, request.size, request.channels)
+                images[number] = decode_file(files[number].path, request.size, request.channels, white)
+            except MoreBits as found:
+                deep[number] = found.largest
             except InputError as error:
                 if not request.skip_bad or _passing(error):
                     raise
@@ -125,12 +137,20 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
     bar = tqdm(total=len(files), desc=request.name, unit="image", disable=not request.progress)
     with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         # After the first bad file, `map` cancels the rest: its message does not wait for them.
-        for count in pool.map(decode, range(0, len(files), FILES_PER_TASK)):
+        for count in pool.map(decode, _batched(range(len(files)))):
             bar.update(count)
+        if deep:
+            white = 2 ** max(max(deep.values()).bit_length(), 8) - 1
+            list(pool.map(decode, _batched(sorted(deep))))
     good = np.delete(images, list(reasons), axis=0) if reasons else images
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}
     lengths = [sum(file.path not in skipped for file in part) for part in tree.parts.values()]
-    return _labelled(tree, dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True)), skipped)
+    parts = dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True))
+    return _labelled(tree, parts, skipped, white)
+
+
+def _batched(numbers: Sequence[int]) -> list[Sequence[int]]:
+    return [numbers[start : start + FILES_PER_TASK] for start in range(0, len(numbers), FILES_PER_TASK)]
 
 
 def _passing(error: InputError) -> bool:
@@ -150,7 +170,8 @@ def _from_cache(path: Path, key: str, tree: Tree) -> Decoded | None:
         cached = load_artefact(path, kind=KIND)
         with unpacking(path):
             require(cached.metadata["key"] == key, "it holds other images")
-            return _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
+            about = cached.metadata
+            return _labelled(tree, cached.tensors, dict(about["skipped"]), about["white"])
     except (InputError, OSError) as error:
         logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
         return None

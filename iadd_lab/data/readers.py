@@ -1,26 +1,25 @@
 """What is found on disk for a data set, read: arrays that libraries hand over, and trees of image files."""
 
+import contextlib
 import importlib
 import logging
 import os
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
 
 from iadd_lab.data.decoded import Decoded, ImageFile, Request, Tree, decode_tree
+from iadd_lab.data.folders import LeftOut, class_folders, innermost, is_text, listed, pictures, split_folders
 from iadd_lab.data.pixels import is_grey, resize_arrays
-from iadd_lab.data.splits import Split, hold_out
+from iadd_lab.data.splits import Split, groups_of, held_out, hold_out
 from iadd_lab.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-HIDDEN = (".", "__MACOSX")  # what unpacking leaves behind
-NAMED = 10  # skipped images are named up to so many
 TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
 TINY_CLASSES = 200  # of the whole of Tiny ImageNet
 PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
@@ -28,12 +27,19 @@ PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the orig
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """What a reader returns: the data before validation is held out."""
+    """What a reader returns: the data before validation is held out.
+
+    Of image files it has the names in both parts, the groups of those to train on, if they were asked for,
+    and which value is white in pictures of more than 8 bits.
+    """
 
     classes: tuple[str, ...]
     train: Split
     test: Split
     remark: str = ""
+    names: Sequence[Sequence[str]] = ()
+    groups: np.ndarray | None = None
+    white: int | None = None
 
 
 def read_digits(request: Request) -> RawData:
@@ -53,7 +59,8 @@ def read_torchvision(dataset: str, request: Request) -> RawData:
     """
     kind = _torchvision_class(dataset)
     try:
-        parts = [kind(request.root, train=train, download=False) for train in (True, False)]
+        root = request.folder.parents[1 if request.folder.name == "raw" else 0]
+        parts = [kind(root, train=train, download=False) for train in (True, False)]
         classes = tuple(parts[0].classes)
         train, test = (_from_arrays(np.asarray(part.data), part.targets, request) for part in parts)
         highest = int(torch.cat([train.labels, test.labels]).max())
@@ -86,43 +93,46 @@ def read_cifar10(request: Request) -> RawData:
     """CIFAR-10 from torchvision's pickles, or from a tree {train,test}/<class>/*.jpg|png."""
     if request.folder.name == PICKLES:
         return read_torchvision("CIFAR10", request)
-    tree = _split_tree(request.folder)
+    tree, left = _find_tree(request.folder)
+    require(len(tree.parts) == 2, f"{request.folder} needs a folder train and a folder test.")
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
-    return _read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+    return _read_tree(tree, request, left, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
 
 
 def read_covid19(request: Request) -> RawData:
-    """Chest X-rays in a folder per class, masks aside; a quarter is the test part."""
-    return _read_tree(_one_tree(request.folder), request, test_fraction=0.25)
+    """Chest X-rays in a folder per class, masks aside; a quarter is the test part, if there is none."""
+    tree, left = _find_tree(request.folder)
+    return _read_tree(tree, request, left, test_fraction=0.25)
 
 
 def read_image_folder(request: Request) -> RawData:
-    """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part.
-
-    Beside train and test, other folders are left alone.
-    """
-    parts = [(request.folder / part).is_dir() for part in ("train", "test")]
-    odd = f"{request.folder} has only one of train and test: give both, or a folder per class."
-    require(all(parts) or not any(parts), odd)
-    tree = _split_tree(request.folder) if all(parts) else _one_tree(request.folder)
+    """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part."""
+    tree, left = _find_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
         request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
-    return _read_tree(tree, request, test_fraction=0.2)
+    return _read_tree(tree, request, left, test_fraction=0.2)
 
 
 def read_tiny_imagenet(request: Request) -> RawData:
-    """Tiny ImageNet in its official layout; its validation images, which have labels, are the test part."""
-    folder = request.folder
-    listed = folder / "wnids.txt"
-    identifiers = [_plain_name(line, listed) for line in _read_text(listed).split()]
+    """Tiny ImageNet; its validation images, which have labels, are the test part.
+
+    Their labels are in val_annotations.txt, as in the official layout, or they lie in a folder per class.
+    """
+    folder = innermost(request.folder)
+    listing, left = folder / "wnids.txt", LeftOut(folder)
+    identifiers = [_plain_name(line, listing) for line in _read_text(listing).split()]
     twice = len(set(identifiers)) < len(identifiers)
-    require(bool(identifiers) and not twice, f"{listed} is empty or names a class twice: unpack it again.")
-    parts = {"train": _class_files(folder / "train", identifiers), "test": _tiny_test(folder, identifiers)}
+    require(bool(identifiers) and not twice, f"{listing} is empty or names a class twice: unpack it again.")
+    folders = {part: {name: [folder / part / name] for name in identifiers} for part in ("train", "val")}
+    sorted_in = any(path.is_dir() for (path,) in folders["val"].values())
+    test = _class_files(folders["val"], left) if sorted_in else _tiny_test(folder, identifiers)
+    parts = {"train": _class_files(folders["train"], left), "test": test}
+    left.forget("_boxes.txt")  # theirs are the official ones
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
-    return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, remark=remark)
+    return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, left, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -156,76 +166,65 @@ def _read_text(path: Path) -> str:
 def _plain_name(name: str, source: Path) -> str:
     """`name`, unless it could lead out of its folder."""
     alone = name not in ("", ".", "..") and PureWindowsPath(name).name == name and "/" not in name
-    require(alone and _is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
+    require(alone and is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
     return name
 
 
-def _is_text(name: str) -> bool:
-    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
-
-
-def _split_tree(folder: Path) -> Tree:
-    """The tree {train,test}/<class>/...; both parts must have the same classes."""
-    for part in ("train", "test"):
-        require((folder / part).is_dir(), f"{folder / part} is missing: {folder} needs train and test.")
-    train, test = (_one_tree(folder / part) for part in ("train", "test"))
-    odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+def _find_tree(root: Path) -> tuple[Tree, LeftOut]:
+    """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them."""
+    left, folder = LeftOut(root), innermost(root)
+    parts = split_folders(folder, left) or {"all": folder}
+    folders = {part: class_folders(path, left) for part, path in parts.items()}
+    names = [set(each) for each in folders.values()]
+    odd = listed(names[0] ^ names[-1])
     require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
-    return Tree(train.classes, {"train": train.files, "test": test.files})
+    files = {part: _class_files(each, left) for part, each in folders.items()}
+    return Tree(tuple(next(iter(folders.values()))), files), left
 
 
-def _one_tree(folder: Path) -> Tree:
-    """The tree <class>/..., classes by name."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
-    )
-    require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
-    for name in classes:
-        require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
-    return Tree(tuple(classes), {"all": _class_files(folder, classes)})
-
-
-def _class_files(root: Path, classes: Sequence[str]) -> list[ImageFile]:
-    """The images of each class's folder below `root`, sorted; only those in its `images`, if it has that."""
+def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[ImageFile]:
+    """The images in each class's folders, sorted."""
     files: list[ImageFile] = []
-    extensions = " ".join(IMAGE_EXTENSIONS)
-    for label, folder in enumerate(root / name for name in classes):
-        require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
-        inner = folder / "images"  # masks lie beside it
-        paths = sorted(image_paths(inner if inner.is_dir() else folder))
-        require(bool(paths), f"the class folder {folder} has no images ({extensions}): fill it or remove it.")
+    for label, folders in enumerate(classes.values()):
+        for folder in folders:
+            require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
+        paths = [path for folder in folders for path in pictures(folder, left)]
+        inside = listed(os.listdir(folders[0])) or "nothing"
+        require(bool(paths), f"the class folder {folders[0]} has no images ({inside}): fill it or remove it.")
         files += [_image_file(path, label) for path in paths]
     return files
 
 
-def image_paths(folder: Path) -> Iterator[str]:
-    """Image files below `folder`, hidden ones aside; linked folders are not entered, they might be loops."""
-    folders = [str(folder)]
-    while folders:  # not by recursion, which a deep tree would exhaust
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith(HIDDEN):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():
-                    yield entry.path
-
-
 def _image_file(path: str, label: int) -> ImageFile:
-    status = os.stat(path)
-    require(Path(path).is_file(), f"{path} is no regular file: remove it.")  # a pipe would wait for ever
-    return ImageFile(path, label, status.st_size, status.st_mtime_ns)
+    with contextlib.suppress(OSError):  # decoding meets a link to nothing again, and names it
+        status = os.stat(path)
+        return ImageFile(path, label, status.st_size, status.st_mtime_ns)
+    return ImageFile(path, label, 0, 0)
 
 
-def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
+def _read_tree(
+    tree: Tree, request: Request, left: LeftOut, *, test_fraction: float = 0.0, remark: str = ""
+) -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
-    decoded = decode_tree(tree, request)
-    skipped = _say_skipped(tree, decoded, request) if decoded.skipped else ""
-    parts = decoded.parts.values()
-    train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
-    return RawData(tree.classes, train, test, "; ".join(filter(None, (skipped, remark))))
+    decoded, root = decode_tree(tree, request), request.folder
+    said = [_say_skipped(tree, decoded, request)] if decoded.skipped else []
+    said += [f"{decoded.white} is white in pictures of more than 8 bits"] if decoded.white else []
+    kept = [[file.path for file in part if file.path not in decoded.skipped] for part in tree.parts.values()]
+    names = [[Path(os.path.relpath(path, root)).as_posix() for path in part] for part in kept]
+    groups = groups_of(request.groups, root, [*chain(*names)]) if request.groups else None
+    parts = [*decoded.parts.values()]
+    if len(parts) == 1:
+        test = held_out(parts[0].labels.numpy(), test_fraction, seed=[TEST_SEED], groups=groups)
+        drawn = [np.flatnonzero(~test), np.flatnonzero(test)]
+        parts = [parts[0].take(rows) for rows in drawn]
+        names = [[names[0][row] for row in rows] for rows in drawn]
+        groups = groups if groups is None else groups[drawn[0]]
+    elif groups is not None:
+        groups, tested = np.split(groups, [len(parts[0])])
+        shared = len(np.intersect1d(groups, tested))
+        said += [f"{shared} groups are in the training and in the test part"] if shared else []
+    said = "; ".join(filter(None, [*said, str(left), remark]))
+    return RawData(tree.classes, *parts, said, names, groups, decoded.white)
 
 
 def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
@@ -235,8 +234,7 @@ def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
         InputError: no image of a class is left in a part.
     """
     names = [os.path.relpath(path, request.folder) for path in decoded.skipped]
-    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({shown})"
+    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({listed(names)})"
     for part, split in decoded.parts.items():
         for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
             emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"

@@ -7,7 +7,7 @@ except `fetch_data`.
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ import platformdirs
 
 from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
-from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
 from iadd_lab.data.readers import RawData, Request
-from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
+from iadd_lab.data.splits import (
+    Split,
+    check_classes,
+    check_rule,
+    draw,
+    find_repeats,
+    fingerprint_splits,
+    held_out,
+)
 from iadd_lab.errors import InputError, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
@@ -44,6 +52,13 @@ class DataConfig:
         train_limit: at most so many training images, drawn by class after validation was held out.
         bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
             and the data's remark then say how many and which.
+        seen_test_images: "keep", or "drop" to leave test images out whose pixels are those of a training
+            image; the data's remark counts and names them in either case. For image files.
+        groups: keeps images that belong together, such as those of one patient or video, in one part when
+            test and validation images are drawn: a CSV file in the folder with rows of file and group, or a
+            regular expression on the files' names, whose first parenthesis is the group.
+        white: the value, up to 65,535, that becomes 255 in images of more than 8 bits; None takes the largest
+            number of bits that a value in the set has. Loaded data say which it was.
 
     Raises:
         InputError: a value outside these ranges.
@@ -56,6 +71,9 @@ class DataConfig:
     seed: int = 0
     train_limit: int | None = None
     bad_images: str = added_field("refuse")
+    seen_test_images: str = added_field("keep")
+    groups: str | None = added_field(None)
+    white: int | None = added_field(None)
 
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
@@ -68,6 +86,11 @@ class DataConfig:
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
         choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
+        choose("seen_test_images", self.seen_test_images, dict.fromkeys(("keep", "drop")))
+        if self.groups is not None:
+            check_rule(self.groups)
+        if self.white is not None:
+            check_whole("white", self.white, minimum=1, maximum=WHITE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +98,7 @@ class ImageData:
     """A loaded data set.
 
     Attributes:
-        config: as it was asked for.
+        config: as it was asked for; with `white`, where the images have more than 8 bits, but not all 16.
         classes: their names; a label is an index into them.
         train, validation, test: disjoint; each has every class. Images keep the order of the files.
         fingerprint: 16 hex digits over classes, images and labels of the three splits.
@@ -217,27 +240,40 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     request = Request(
         name=config.name,
         title=spec.title,
-        root=_base(root),
         folder=folder,
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
         progress=progress,
         skip_bad=config.bad_images == "skip",
+        white=config.white,
+        groups=config.groups,
     )
     try:
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
-    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
+    require(
+        bool(raw.names) or config.groups is None, f"groups are of image files, which {spec.title} has not."
+    )
+    seen, said = find_repeats([raw.train, raw.test], raw.names) if raw.names else ([], [])
+    test = raw.test
+    if config.seen_test_images == "drop" and seen:
+        test = test.take(np.delete(np.arange(len(test)), seen))
+        said[0] += ", and are left out"
+    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), test), strict=True))
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
-    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark)
+    config = config if raw.white in (None, WHITE) else replace(config, white=raw.white)
+    remark = "; ".join(filter(None, [raw.remark, *said]))
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=remark)
 
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:
     """What is to train on, at most `train_limit` images, and what is held out for validation."""
-    train, validation = hold_out(raw.train, config.validation_fraction, seed=[config.seed, 0])
+    labels, fraction = raw.train.labels.numpy(), config.validation_fraction
+    chosen = held_out(labels, fraction, seed=[config.seed, 0], groups=raw.groups)
+    train, validation = (raw.train.take(np.flatnonzero(rows)) for rows in (~chosen, chosen))
     limit, classes = config.train_limit, len(raw.classes)
     if limit is not None and limit < len(train):
         enough = f"it must be at least the number of classes, {classes}"
@@ -289,7 +325,7 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "cifar10": _torchvision(
         "CIFAR10",
-        ("CIFAR-10", 32, 3, (readers.PICKLES, "cifar10")),
+        ("CIFAR-10", 32, 3, (readers.PICKLES, f"cifar10/{readers.PICKLES}", "cifar10")),
         ("60,000 photographs of 10 things", _CIFAR),
         reader=readers.read_cifar10,
     ),

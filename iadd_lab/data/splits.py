@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from iadd_lab.data.folders import listed
 from iadd_lab.errors import require
 
 
@@ -39,11 +44,94 @@ class Split:
 
 def hold_out(split: Split, fraction: float, *, seed: list[int]) -> tuple[Split, Split]:
     """Part `split` by class into what stays and the `fraction` held out, at least one image of a class."""
-    labels = split.labels.numpy()
-    count = max(round(fraction * len(labels)), len(np.unique(labels)))
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[draw(labels, count, np.random.default_rng(seed))] = True
+    chosen = held_out(split.labels.numpy(), fraction, seed=seed)
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def held_out(
+    labels: np.ndarray, fraction: float, *, seed: list[int], groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Which of `labels` (count,) are held out: the `fraction` of every class, at least one image.
+
+    `groups` (count,) keeps images of one number together: then whole groups are drawn, till each class has
+    its fraction.
+    """
+    chosen, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
+    classes, counts = np.unique(labels, return_counts=True)
+    if groups is None:
+        count = max(round(fraction * len(labels)), len(classes))
+        chosen[draw(labels, count, generator)] = True
+        return chosen
+    order = generator.permutation(np.unique(groups))
+    for label in classes[np.argsort(counts, kind="stable")]:
+        own, wanted = labels == label, max(round(fraction * (labels == label).sum()), 1)
+        for group in order[np.isin(order, groups[own])]:
+            if (chosen & own).sum() < wanted:
+                chosen |= groups == group
+    return chosen
+
+
+def check_rule(rule: object) -> None:
+    """Require a rule for `groups_of`: the name of a file, or a regular expression."""
+    try:
+        usable = isinstance(rule, str) and rule != "" and re.compile(rule) is not None
+    except re.error:
+        usable = False
+    require(usable, f"groups is {rule!r}; it must be a CSV file in the folder, or a regular expression.")
+
+
+def groups_of(rule: str, folder: Path, names: Sequence[str]) -> np.ndarray:
+    """A number (count,) for the group of each of the files `names`, such as the pictures of one patient.
+
+    Args:
+        rule: a CSV file in `folder` with rows of a file (below the folder) and its group; or a regular
+            expression on the names, whose first parenthesis, or whole match, is the group.
+        folder: of the data set.
+        names: of image files below it, with forward slashes.
+
+    Raises:
+        InputError: a file has no group.
+    """
+    if (folder / rule).is_file():
+        with (folder / rule).open(newline="", encoding="utf-8-sig") as file:
+            table = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
+        found = [table.get(name) for name in names]
+    else:
+        matches = [re.search(rule, name) for name in names]
+        found = [match and match[1 if match.re.groups else 0] for match in matches]
+    lacking = [name for name, group in zip(names, found, strict=True) if group is None]
+    lack = f"groups is {rule!r}, neither a file in {folder} nor a rule for all of its images"
+    require(not lacking, f"{lack}: {len(lacking)} have no group by it, such as {lacking[:1]}.")
+    return np.unique(found, return_inverse=True)[1]
+
+
+def find_repeats(parts: Sequence[Split], names: Sequence[Sequence[str]]) -> tuple[list[int], list[str]]:
+    """Images with equal pixels, within and across the training and the test part, whose files are `names`.
+
+    Returns:
+        the rows of the test part that are training images too, and what must be said.
+    """
+    places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # part and row, by pixels
+    for part, split in enumerate(parts):
+        for row, image in enumerate(split.images.numpy()):
+            places[hashlib.blake2b(image, digest_size=16).digest()].append((part, row))
+    tested: dict[int, str] = {}
+    classes, copies = [], []
+    for same in (same for same in places.values() if len(same) > 1):
+        own = [(part, int(parts[part].labels[row]), row, names[part][row]) for part, row in same]
+        tested |= {row: f"{name} = {own[0][3]}" for part, _, row, name in own if part > own[0][0]}
+        firsts = {label: name for _, label, _, name in reversed(own)}
+        classes += [" = ".join(firsts.values())] if len(firsts) > 1 else []
+        once = {(part, label): name for part, label, _, name in reversed(own)}
+        copies += [
+            f"{name} = {once[part, label]}" for part, label, _, name in own if once[part, label] != name
+        ]
+    said = {
+        f"of {len(parts[1])} test images are the same as training images": tested.values(),
+        "images are in several classes": classes,
+        "images are the same as another of their class": copies,
+    }
+    return [*tested], [f"{len(each)} {what} ({listed(each)})" for what, each in said.items() if each]
 
 
 def draw(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
