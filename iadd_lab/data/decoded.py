@@ -117,7 +117,7 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
 
     Those of more than 8 bits come last, on one scale: to the largest number of bits that a value of them has.
     """
-    files, white = tree.files, request.white
+    files, white = tree.files, None
     images = np.empty((len(files), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
     deep: dict[int, int] = {}  # their largest values
@@ -127,7 +127,7 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
             try:
                 images[number] = decode_file(files[number].path, request.size, request.channels, white)
             except MoreBits as found:
-                deep[number] = found.largest
+                (deep[number],) = found.args
             except InputError as error:
                 if not request.skip_bad or _passing(error):
                     raise
@@ -140,7 +140,7 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
         for count in pool.map(decode, _batched(range(len(files)))):
             bar.update(count)
         if deep:
-            white = 2 ** max(max(deep.values()).bit_length(), 8) - 1
+            white = request.white or 2 ** max(max(deep.values()).bit_length(), 8) - 1
             list(pool.map(decode, _batched(sorted(deep))))
     good = np.delete(images, list(reasons), axis=0) if reasons else images
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}

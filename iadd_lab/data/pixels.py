@@ -24,11 +24,7 @@ WHITE = 65_535  # of pictures of more than 8 bits, where nothing else is known
 
 
 class MoreBits(Exception):
-    """A picture of more than 8 bits, up to the value `largest`: which is white depends on the whole set."""
-
-    def __init__(self, largest: int):
-        super().__init__(f"values up to {largest}")
-        self.largest = largest
+    """A picture of more than 8 bits, with its largest value: which is white depends on the whole set."""
 
 
 @cache
@@ -48,13 +44,11 @@ def open_picture(path: str) -> Image.Image:
 
 def is_picture(path: str) -> bool:
     """Whether the file is an image by its content, or says so by its name: reading it meets what is wrong."""
-    if path.lower().endswith(_USUAL + _RAW):
-        return not path.lower().endswith(_RAW)
-    try:
-        with open_picture(path):
-            return True
-    except Exception:
-        return bool(_telephone_format(path))
+    if path.lower().endswith(_USUAL + _RAW) or not os.path.isfile(path):  # a pipe would wait for ever
+        return path.lower().endswith(_USUAL)
+    with contextlib.suppress(Exception), open_picture(path):
+        return True
+    return bool(_telephone_format(path))
 
 
 def _telephone_format(path: str) -> str:
@@ -88,7 +82,7 @@ def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) 
         reason, kind = " ".join(str(error).split()), _telephone_format(path)
         if kind:
             needs = "" if kind in Image.OPEN else "; install pillow-heif to read it"
-            reason = f"it is a HEIC picture, or {kind}, whatever its name{needs}: {reason}"
+            reason = f"it is a HEIC or AVIF picture, whatever its name{needs}: {reason}"
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
 
 

@@ -119,8 +119,9 @@ def read_tiny_imagenet(request: Request) -> RawData:
 
     Their labels are in val_annotations.txt, as in the official layout, or they lie in a folder per class.
     """
-    folder = innermost(request.folder)
-    listing, left = folder / "wnids.txt", LeftOut(folder)
+    left = LeftOut(request.folder)
+    folder = innermost(request.folder, left)
+    listing = folder / "wnids.txt"
     identifiers = [_plain_name(line, listing) for line in _read_text(listing).split()]
     twice = len(set(identifiers)) < len(identifiers)
     require(bool(identifiers) and not twice, f"{listing} is empty or names a class twice: unpack it again.")
@@ -128,7 +129,8 @@ def read_tiny_imagenet(request: Request) -> RawData:
     sorted_in = any(path.is_dir() for (path,) in folders["val"].values())
     test = _class_files(folders["val"], left) if sorted_in else _tiny_test(folder, identifiers)
     parts = {"train": _class_files(folders["train"], left), "test": test}
-    left.forget("_boxes.txt")  # theirs are the official ones
+    if all(name.endswith("_boxes.txt") for name in left.names["no picture"]):  # the official ones
+        del left.names["no picture"]
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
@@ -172,7 +174,8 @@ def _plain_name(name: str, source: Path) -> str:
 
 def _find_tree(root: Path) -> tuple[Tree, LeftOut]:
     """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them."""
-    left, folder = LeftOut(root), innermost(root)
+    left = LeftOut(root)
+    folder = innermost(root, left)
     parts = split_folders(folder, left) or {"all": folder}
     folders = {part: class_folders(path, left) for part, path in parts.items()}
     names = [set(each) for each in folders.values()]
@@ -239,5 +242,7 @@ def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
         for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
             emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
             raise InputError(f"{emptied}: {said}; replace them.")
-    logger.warning("%s: %s and were skipped", request.folder, said)
-    return f"{said} and were skipped"
+    telephone = any("pillow-heif" in reason for reason in decoded.skipped.values())
+    said += " and were skipped" + (": install pillow-heif to read HEIC and AVIF" if telephone else "")
+    logger.warning("%s: %s", request.folder, said)
+    return said

@@ -6,6 +6,7 @@ except `fetch_data`.
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,13 +23,12 @@ from iadd_lab.data.readers import RawData, Request
 from iadd_lab.data.splits import (
     Split,
     check_classes,
-    check_rule,
     draw,
     find_repeats,
     fingerprint_splits,
     held_out,
 )
-from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.errors import InputError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
 SPLITS = ("train", "validation", "test")
@@ -87,8 +87,11 @@ class DataConfig:
             check_whole("train_limit", self.train_limit, minimum=1)
         choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
         choose("seen_test_images", self.seen_test_images, dict.fromkeys(("keep", "drop")))
-        if self.groups is not None:
-            check_rule(self.groups)
+        check_kind("groups", self.groups, str, optional=True)
+        try:
+            re.compile(self.groups or "")
+        except re.error as error:
+            raise InputError(f"groups is {self.groups!r}; as a regular expression it has {error}.") from error
         if self.white is not None:
             check_whole("white", self.white, minimum=1, maximum=WHITE)
 

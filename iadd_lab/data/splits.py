@@ -59,25 +59,15 @@ def held_out(
     chosen, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
     classes, counts = np.unique(labels, return_counts=True)
     if groups is None:
-        count = max(round(fraction * len(labels)), len(classes))
-        chosen[draw(labels, count, generator)] = True
+        chosen[draw(labels, max(round(fraction * len(labels)), len(classes)), generator)] = True
         return chosen
     order = generator.permutation(np.unique(groups))
-    for label in classes[np.argsort(counts, kind="stable")]:
-        own, wanted = labels == label, max(round(fraction * (labels == label).sum()), 1)
+    for label in classes[np.argsort(counts, kind="stable")]:  # rare ones first: they have the least choice
+        own = labels == label
         for group in order[np.isin(order, groups[own])]:
-            if (chosen & own).sum() < wanted:
+            if chosen[own].mean() < fraction:
                 chosen |= groups == group
     return chosen
-
-
-def check_rule(rule: object) -> None:
-    """Require a rule for `groups_of`: the name of a file, or a regular expression."""
-    try:
-        usable = isinstance(rule, str) and rule != "" and re.compile(rule) is not None
-    except re.error:
-        usable = False
-    require(usable, f"groups is {rule!r}; it must be a CSV file in the folder, or a regular expression.")
 
 
 def groups_of(rule: str, folder: Path, names: Sequence[str]) -> np.ndarray:
@@ -95,13 +85,12 @@ def groups_of(rule: str, folder: Path, names: Sequence[str]) -> np.ndarray:
     if (folder / rule).is_file():
         with (folder / rule).open(newline="", encoding="utf-8-sig") as file:
             table = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
-        found = [table.get(name) for name in names]
+        found = [table.get(name, "") for name in names]
     else:
-        matches = [re.search(rule, name) for name in names]
-        found = [match and match[1 if match.re.groups else 0] for match in matches]
-    lacking = [name for name, group in zip(names, found, strict=True) if group is None]
-    lack = f"groups is {rule!r}, neither a file in {folder} nor a rule for all of its images"
-    require(not lacking, f"{lack}: {len(lacking)} have no group by it, such as {lacking[:1]}.")
+        found = [next(iter(re.findall(rule, name)), "") for name in names]
+    lacking = [name for name, group in zip(names, found, strict=True) if not group]
+    lack = f"by groups, {rule!r}, {len(lacking)} images have no group ({listed(lacking)})"
+    require(not lacking, f"{lack}: name a CSV file in {folder}, or give a rule for all of their names.")
     return np.unique(found, return_inverse=True)[1]
 
 
