@@ -66,8 +66,9 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a set's parts ("train" and "test", or "all" if it has no split of its own)."""
+    """The files below `root` of a set's parts ("train" and "test", or "all" if it has no such split)."""
 
+    root: Path
     classes: tuple[str, ...]
     parts: dict[str, list[ImageFile]]
 
@@ -107,8 +108,10 @@ def _labelled(
     """`images` (by part, those of the files that were not skipped) with the files' labels."""
     parts = {}
     for part, files in tree.parts.items():
-        labels = [file.label for file in files if file.path not in skipped]
-        parts[part] = Split(images[part], torch.tensor(labels, dtype=torch.int64))
+        kept = [file for file in files if file.path not in skipped]
+        names = [Path(os.path.relpath(file.path, tree.root)).as_posix() for file in kept]
+        labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
+        parts[part] = Split(images[part], labels, np.array(names, dtype=object))
     return Decoded(parts, skipped, white)
 
 
@@ -137,20 +140,18 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
     bar = tqdm(total=len(files), desc=request.name, unit="image", disable=not request.progress)
     with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         # After the first bad file, `map` cancels the rest: its message does not wait for them.
-        for count in pool.map(decode, _batched(range(len(files)))):
+        for count in pool.map(
+            decode, np.array_split(np.arange(len(files)), -(-len(files) // FILES_PER_TASK))
+        ):
             bar.update(count)
         if deep:
             white = request.white or 2 ** max(max(deep.values()).bit_length(), 8) - 1
-            list(pool.map(decode, _batched(sorted(deep))))
+            list(pool.map(decode, [[number] for number in deep]))
     good = np.delete(images, list(reasons), axis=0) if reasons else images
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}
     lengths = [sum(file.path not in skipped for file in part) for part in tree.parts.values()]
     parts = dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True))
     return _labelled(tree, parts, skipped, white)
-
-
-def _batched(numbers: Sequence[int]) -> list[Sequence[int]]:
-    return [numbers[start : start + FILES_PER_TASK] for start in range(0, len(numbers), FILES_PER_TASK)]
 
 
 def _passing(error: InputError) -> bool:

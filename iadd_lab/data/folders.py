@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from iadd_lab.data.pixels import is_picture
@@ -49,6 +49,11 @@ class LeftOut:
         name = os.path.relpath(path, self.root)
         self.names[reason].add(f"{name} with {count} files" if count else name)
 
+    def add_beside(self, folder: Path, read: Iterable[Path]) -> None:
+        """Note what is in `folder` beside the folders that are `read`."""
+        for path in set(_visible(folder, self)) - {str(path) for path in read}:
+            self.add("outside of the class folders", path)
+
     def __str__(self) -> str:
         found = [f"{len(names)} {reason} ({listed(names)})" for reason, names in sorted(self.names.items())]
         return "; ".join([*self.notes, *([f"left out: {', '.join(found)}"] if found else [])])
@@ -84,7 +89,7 @@ def pictures(folder: Path, left: LeftOut) -> list[str]:
             elif _MASKS.fullmatch(os.path.basename(path)) and len(inside) > 1:
                 left.add("of masks", path)
             elif (real := os.path.realpath(path)) in seen:
-                left.add("linked in circles", path)
+                left.add("linked again or in circles", path)
             else:
                 seen.add(real)
                 folders.append(path)
@@ -93,24 +98,26 @@ def pictures(folder: Path, left: LeftOut) -> list[str]:
 
 def class_folders(folder: Path, left: LeftOut) -> dict[str, list[Path]]:
     """The class folders in `folder` by name, sorted; names that differ in their Unicode form only are one."""
-    found, above = defaultdict(list), _at_and_above(folder)
-    for path in map(Path, _visible(folder, left)):
-        if not path.is_dir():
-            left.add("outside of the class folders", path)
-        elif str(path.resolve()) in above:
-            left.add("linked in circles", path)
+    found, above, inside = defaultdict(list), _at_and_above(folder), _folders(folder, left)
+    left.add_beside(folder, inside)
+    for path in inside:
+        if str(path.resolve()) in above:
+            left.add("linked again or in circles", path)
         else:
-            found[unicodedata.normalize("NFC", path.name)].append(path)
+            found[_name(path)].append(path)
     require(len(found) >= 2, f"{folder} has {len(found)} class folders; it needs at least two.")
     for name in found:
         require(is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
     return dict(sorted(found.items()))
 
 
-def _folders(folder: Path, left: LeftOut) -> dict[str, Path]:
-    """Folders in `folder` by name, in one Unicode form."""
-    paths = [Path(path) for path in _visible(folder, left) if os.path.isdir(path)]
-    return {unicodedata.normalize("NFC", path.name): path for path in paths}
+def _folders(folder: Path, left: LeftOut) -> list[Path]:
+    return [Path(path) for path in _visible(folder, left) if os.path.isdir(path)]
+
+
+def _name(path: Path) -> str:
+    """Its name in one Unicode form: that of a folder from a Mac is another than that from Linux."""
+    return unicodedata.normalize("NFC", path.name)
 
 
 def _has_only_folders(folder: Path, left: LeftOut) -> bool:
@@ -121,15 +128,16 @@ def _has_only_folders(folder: Path, left: LeftOut) -> bool:
 def innermost(folder: Path, left: LeftOut) -> Path:
     """`folder`, or the one below it in which the classes lie: an archive may be unpacked too deep."""
     for _ in range(_DEEPEST):
-        inside = [*_folders(folder, left).values()]
+        inside = _folders(folder, left)
         if len(inside) != 1 or not _has_only_folders(inside[0], left):
             break
+        left.add_beside(folder, inside)
         (folder,) = inside
     return folder
 
 
 def _role(name: str) -> str:
-    """The key of `_SPLITS` whose word a folder's name has, as Training, test_set or seg_train have; or none."""
+    """The key of `_SPLITS` whose word a folder's name has, as Training, test_set or seg_train have; or ""."""
     words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
     ends = "(set|data|images?)?(?![a-z])"
     return next((role for role, word in _SPLITS.items() if re.search(f"(?<![a-z])({word}){ends}", words)), "")
@@ -145,22 +153,20 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
         InputError: it cannot be told which folders are the splits, or one of the two is missing.
     """
     inside = _folders(folder, left)
-    roles = {role: [path for name, path in inside.items() if _role(name) == role] for role in _SPLITS}
+    roles = {role: [path for path in inside if _role(path.name) == role] for role in _SPLITS}
     train, *others = roles.values()
-    classes = {
-        path: _folders(innermost(path, left), left).keys() for paths in roles.values() for path in paths
-    }
+    classes = {path: {*map(_name, _folders(innermost(path, left), left))} for path in chain(train, *others)}
+    names = listed(map(_name, inside))
     for role, test in zip([*roles][1:], others, strict=True):
         pairs = [(one, other) for one, other in product(train, test) if classes[one] & classes[other]]
-        several = f"{folder} has several folders to train or to test on ({listed(inside)})"
+        several = f"{folder} has several folders to train or to test on ({names})"
         require(len(pairs) < 2, f"{several}: keep one of each.")
         for pair in pairs:
-            for path in set(inside.values()) - set(pair):
-                left.add("beside the folders to train and to test on", path)
+            left.add_beside(folder, pair)
             left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
             return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
     nested = any(_has_only_folders(path, left) for path in classes)
     mistaken = nested or (train and any(others) and len(classes) == len(inside))
-    lack = f"{folder} has only one of train and test with a folder per class in it ({listed(inside)})"
+    lack = f"{folder} has only one of train and test with a folder per class in it ({names})"
     require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
     return {}

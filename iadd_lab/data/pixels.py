@@ -16,7 +16,7 @@ _REFUSED = {"EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG"}
 _USUAL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".heic", ".avif")
 # Cameras' raw data: TIFF by their content, but what a parser finds there is a small preview.
 _RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-_HEIF = {b"ftyphei": "HEIF", b"ftyphev": "HEIF", b"ftypmif": "HEIF", b"ftypmsf": "HEIF", b"ftypavi": "AVIF"}
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf", b"ftypavi")  # after four bytes, of AVIF too
 LARGEST_PIXELS = 2**26  # 8192 × 8192: far above what is kept, far below what fills a memory
 LARGEST_SIZE = 224  # side in pixels, of any data set or network
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -48,14 +48,14 @@ def is_picture(path: str) -> bool:
         return path.lower().endswith(_USUAL)
     with contextlib.suppress(Exception), open_picture(path):
         return True
-    return bool(_telephone_format(path))
+    return _is_heif(path)
 
 
-def _telephone_format(path: str) -> str:
-    """HEIF or AVIF, as telephones write them and mail programs call them .jpg; empty for other files."""
+def _is_heif(path: str) -> bool:
+    """Whether it is a picture as telephones write it, though mail programs may call it .jpg."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return _HEIF.get(file.read(11)[4:], "")
-    return ""
+        return file.read(11)[4:] in _HEIF
+    return False
 
 
 def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) -> np.ndarray:
@@ -73,15 +73,16 @@ def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) 
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.
                 image.draft(None, (2 * size, 2 * size))
-            colour = image.mode == "RGB" and ";16" in str(image.tile)
+            # Of 16 bits for each of several channels Pillow keeps the upper 8.
+            image.info["deep"] = image.mode == "RGB" and ";16" in str(image.tile)
             image.load()
-            return _planes(image, size, channels, white, colour)
+            return _planes(image, size, channels, white)
     except (InputError, MoreBits):
         raise
     except Exception as error:  # whatever a parser met; Pillow promises no common class
-        reason, kind = " ".join(str(error).split()), _telephone_format(path)
-        if kind:
-            needs = "" if kind in Image.OPEN else "; install pillow-heif to read it"
+        reason = " ".join(str(error).split())
+        if _is_heif(path):
+            needs = "" if "HEIF" in Image.OPEN else "; install pillow-heif to read it"
             reason = f"it is a HEIC or AVIF picture, whatever its name{needs}: {reason}"
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
 
@@ -91,16 +92,11 @@ def planes_of(image: Image.Image, size: int, channels: int, white: int = WHITE) 
     return _planes(image.copy(), size, channels, white)
 
 
-def _planes(
-    image: Image.Image, size: int, channels: int, white: int | None = WHITE, colour: bool = False
-) -> np.ndarray:
-    """`image`, turned upright, as (channels, size, size) uint8: opaque, covering the square and cropped.
-
-    `colour` says that it had 16 bits for each channel, of which Pillow keeps the upper 8.
-    """
+def _planes(image: Image.Image, size: int, channels: int, white: int | None = WHITE) -> np.ndarray:
+    """`image`, turned upright, as (channels, size, size) uint8: opaque, covering the square and cropped."""
     with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
         ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image, white, colour)
+    image = _eight_bits(image, white)
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")  # what lies under transparent pixels is arbitrary
         opaque.alpha_composite(image.convert("RGBA"))
@@ -111,8 +107,9 @@ def _planes(
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def _eight_bits(image: Image.Image, white: int | None, colour: bool) -> Image.Image:
+def _eight_bits(image: Image.Image, white: int | None) -> Image.Image:
     """Images of more than 8 bits scaled so that `white` becomes 255; Pillow alone would clip them."""
+    colour = image.info.get("deep", False)
     if not (colour or image.mode.startswith(("I", "F"))):
         return image
     values = np.asarray(image) * np.uint16(257 if colour else 1)
@@ -137,8 +134,6 @@ def resize_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def is_grey(path: str) -> bool:
     """Whether the image file is grey, or can't be opened: decoding meets it again, and names it."""
-    try:
-        with open_picture(path) as image:
-            return image.mode in GREY_MODES
-    except Exception:
-        return True
+    with contextlib.suppress(Exception), open_picture(path) as image:
+        return image.mode in GREY_MODES
+    return True

@@ -1,12 +1,10 @@
 """What is found on disk for a data set, read: arrays that libraries hand over, and trees of image files."""
 
-import contextlib
 import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from iadd_lab.data.decoded import Decoded, ImageFile, Request, Tree, decode_tree
 from iadd_lab.data.folders import LeftOut, class_folders, innermost, is_text, listed, pictures, split_folders
 from iadd_lab.data.pixels import is_grey, resize_arrays
-from iadd_lab.data.splits import Split, groups_of, held_out, hold_out
+from iadd_lab.data.splits import Split, group, hold_out
 from iadd_lab.errors import InputError, require
 
 logger = logging.getLogger(__name__)
@@ -29,16 +27,13 @@ PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the orig
 class RawData:
     """What a reader returns: the data before validation is held out.
 
-    Of image files it has the names in both parts, the groups of those to train on, if they were asked for,
-    and which value is white in pictures of more than 8 bits.
+    `white` is the value that became 255 in pictures of more than 8 bits, if there are any.
     """
 
     classes: tuple[str, ...]
     train: Split
     test: Split
     remark: str = ""
-    names: Sequence[Sequence[str]] = ()
-    groups: np.ndarray | None = None
     white: int | None = None
 
 
@@ -134,7 +129,8 @@ def read_tiny_imagenet(request: Request) -> RawData:
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
-    return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, left, remark=remark)
+    tree = Tree(request.folder, _tiny_names(folder, identifiers), parts)
+    return _read_tree(tree, request, left, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -182,67 +178,54 @@ def _find_tree(root: Path) -> tuple[Tree, LeftOut]:
     odd = listed(names[0] ^ names[-1])
     require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
     files = {part: _class_files(each, left) for part, each in folders.items()}
-    return Tree(tuple(next(iter(folders.values()))), files), left
+    return Tree(root, tuple(next(iter(folders.values()))), files), left
 
 
 def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[ImageFile]:
     """The images in each class's folders, sorted."""
     files: list[ImageFile] = []
     for label, folders in enumerate(classes.values()):
-        for folder in folders:
-            require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
+        require(folders[0].is_dir(), f"the class folder {folders[0]} is missing: unpack the set again.")
         paths = [path for folder in folders for path in pictures(folder, left)]
-        inside = listed(os.listdir(folders[0])) or "nothing"
-        require(bool(paths), f"the class folder {folders[0]} has no images ({inside}): fill it or remove it.")
+        lack = f"the class folder {folders[0]} has no images ({listed(os.listdir(folders[0]))})"
+        require(bool(paths), f"{lack}: fill it or remove it.")
         files += [_image_file(path, label) for path in paths]
     return files
 
 
 def _image_file(path: str, label: int) -> ImageFile:
-    with contextlib.suppress(OSError):  # decoding meets a link to nothing again, and names it
-        status = os.stat(path)
-        return ImageFile(path, label, status.st_size, status.st_mtime_ns)
-    return ImageFile(path, label, 0, 0)
+    status = (os.stat if os.path.exists(path) else os.lstat)(path)  # decoding names a link to nothing
+    return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
 def _read_tree(
     tree: Tree, request: Request, left: LeftOut, *, test_fraction: float = 0.0, remark: str = ""
 ) -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
-    decoded, root = decode_tree(tree, request), request.folder
-    said = [_say_skipped(tree, decoded, request)] if decoded.skipped else []
-    said += [f"{decoded.white} is white in pictures of more than 8 bits"] if decoded.white else []
-    kept = [[file.path for file in part if file.path not in decoded.skipped] for part in tree.parts.values()]
-    names = [[Path(os.path.relpath(path, root)).as_posix() for path in part] for part in kept]
-    groups = groups_of(request.groups, root, [*chain(*names)]) if request.groups else None
+    decoded = decode_tree(tree, request)
+    skipped = _say_skipped(tree, decoded) if decoded.skipped else ""
+    white = f"{decoded.white} is white in pictures of more than 8 bits" if decoded.white else ""
     parts = [*decoded.parts.values()]
-    if len(parts) == 1:
-        test = held_out(parts[0].labels.numpy(), test_fraction, seed=[TEST_SEED], groups=groups)
-        drawn = [np.flatnonzero(~test), np.flatnonzero(test)]
-        parts = [parts[0].take(rows) for rows in drawn]
-        names = [[names[0][row] for row in rows] for rows in drawn]
-        groups = groups if groups is None else groups[drawn[0]]
-    elif groups is not None:
-        groups, tested = np.split(groups, [len(parts[0])])
-        shared = len(np.intersect1d(groups, tested))
-        said += [f"{shared} groups are in the training and in the test part"] if shared else []
-    said = "; ".join(filter(None, [*said, str(left), remark]))
-    return RawData(tree.classes, *parts, said, names, groups, decoded.white)
+    if request.groups:
+        parts = [group(part, request.groups, tree.root) for part in parts]
+    train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
+    said = "; ".join(filter(None, (skipped, white, str(left), remark)))
+    return RawData(tree.classes, train, test, said, decoded.white)
 
 
-def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
+def _say_skipped(tree: Tree, decoded: Decoded) -> str:
     """Log which images were skipped, and return the same as a remark.
 
     Raises:
         InputError: no image of a class is left in a part.
     """
-    names = [os.path.relpath(path, request.folder) for path in decoded.skipped]
+    names = [os.path.relpath(path, tree.root) for path in decoded.skipped]
     said = f"{len(names)} of {len(tree.files)} images can't be decoded ({listed(names)})"
     for part, split in decoded.parts.items():
         for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
-            emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
+            emptied = f"{tree.root} has no good image left of class {tree.classes[label]!r}"
             raise InputError(f"{emptied}: {said}; replace them.")
     telephone = any("pillow-heif" in reason for reason in decoded.skipped.values())
     said += " and were skipped" + (": install pillow-heif to read HEIC and AVIF" if telephone else "")
-    logger.warning("%s: %s", request.folder, said)
+    logger.warning("%s: %s", tree.root, said)
     return said

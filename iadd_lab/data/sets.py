@@ -20,14 +20,7 @@ from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
 from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
 from iadd_lab.data.readers import RawData, Request
-from iadd_lab.data.splits import (
-    Split,
-    check_classes,
-    draw,
-    find_repeats,
-    fingerprint_splits,
-    held_out,
-)
+from iadd_lab.data.splits import Split, check_classes, draw, find_repeats, fingerprint_splits, hold_out
 from iadd_lab.errors import InputError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 
@@ -256,12 +249,10 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
-    require(
-        bool(raw.names) or config.groups is None, f"groups are of image files, which {spec.title} has not."
-    )
-    seen, said = find_repeats([raw.train, raw.test], raw.names) if raw.names else ([], [])
-    test = raw.test
-    if config.seen_test_images == "drop" and seen:
+    named, test = raw.train.names is not None, raw.test
+    require(named or config.groups is None, f"groups are of image files, which {spec.title} has not.")
+    seen, said = find_repeats(raw.train, test) if named else ([], [])
+    if config.seen_test_images == "drop" and len(seen):
         test = test.take(np.delete(np.arange(len(test)), seen))
         said[0] += ", and are left out"
     splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), test), strict=True))
@@ -274,9 +265,7 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:
     """What is to train on, at most `train_limit` images, and what is held out for validation."""
-    labels, fraction = raw.train.labels.numpy(), config.validation_fraction
-    chosen = held_out(labels, fraction, seed=[config.seed, 0], groups=raw.groups)
-    train, validation = (raw.train.take(np.flatnonzero(rows)) for rows in (~chosen, chosen))
+    train, validation = hold_out(raw.train, config.validation_fraction, seed=[config.seed, 0])
     limit, classes = config.train_limit, len(raw.classes)
     if limit is not None and limit < len(train):
         enough = f"it must be at least the number of classes, {classes}"

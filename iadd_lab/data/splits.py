@@ -6,9 +6,8 @@ import csv
 import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,16 @@ from iadd_lab.errors import require
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (count, channels, height, width) uint8 with their labels (count,) int64."""
+    """Images (count, channels, height, width) uint8 with their labels (count,) int64.
+
+    Of image files it has the `names` (count,), below the set's folder, and the `groups` (count,) where images
+    of one group must stay together.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    names: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -39,45 +44,39 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices` (count,), in that order, copied."""
         where = torch.from_numpy(indices)
-        return Split(self.images[where], self.labels[where])
+        named = [each if each is None else each[indices] for each in (self.names, self.groups)]
+        return Split(self.images[where], self.labels[where], *named)
 
 
 def hold_out(split: Split, fraction: float, *, seed: list[int]) -> tuple[Split, Split]:
-    """Part `split` by class into what stays and the `fraction` held out, at least one image of a class."""
-    chosen = held_out(split.labels.numpy(), fraction, seed=seed)
+    """Part `split` by class into what stays and the `fraction` held out, at least one image of a class.
+
+    Where it has groups, whole ones are drawn, till each class has its fraction.
+    """
+    labels, generator = split.labels.numpy(), np.random.default_rng(seed)
+    chosen, (classes, counts) = np.zeros(len(labels), dtype=bool), np.unique(labels, return_counts=True)
+    if split.groups is None:
+        chosen[draw(labels, max(round(fraction * len(labels)), len(classes)), generator)] = True
+    else:
+        order = generator.permutation(np.unique(split.groups))
+        for label in classes[
+            np.argsort(counts, kind="stable")
+        ]:  # rare ones first: they have the least choice
+            own = labels == label
+            for group in order[np.isin(order, split.groups[own])]:
+                if chosen[own].mean() < fraction:
+                    chosen |= split.groups == group
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
-def held_out(
-    labels: np.ndarray, fraction: float, *, seed: list[int], groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Which of `labels` (count,) are held out: the `fraction` of every class, at least one image.
-
-    `groups` (count,) keeps images of one number together: then whole groups are drawn, till each class has
-    its fraction.
-    """
-    chosen, generator = np.zeros(len(labels), dtype=bool), np.random.default_rng(seed)
-    classes, counts = np.unique(labels, return_counts=True)
-    if groups is None:
-        chosen[draw(labels, max(round(fraction * len(labels)), len(classes)), generator)] = True
-        return chosen
-    order = generator.permutation(np.unique(groups))
-    for label in classes[np.argsort(counts, kind="stable")]:  # rare ones first: they have the least choice
-        own = labels == label
-        for group in order[np.isin(order, groups[own])]:
-            if chosen[own].mean() < fraction:
-                chosen |= groups == group
-    return chosen
-
-
-def groups_of(rule: str, folder: Path, names: Sequence[str]) -> np.ndarray:
-    """A number (count,) for the group of each of the files `names`, such as the pictures of one patient.
+def group(split: Split, rule: str, folder: Path) -> Split:
+    """`split` with the group of each of its image files, such as the patient whom it shows.
 
     Args:
-        rule: a CSV file in `folder` with rows of a file (below the folder) and its group; or a regular
-            expression on the names, whose first parenthesis, or whole match, is the group.
+        split: with names.
+        rule: a CSV file in `folder` with rows of a file's name and its group; or a regular expression on the
+            names, whose first parenthesis, or whole match, is the group.
         folder: of the data set.
-        names: of image files below it, with forward slashes.
 
     Raises:
         InputError: a file has no group.
@@ -85,42 +84,43 @@ def groups_of(rule: str, folder: Path, names: Sequence[str]) -> np.ndarray:
     if (folder / rule).is_file():
         with (folder / rule).open(newline="", encoding="utf-8-sig") as file:
             table = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
-        found = [table.get(name, "") for name in names]
+        found = [table.get(name, "") for name in split.names]
     else:
-        found = [next(iter(re.findall(rule, name)), "") for name in names]
-    lacking = [name for name, group in zip(names, found, strict=True) if not group]
+        found = [
+            match[match.re.groups > 0] if (match := re.search(rule, name)) else "" for name in split.names
+        ]
+    lacking = [name for name, group in zip(split.names, found, strict=True) if not group]
     lack = f"by groups, {rule!r}, {len(lacking)} images have no group ({listed(lacking)})"
     require(not lacking, f"{lack}: name a CSV file in {folder}, or give a rule for all of their names.")
-    return np.unique(found, return_inverse=True)[1]
+    return replace(split, groups=np.array(found))
 
 
-def find_repeats(parts: Sequence[Split], names: Sequence[Sequence[str]]) -> tuple[list[int], list[str]]:
-    """Images with equal pixels, within and across the training and the test part, whose files are `names`.
+def find_repeats(train: Split, test: Split) -> tuple[np.ndarray, list[str]]:
+    """Image files that have equal pixels, within and across the training and the test part.
 
     Returns:
-        the rows of the test part that are training images too, and what must be said.
+        the rows of `test` that are training images too, and what must be said.
     """
-    places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # part and row, by pixels
-    for part, split in enumerate(parts):
-        for row, image in enumerate(split.images.numpy()):
-            places[hashlib.blake2b(image, digest_size=16).digest()].append((part, row))
-    tested: dict[int, str] = {}
-    classes, copies = [], []
-    for same in (same for same in places.values() if len(same) > 1):
-        own = [(part, int(parts[part].labels[row]), row, names[part][row]) for part, row in same]
-        tested |= {row: f"{name} = {own[0][3]}" for part, _, row, name in own if part > own[0][0]}
-        firsts = {label: name for _, label, _, name in reversed(own)}
-        classes += [" = ".join(firsts.values())] if len(firsts) > 1 else []
-        once = {(part, label): name for part, label, _, name in reversed(own)}
-        copies += [
-            f"{name} = {once[part, label]}" for part, label, _, name in own if once[part, label] != name
-        ]
-    said = {
-        f"of {len(parts[1])} test images are the same as training images": tested.values(),
-        "images are in several classes": classes,
-        "images are the same as another of their class": copies,
+    import pandas as pd  # takes a second to import, and arrays don't need it
+
+    parts = []
+    for split in (train, test):
+        pixels = [hashlib.blake2b(image, digest_size=16).digest() for image in split.images.numpy()]
+        parts.append(pd.DataFrame({"pixels": pixels, "label": split.labels, "name": split.names}))
+    table = pd.concat(parts, keys=["train", "test"], names=["part"]).reset_index()
+    same = table.groupby("pixels")
+    seen = (table.part == "test") & table.pixels.isin(parts[0].pixels)
+    later = table.name != same.name.transform("first")
+    pairs = table.name + " = " + same.name.transform("first")
+    kinds = {
+        f"of {len(test)} test images are the same as training images": seen,
+        "images are in several classes": later & (same.label.transform("nunique") > 1),
+        "images are the same as another of their class": table.duplicated(["part", "pixels", "label"]),
     }
-    return [*tested], [f"{len(each)} {what} ({listed(each)})" for what, each in said.items() if each]
+    said = [f"{rows.sum()} {what} ({listed(pairs[rows])})" for what, rows in kinds.items() if rows.any()]
+    if train.groups is not None and (shared := set(train.groups) & set(test.groups)):
+        said.append(f"{len(shared)} groups are in the training and in the test part ({listed(shared)})")
+    return np.flatnonzero(seen[table.part == "test"]), said
 
 
 def draw(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
