@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,20 +29,16 @@ FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it
 class Request:
     """What a reader is asked for.
 
-    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
-    refused, or left out if `skip_bad`. `white` and `groups` are those of the `DataConfig`.
+    `config` is the `DataConfig`, `channels` None means the files' own, `cache` is for decoded images.
     """
 
-    name: str
+    config: Any
     title: str
     folder: Path
     cache: Path
     size: int
     channels: int | None
     progress: bool
-    skip_bad: bool = False
-    white: int | None = None
-    groups: str | None = None
 
 
 class ImageFile(NamedTuple):
@@ -86,12 +82,12 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     Raises:
         InputError: a file can't be decoded, or not even read.
     """
-    variant = f"{request.name}-{request.channels}x{request.size}x{request.size}"
+    variant = f"{request.config.name}-{request.channels}x{request.size}x{request.size}"
     # Paths, sizes and times of the files are in it.
-    key = fingerprint(CACHE_VERSION, variant, request.white, tree.classes, tree.parts)
+    key = fingerprint(CACHE_VERSION, variant, request.config.white, tree.classes, tree.parts)
     path = request.cache / f"{variant}-{key}.safetensors"
     decoded = _from_cache(path, key, tree)
-    if decoded is None or (decoded.skipped and not request.skip_bad):
+    if decoded is None or (decoded.skipped and request.config.bad_images == "refuse"):
         decoded = _decode_files(tree, request)
         images = {part: split.images for part, split in decoded.parts.items()}
         metadata = {"key": key, "skipped": decoded.skipped, "white": decoded.white}
@@ -132,20 +128,19 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
             except MoreBits as found:
                 (deep[number],) = found.args
             except InputError as error:
-                if not request.skip_bad or _passing(error):
+                if request.config.bad_images == "refuse" or _passing(error):
                     raise
                 reasons[number] = str(error)
         return len(numbers)
 
-    bar = tqdm(total=len(files), desc=request.name, unit="image", disable=not request.progress)
+    tasks = np.array_split(np.arange(len(files)), -(-len(files) // FILES_PER_TASK))
+    bar = tqdm(total=len(files), desc=request.config.name, unit="image", disable=not request.progress)
     with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         # After the first bad file, `map` cancels the rest: its message does not wait for them.
-        for count in pool.map(
-            decode, np.array_split(np.arange(len(files)), -(-len(files) // FILES_PER_TASK))
-        ):
+        for count in pool.map(decode, tasks):
             bar.update(count)
         if deep:
-            white = request.white or 2 ** max(max(deep.values()).bit_length(), 8) - 1
+            white = request.config.white or 2 ** max(max(deep.values()).bit_length(), 8) - 1
             list(pool.map(decode, [[number] for number in deep]))
     good = np.delete(images, list(reasons), axis=0) if reasons else images
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}

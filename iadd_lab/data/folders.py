@@ -22,6 +22,7 @@ _STREWN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _MASKS = re.compile(r"(segmentation|ground.?truth|annotation|mask|label)s?", re.IGNORECASE)
+_NO_CLASS = re.compile(rf"images?|{_MASKS.pattern}", re.IGNORECASE)
 # How the folders of splits are called, in a word of their names; of the last three one is to test on.
 _SPLITS = {"train": "train(ing)?", "test": "test(ing)?", "eval": "eval(uation)?", "val": "val(id|idation)?"}
 
@@ -55,7 +56,8 @@ class LeftOut:
             self.add("outside of the class folders", path)
 
     def __str__(self) -> str:
-        found = [f"{len(names)} {reason} ({listed(names)})" for reason, names in sorted(self.names.items())]
+        some = sorted((reason, names) for reason, names in self.names.items() if names)
+        found = [f"{len(names)} {reason} ({listed(names)})" for reason, names in some]
         return "; ".join([*self.notes, *([f"left out: {', '.join(found)}"] if found else [])])
 
 
@@ -98,13 +100,10 @@ def pictures(folder: Path, left: LeftOut) -> list[str]:
 
 def class_folders(folder: Path, left: LeftOut) -> dict[str, list[Path]]:
     """The class folders in `folder` by name, sorted; names that differ in their Unicode form only are one."""
-    found, above, inside = defaultdict(list), _at_and_above(folder), _folders(folder, left)
+    found, inside = defaultdict(list), _folders(folder, left)
     left.add_beside(folder, inside)
     for path in inside:
-        if str(path.resolve()) in above:
-            left.add("linked again or in circles", path)
-        else:
-            found[_name(path)].append(path)
+        found[_name(path)].append(path)
     require(len(found) >= 2, f"{folder} has {len(found)} class folders; it needs at least two.")
     for name in found:
         require(is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
@@ -112,12 +111,19 @@ def class_folders(folder: Path, left: LeftOut) -> dict[str, list[Path]]:
 
 
 def _folders(folder: Path, left: LeftOut) -> list[Path]:
-    return [Path(path) for path in _visible(folder, left) if os.path.isdir(path)]
+    """Folders in `folder`, but for links to itself or above it."""
+    inside, above = filter(os.path.isdir, _visible(folder, left)), _at_and_above(folder)
+    return [Path(path) for path in inside if os.path.realpath(path) not in above]
 
 
 def _name(path: Path) -> str:
     """Its name in one Unicode form: that of a folder from a Mac is another than that from Linux."""
     return unicodedata.normalize("NFC", path.name)
+
+
+def _class_names(folder: Path, left: LeftOut) -> set[str]:
+    """Names of the folders in `folder` that may be classes: images and their masks may lie in two folders."""
+    return {name for name in map(_name, _folders(folder, left)) if not _NO_CLASS.fullmatch(name)}
 
 
 def _has_only_folders(folder: Path, left: LeftOut) -> bool:
@@ -155,18 +161,18 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
     inside = _folders(folder, left)
     roles = {role: [path for path in inside if _role(path.name) == role] for role in _SPLITS}
     train, *others = roles.values()
-    classes = {path: {*map(_name, _folders(innermost(path, left), left))} for path in chain(train, *others)}
-    names = listed(map(_name, inside))
+    classes = {path: _class_names(innermost(path, left), left) for path in chain(train, *others)}
+    shown = listed(map(_name, inside))
     for role, test in zip([*roles][1:], others, strict=True):
         pairs = [(one, other) for one, other in product(train, test) if classes[one] & classes[other]]
-        several = f"{folder} has several folders to train or to test on ({names})"
+        several = f"{folder} has several folders to train or to test on ({shown})"
         require(len(pairs) < 2, f"{several}: keep one of each.")
         for pair in pairs:
             left.add_beside(folder, pair)
             left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
             return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
-    nested = any(_has_only_folders(path, left) for path in classes)
+    nested = any(names and _has_only_folders(path, left) for path, names in classes.items())
     mistaken = nested or (train and any(others) and len(classes) == len(inside))
-    lack = f"{folder} has only one of train and test with a folder per class in it ({names})"
+    lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"
     require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
     return {}

@@ -54,7 +54,9 @@ def read_torchvision(dataset: str, request: Request) -> RawData:
     """
     kind = _torchvision_class(dataset)
     try:
-        root = request.folder.parents[1 if request.folder.name == "raw" else 0]
+        deeper = request.folder / request.folder.name
+        folder = deeper if deeper.is_dir() else request.folder
+        root = folder.parents[1 if folder.name == "raw" else 0]  # torchvision adds the rest
         parts = [kind(root, train=train, download=False) for train in (True, False)]
         classes = tuple(parts[0].classes)
         train, test = (_from_arrays(np.asarray(part.data), part.targets, request) for part in parts)
@@ -62,7 +64,7 @@ def read_torchvision(dataset: str, request: Request) -> RawData:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a parser that meets damaged files may raise almost anything
-        again = f"delete that folder, then `iadd-lab data fetch {request.name}`"
+        again = f"delete that folder, then `iadd-lab data fetch {request.config.name}`"
         raise InputError(f"{request.title} in {request.folder} is incomplete or damaged: {again}.") from error
     known = highest < len(classes)
     require(known, f"{request.title} in {request.folder} has a label {highest}, but {len(classes)} classes.")
@@ -124,8 +126,7 @@ def read_tiny_imagenet(request: Request) -> RawData:
     sorted_in = any(path.is_dir() for (path,) in folders["val"].values())
     test = _class_files(folders["val"], left) if sorted_in else _tiny_test(folder, identifiers)
     parts = {"train": _class_files(folders["train"], left), "test": test}
-    if all(name.endswith("_boxes.txt") for name in left.names["no picture"]):  # the official ones
-        del left.names["no picture"]
+    left.names["no picture"] = {name for name in left.names["no picture"] if not name.endswith("_boxes.txt")}
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
@@ -206,8 +207,9 @@ def _read_tree(
     skipped = _say_skipped(tree, decoded) if decoded.skipped else ""
     white = f"{decoded.white} is white in pictures of more than 8 bits" if decoded.white else ""
     parts = [*decoded.parts.values()]
-    if request.groups:
-        parts = [group(part, request.groups, tree.root) for part in parts]
+    if rule := request.config.groups:
+        parts = [group(part, rule, tree.root) for part in parts]
+        left.names["outside of the class folders"].discard(rule)  # that file is used
     train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
     said = "; ".join(filter(None, (skipped, white, str(left), remark)))
     return RawData(tree.classes, train, test, said, decoded.white)

@@ -185,7 +185,9 @@ def locate(name: str, *, root: Path | None = None) -> Path | None:
     folders = choose("data set", name, DATASETS).folders
     if root is None and folders == ANYWHERE:
         return None
-    return next((place for folder in folders if (place := _base(root) / folder).is_dir()), None)
+    # Some programs keep a set in a folder of its name, and archives may be unpacked one folder too deep.
+    places = (_base(root) / top / leaf for leaf in folders for top in ("", name, leaf.split("/")[0]))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def fetch_data(name: str, *, root: Path | None = None) -> Path:
@@ -234,16 +236,13 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     config = DataConfig(config) if isinstance(config, str) else config
     spec, folder = DATASETS[config.name], require_data(config.name, root=root)
     request = Request(
-        name=config.name,
+        config=config,
         title=spec.title,
         folder=folder,
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
         progress=progress,
-        skip_bad=config.bad_images == "skip",
-        white=config.white,
-        groups=config.groups,
     )
     try:
         raw = spec.reader(request)
@@ -317,7 +316,7 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "cifar10": _torchvision(
         "CIFAR10",
-        ("CIFAR-10", 32, 3, (readers.PICKLES, f"cifar10/{readers.PICKLES}", "cifar10")),
+        ("CIFAR-10", 32, 3, (readers.PICKLES, "cifar10")),
         ("60,000 photographs of 10 things", _CIFAR),
         reader=readers.read_cifar10,
     ),

@@ -59,9 +59,7 @@ def hold_out(split: Split, fraction: float, *, seed: list[int]) -> tuple[Split, 
         chosen[draw(labels, max(round(fraction * len(labels)), len(classes)), generator)] = True
     else:
         order = generator.permutation(np.unique(split.groups))
-        for label in classes[
-            np.argsort(counts, kind="stable")
-        ]:  # rare ones first: they have the least choice
+        for label in classes[np.argsort(counts, kind="stable")]:  # the rarest has the least choice
             own = labels == label
             for group in order[np.isin(order, split.groups[own])]:
                 if chosen[own].mean() < fraction:
@@ -86,9 +84,8 @@ def group(split: Split, rule: str, folder: Path) -> Split:
             table = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
         found = [table.get(name, "") for name in split.names]
     else:
-        found = [
-            match[match.re.groups > 0] if (match := re.search(rule, name)) else "" for name in split.names
-        ]
+        matches = [re.search(rule, name) for name in split.names]
+        found = [match and match[match.re.groups > 0] for match in matches]
     lacking = [name for name, group in zip(split.names, found, strict=True) if not group]
     lack = f"by groups, {rule!r}, {len(lacking)} images have no group ({listed(lacking)})"
     require(not lacking, f"{lack}: name a CSV file in {folder}, or give a rule for all of their names.")
