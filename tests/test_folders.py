@@ -1,5 +1,6 @@
 """Folders of pictures as people have them: names of splits, strewn files, links, formats, twins, groups."""
 
+import re
 import shutil
 import struct
 import sys
@@ -19,6 +20,7 @@ from iadd_lab.data import pixels
 from iadd_lab.data.preprocess import Standardise
 from iadd_lab.data.sets import load_data, locate
 from iadd_lab.evaluation.card import data_card
+from tests.processes import complete
 from tests.samples import assert_refused, load, make_tree, noise, rows, save, three
 from tests.test_readers import make_tiny
 
@@ -287,18 +289,31 @@ def test_the_same_picture_twice_is_counted_and_named(tmp_path):
     assert_refused(message, load, "image_folder", root, seen_test_images="drop")
 
 
+def test_the_command_line_says_it_and_has_the_options(tmp_path):
+    root = grow(tmp_path, "train/a train/b test/a test/b")
+    shutil.copy(root / "train" / "a" / "000.png", root / "test" / "a" / "000.png")
+    check = "data check image_folder --data-root {} --seen-test-images drop --groups {}"
+    said = complete(check, root, r"(\d+)\.").stdout
+    assert re.search(
+        r"^Note: 1 of 12 test images are the same as .*, and are left out; 6 groups", said, re.MULTILINE
+    )
+    assert re.search(r"^all +10 +2 +11$", said, re.MULTILINE)
+
+
 def test_groups_are_never_parted(tmp_path):
     root = tmp_path / "scans"
     for number, name in enumerate(
         f"{part}/patient{n}_{k}" for part in "ab" for n in range(8) for k in range(4)
     ):
         save(root / f"{name}.png", noise((8, 8, 3), seed=number))
+    (root / "b" / "patient0_0.png").rename(root / "b" / unicodedata.normalize("NFD", "patient0_\u00e9.png"))
     by_name = load("image_folder", root, groups=r"(patient\d+)_", size=8)
     owners = [{name[2:10] for name in split.names} for split in three(by_name)]
     assert set.union(*owners) == {f"patient{n}" for n in range(8)}
     assert sum(map(len, owners)) == 8
     assert len(by_name.test) == 16  # two patients of eight: a fifth at least
     listed = "".join(f"{path.relative_to(root)},{path.name[:8]}\n" for path in root.rglob("*.png"))
+    listed = unicodedata.normalize("NFC", listed)
     (root / "groups.csv").write_text(f"file,group\n{listed}")
     by_file = load("image_folder", root, groups="groups.csv", size=8)
     assert (by_file.fingerprint, by_file.remark) == (by_name.fingerprint, "")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from iadd_lab.data.folders import LeftOut
 from iadd_lab.data.pixels import MoreBits, decode_file
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError, require
@@ -62,9 +63,9 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """The files below `root` of a set's parts ("train" and "test", or "all" if it has no such split)."""
+    """The files of a set's parts ("train" and "test", or "all" if it has no such split), and what is none."""
 
-    root: Path
+    left: LeftOut
     classes: tuple[str, ...]
     parts: dict[str, list[ImageFile]]
 
@@ -105,7 +106,7 @@ def _labelled(
     parts = {}
     for part, files in tree.parts.items():
         kept = [file for file in files if file.path not in skipped]
-        names = [Path(os.path.relpath(file.path, tree.root)).as_posix() for file in kept]
+        names = [Path(os.path.relpath(file.path, tree.left.root)).as_posix() for file in kept]
         labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
         parts[part] = Split(images[part], labels, np.array(names, dtype=object))
     return Decoded(parts, skipped, white)

@@ -90,25 +90,24 @@ def read_cifar10(request: Request) -> RawData:
     """CIFAR-10 from torchvision's pickles, or from a tree {train,test}/<class>/*.jpg|png."""
     if request.folder.name == PICKLES:
         return read_torchvision("CIFAR10", request)
-    tree, left = _find_tree(request.folder)
+    tree = _find_tree(request.folder)
     require(len(tree.parts) == 2, f"{request.folder} needs a folder train and a folder test.")
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
-    return _read_tree(tree, request, left, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+    return _read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
 
 
 def read_covid19(request: Request) -> RawData:
     """Chest X-rays in a folder per class, masks aside; a quarter is the test part, if there is none."""
-    tree, left = _find_tree(request.folder)
-    return _read_tree(tree, request, left, test_fraction=0.25)
+    return _read_tree(_find_tree(request.folder), request, test_fraction=0.25)
 
 
 def read_image_folder(request: Request) -> RawData:
     """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part."""
-    tree, left = _find_tree(request.folder)
+    tree = _find_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
         request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
-    return _read_tree(tree, request, left, test_fraction=0.2)
+    return _read_tree(tree, request, test_fraction=0.2)
 
 
 def read_tiny_imagenet(request: Request) -> RawData:
@@ -130,8 +129,7 @@ def read_tiny_imagenet(request: Request) -> RawData:
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
-    tree = Tree(request.folder, _tiny_names(folder, identifiers), parts)
-    return _read_tree(tree, request, left, remark=remark)
+    return _read_tree(Tree(left, _tiny_names(folder, identifiers), parts), request, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -169,7 +167,7 @@ def _plain_name(name: str, source: Path) -> str:
     return name
 
 
-def _find_tree(root: Path) -> tuple[Tree, LeftOut]:
+def _find_tree(root: Path) -> Tree:
     """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them."""
     left = LeftOut(root)
     folder = innermost(root, left)
@@ -179,7 +177,7 @@ def _find_tree(root: Path) -> tuple[Tree, LeftOut]:
     odd = listed(names[0] ^ names[-1])
     require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
     files = {part: _class_files(each, left) for part, each in folders.items()}
-    return Tree(root, tuple(next(iter(folders.values()))), files), left
+    return Tree(left, tuple(next(iter(folders.values()))), files)
 
 
 def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[ImageFile]:
@@ -199,19 +197,17 @@ def _image_file(path: str, label: int) -> ImageFile:
     return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
-def _read_tree(
-    tree: Tree, request: Request, left: LeftOut, *, test_fraction: float = 0.0, remark: str = ""
-) -> RawData:
+def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
     decoded = decode_tree(tree, request)
     skipped = _say_skipped(tree, decoded) if decoded.skipped else ""
     white = f"{decoded.white} is white in pictures of more than 8 bits" if decoded.white else ""
     parts = [*decoded.parts.values()]
     if rule := request.config.groups:
-        parts = [group(part, rule, tree.root) for part in parts]
-        left.names["outside of the class folders"].discard(rule)  # that file is used
+        parts = [group(part, rule, tree.left.root) for part in parts]
+        tree.left.names["outside of the class folders"].discard(rule)  # that file is used
     train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
-    said = "; ".join(filter(None, (skipped, white, str(left), remark)))
+    said = "; ".join(filter(None, (skipped, white, str(tree.left), remark)))
     return RawData(tree.classes, train, test, said, decoded.white)
 
 
@@ -221,13 +217,13 @@ def _say_skipped(tree: Tree, decoded: Decoded) -> str:
     Raises:
         InputError: no image of a class is left in a part.
     """
-    names = [os.path.relpath(path, tree.root) for path in decoded.skipped]
+    names = [os.path.relpath(path, tree.left.root) for path in decoded.skipped]
     said = f"{len(names)} of {len(tree.files)} images can't be decoded ({listed(names)})"
     for part, split in decoded.parts.items():
         for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
-            emptied = f"{tree.root} has no good image left of class {tree.classes[label]!r}"
+            emptied = f"{tree.left.root} has no good image left of class {tree.classes[label]!r}"
             raise InputError(f"{emptied}: {said}; replace them.")
     telephone = any("pillow-heif" in reason for reason in decoded.skipped.values())
     said += " and were skipped" + (": install pillow-heif to read HEIC and AVIF" if telephone else "")
-    logger.warning("%s: %s", tree.root, said)
+    logger.warning("%s: %s", tree.left.root, said)
     return said

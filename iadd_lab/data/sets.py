@@ -258,8 +258,8 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
     config = config if raw.white in (None, WHITE) else replace(config, white=raw.white)
-    remark = "; ".join(filter(None, [raw.remark, *said]))
-    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=remark)
+    said = "; ".join(filter(None, [raw.remark, *said]))
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=said)
 
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:

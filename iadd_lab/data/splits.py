@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,14 +80,15 @@ def group(split: Split, rule: str, folder: Path) -> Split:
     Raises:
         InputError: a file has no group.
     """
+    names = [unicodedata.normalize("NFC", name) for name in split.names]
     if (folder / rule).is_file():
-        with (folder / rule).open(newline="", encoding="utf-8-sig") as file:
-            table = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
-        found = [table.get(name, "") for name in split.names]
+        text = unicodedata.normalize("NFC", (folder / rule).read_text(encoding="utf-8-sig", errors="replace"))
+        table = {row[0]: row[1] for row in csv.reader(text.splitlines()) if len(row) > 1}
+        found = [table.get(name, "") for name in names]
     else:
-        matches = [re.search(rule, name) for name in split.names]
+        matches = [re.search(rule, name) for name in names]
         found = [match and match[match.re.groups > 0] for match in matches]
-    lacking = [name for name, group in zip(split.names, found, strict=True) if not group]
+    lacking = [name for name, group in zip(names, found, strict=True) if not group]
     lack = f"by groups, {rule!r}, {len(lacking)} images have no group ({listed(lacking)})"
     require(not lacking, f"{lack}: name a CSV file in {folder}, or give a rule for all of their names.")
     return replace(split, groups=np.array(found))
