@@ -150,6 +150,8 @@ def data_check(
     size: int | None = None,
     seed: int = DataConfig.seed,
     bad_images: str = DataConfig.bad_images,
+    seen_test_images: str = DataConfig.seen_test_images,
+    groups: str | None = None,
 ) -> None:
     """Load a data set in full and show what is in it.
 
@@ -158,9 +160,13 @@ def data_check(
         size: side in pixels (the set's own).
         seed: of the validation split.
         bad_images: damaged image files: refuse or skip.
+        seen_test_images: test images that are training images too: keep or drop.
+        groups: what stays together in test and validation images: a CSV file in the folder with rows of file
+            and group, or a regular expression on the files' names.
     """
-    started = time.perf_counter()
-    data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
+    started, policies = time.perf_counter(), {"seen_test_images": seen_test_images, "groups": groups}
+    config = DataConfig(name=name, size=size, seed=seed, bad_images=bad_images, **policies)
+    data = lab.load_data(config, root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
     print(own_data.class_table(data))

@@ -56,6 +56,8 @@ def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
     held_out = f"{100 * data.validation_fraction:g} % of the training part held out for validation"
     source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
     yield f"{source}, fingerprint {distilled.data_fingerprint}"
+    if distilled.remark:
+        yield f"the copy that it was made from: {distilled.remark}"
     yield f"method: {distilled.method}"
     if made_by(metadata) == "distillation":
         config, teachers = metadata["config"], metadata["teachers"]

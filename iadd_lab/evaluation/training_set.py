@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.pixels import planes_of
+from iadd_lab.data.pixels import WHITE, planes_of
 from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
@@ -43,12 +43,13 @@ class RealImages:
     preprocess: Preprocess
     channels: int  # of the preprocessing
     size: int
+    white: int = WHITE  # of Pillow images of more than 8 bits, as in the set's own
     repeat: int = 1  # so many copies of a grey image as channels, for networks that expect colour
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The preprocessed image (channels, size, size), or images with their count before that."""
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
+            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels, self.white)))
         _check(image)
         batch = image if image.ndim == 4 else image[None]
         batch = _cover(_with_channels(batch, self.channels), self.size)
@@ -110,7 +111,8 @@ class TrainingSet(Dataset):
         repeat, size = (channels or own) // own, distilled.images.shape[-1]
         self.distilled, self.images = distilled, distilled.images.repeat(1, repeat, 1, 1)
         self.labels, self.alpha, self.classes = distilled.labels, distilled.alpha, distilled.classes
-        self.transform = RealImages(distilled.preprocess, channels=own, size=size, repeat=repeat)
+        white = distilled.data.white or WHITE
+        self.transform = RealImages(distilled.preprocess, own, size, white, repeat)
 
     def __len__(self) -> int:
         return len(self.labels)

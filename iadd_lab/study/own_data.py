@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.pixels import IMAGE_FORMATS
-from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
+from iadd_lab.data.folders import LeftOut, pictures
+from iadd_lab.data.pixels import open_picture
 from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData, on_one_line
 from iadd_lab.distillation.config import DistillConfig
@@ -58,12 +58,12 @@ def suggest_size(folder: Path) -> int:
     Raises:
         InputError: there is no picture.
     """
-    found = sorted(image_paths(folder)) if Path(folder).is_dir() else []
-    require(bool(found), f"{folder} has no pictures ({' '.join(IMAGE_EXTENSIONS)}): name another folder.")
+    found = pictures(folder, LeftOut(folder)) if Path(folder).is_dir() else []
+    require(bool(found), f"{folder} has no pictures: name another folder.")
     sides = []
     for path in found[:: -(-len(found) // _PEEKED)]:
         # Reading meets a file without a header again, and names it.
-        with contextlib.suppress(Exception), Image.open(path, formats=IMAGE_FORMATS) as image:
+        with contextlib.suppress(Exception), open_picture(path) as image:
             sides.append(min(image.size))
     side = int(statistics.median(sides or [LARGEST_SIDE]))
     return max(min(side, LARGEST_SIDE) // 8 * 8, SMALLEST_SIZE)
