@@ -54,6 +54,11 @@ def displayable(images: torch.Tensor) -> torch.Tensor:
     return moved.clamp(0, 1).view(images.shape)
 
 
+def are_shares(soft: torch.Tensor) -> bool:
+    """Whether soft labels (count, classes) are probabilities, not logits."""
+    return bool((soft >= 0).all()) and bool(((soft.sum(1) - 1).abs() < 1e-4).all())
+
+
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
     """A few images per class, with the preprocessing without which they mean nothing.
@@ -71,6 +76,8 @@ class DistilledSet:
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+    # (classes * ipc, classes) float32, logits or shares that sum to 1; the largest of each is its label.
+    soft_labels: torch.Tensor | None = None
 
     @classmethod
     def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
@@ -88,11 +95,24 @@ class DistilledSet:
         """What networks that train on it see of it: the operations that it was made for."""
         return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """What networks are trained towards by cross-entropy: labels, or probabilities (count, classes).
+
+        Soft labels are logits whose softmax counts, as in TESLA, DATM and PAD, unless they are shares.
+        """
+        if self.soft_labels is None:
+            return self.labels
+        return self.soft_labels if are_shares(self.soft_labels) else self.soft_labels.softmax(1)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        soft = {} if self.soft_labels is None else {"soft_labels": self.soft_labels}
+        return {"images": self.images, "labels": self.labels, **soft}
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over all that training on the set, and testing beside it, depends on."""
-        state = preprocess_fingerprint(self.preprocess)
-        content = tensor_fingerprint({"images": self.images, "labels": self.labels})
+        state, content = preprocess_fingerprint(self.preprocess), tensor_fingerprint(self._tensors())
         return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
 
     def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -128,7 +148,7 @@ class DistilledSet:
             more_tensors: stored beside the set's own.
             more_metadata: likewise.
         """
-        tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
+        tensors = self._tensors() | dict(more_tensors or {})
         metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
         if refit:
@@ -150,12 +170,15 @@ class DistilledSet:
             f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
             f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
         )
+        soft, shape = tensors.get("soft_labels"), (len(images), len(metadata["classes"]))
+        fits = soft is None or (tuple(soft.shape) == shape and soft.is_floating_point())
+        require(fits, f"soft labels of a distilled set must be {shape} floats: make it again.")
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         stored = {"augment": None, **metadata}  # older files have no "augment"
         about = restore_fields(cls, _DESCRIBED, stored)
-        return cls(images=images, labels=labels, preprocess=preprocess, **about)
+        return cls(images=images, labels=labels, soft_labels=soft, preprocess=preprocess, **about)
 
     @classmethod
     def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:

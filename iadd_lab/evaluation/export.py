@@ -56,6 +56,7 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
     pixels = distilled.preprocess.invert(distilled.images)
     stored = (pixels.clamp(0, 1) * 255).round().byte()  # (count, channels, height, width)
     for label, name in enumerate(folder_names(distilled.classes)):
+        (folder / name).mkdir()  # even if no soft label is largest here: readers number the folders
         for number, planes in enumerate(stored[distilled.labels == label]):
             picture = Image.fromarray(planes.permute(1, 2, 0).squeeze(2).numpy())
             with atomic_path(folder / name / f"{number:04}.png") as temporary:
@@ -64,10 +65,12 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
     error = (pixels - stored.float() / 255).double().square().mean().sqrt().item()
     change = distilled.preprocess.apply(stored) - distilled.images
     relative = (change.double().square().mean() / distilled.images.double().square().mean()).sqrt().item()
+    soft = "" if distilled.soft_labels is None else " Of soft labels only the largest is left, as the folder."
     return (
         f"Format image_folder: {100 * beyond:.1f} % of the values left [0, 1] without preprocessing (from "
         f"{pixels.min():.2f} to {pixels.max():.2f}) and were clipped, all were rounded to 8 bits; root mean "
         f"square error {error:.3f} of the range of pixels, {100 * relative:.1f} % of the preprocessed norm."
+        f"{soft}"
     )
 
 
