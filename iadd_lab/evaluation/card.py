@@ -46,6 +46,8 @@ def _what(distilled: DistilledSet) -> Iterator[str]:
     shape, kind = " × ".join(map(str, distilled.images.shape[1:])), distilled.preprocess.kind
     yield f"{_images(len(distilled.images))} of {shape} (channels, height, width), preprocessed"
     yield f"classes, in the order of their labels: {', '.join(map(on_one_line, distilled.classes))}"
+    if distilled.soft_labels is not None:
+        yield "labels: soft, for cross-entropy; where one is needed, the largest"
     yield f"train on it by plain SGD with a learning rate of {distilled.alpha:.6g}"
     yield f"preprocessing: {kind}, fitted on the real training images; test images need the same"
     yield f"fingerprint {distilled.fingerprint}"

@@ -56,6 +56,8 @@ def export_set(
     folder = check_folder(folder)
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
     notes = [export(distilled, folder)]
+    if to in PICTURES and distilled.soft_labels is not None:
+        notes += ["Of soft labels only the largest is left, as the folder."]
     if measure and to in PICTURES:
         back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
         notes += [_worth(back, measured, root, how) for measured in beside]
@@ -103,7 +105,8 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
 def _png16(distilled: DistilledSet, folder: Path) -> str:
     """Pixels without preprocessing, as 16 bits of the range that they have."""
     _write_pictures(distilled, folder, 16)
-    replace(distilled, images=distilled.images[:0], labels=distilled.labels[:0]).save(folder / COMPANION)
+    empty = {"images": distilled.images[:0], "labels": distilled.labels[:0], "soft_labels": None}
+    replace(distilled, **empty).save(folder / COMPANION)
     formula = f"low + value / 65535 * (high - low), with low and high from {SCALE}, without preprocessing"
     return f"Format png16: all is kept to 16 bits. A pixel is {formula}; {COMPANION} holds that, and α."
 
@@ -150,7 +153,8 @@ def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
         whole = len(found) == scale["pictures"] and bool(pixels.isfinite().all())
         require(whole, f"it has {len(found)} of {scale['pictures']} pictures, from {low} to {high}")
         labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([*map(len, paths)]))
-        return replace(distilled, images=distilled.preprocess.apply(pixels.float()), labels=labels)
+        images = distilled.preprocess.apply(pixels.float())
+        return replace(distilled, images=images, labels=labels, soft_labels=None)
 
 
 def reread(folder: Path) -> DistilledSet:

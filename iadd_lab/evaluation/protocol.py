@@ -342,7 +342,7 @@ class _FreshNetworks:
         return Training(
             [self.fresh(number).to(self.device) for number in numbers],
             [distilled.images.to(self.device) for distilled in sets],
-            [distilled.labels.to(self.device) for distilled in sets],
+            [distilled.targets.to(self.device) for distilled in sets],
             rates=[config.rate or distilled.alpha for distilled in sets],
             decay_at=max(config.epochs // 2, 1),
             generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],

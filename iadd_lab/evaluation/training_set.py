@@ -92,10 +92,13 @@ def _cover(images: Tensor, size: int) -> Tensor:
 class TrainingSet(Dataset):
     """A distilled set as a PyTorch data set of (image, label); see `load`.
 
+    Where the set has soft labels, what comes with an image is the probability of each class, (classes,).
+
     Attributes:
         distilled: the set itself.
         images: (classes * ipc, channels, height, width), preprocessed already.
-        labels: (classes * ipc,) int64.
+        labels: (classes * ipc,) int64; of soft labels the largest.
+        targets: what the loss is computed from: labels, or (classes * ipc, classes) probabilities.
         alpha: the learning rate to train with, by plain SGD.
         classes: their names; a label is an index into them.
         transform: what real images have to go through before a network that was trained on the set sees them.
@@ -111,14 +114,15 @@ class TrainingSet(Dataset):
         repeat, size = (channels or own) // own, distilled.images.shape[-1]
         self.distilled, self.images = distilled, distilled.images.repeat(1, repeat, 1, 1)
         self.labels, self.alpha, self.classes = distilled.labels, distilled.alpha, distilled.classes
-        white = distilled.data.white or WHITE
+        self.targets, white = distilled.targets, distilled.data.white or WHITE
         self.transform = RealImages(distilled.preprocess, own, size, white, repeat)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        target = self.targets[index]
+        return self.images[index], int(target) if target.ndim == 0 else target
 
     def fit(
         self,
@@ -155,7 +159,7 @@ class TrainingSet(Dataset):
         asked = {"epochs": epochs, "rate": rate, "momentum": momentum, "weight_decay": weight_decay}
         augment, place = augment or self.distilled.augmentation, torch.device(device)
         config = EvaluateConfig(**asked, batch=batch, augment=augment, seed=seed)
-        images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
+        images, labels, random = self.images.to(place), self.targets.to(place), generator(seed, "fit")
         options = {"rates": [self.alpha if rate is None else rate], "decay_at": max(epochs // 2, 1)}
         options |= training_options(config)
         train(network.to(place).train(), images, labels, epochs=epochs, generators=[random], **options)
