@@ -17,7 +17,9 @@ def main() -> None:
         encoding = "utf-8" if ascii_only else stream.encoding
         stream.reconfigure(encoding=encoding, errors="backslashreplace", line_buffering=True)
     from iadd_lab.cli import run
+    from iadd_lab.store.resumable import heed
 
+    heed()
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])

@@ -1,8 +1,11 @@
 """Artefacts come out whole or not at all; configurations are told by what they say."""
 
 import dataclasses
+import errno
 import json
+import os
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from iadd_lab.store.artefacts import (
     tensor_fingerprint,
 )
 from iadd_lab.store.configs import describe, fingerprint, restore, run_folder
+from iadd_lab.store.locks import locked
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 
@@ -161,7 +165,6 @@ def test_an_interrupted_write_leaves_the_old_file_alone_or_nothing(error, tmp_pa
 
 def test_what_can_not_be_written_leaves_the_old_artefact_whole(tmp_path, monkeypatch):
     path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={"run": 1})
-    assert path.stat().st_mode & 0o777 == 0o644  # others may read it
     with pytest.raises(TypeError):
         save_artefact(path, kind="toy", tensors=TENSORS, metadata={"x": object()})
 
@@ -175,6 +178,30 @@ def test_what_can_not_be_written_leaves_the_old_artefact_whole(tmp_path, monkeyp
         save_artefact(path, kind="toy", tensors=TENSORS, metadata={"run": 2})
     assert load_artefact(path, kind="toy").metadata == {"run": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_get_the_mode_of_any_new_file_and_need_nothing_that_mounts_refuse(tmp_path, monkeypatch):
+    """Neither chmod nor, where there is none, fsync; a disk that fails to sync is an error all the same."""
+
+    def refuse(*_, number=errno.EOPNOTSUPP, **__):
+        raise OSError(number, os.strerror(number))
+
+    for mask in (0o077, 0o002, 0o027):
+        before = os.umask(mask)
+        try:
+            path = save_artefact(tmp_path / f"{mask}", kind="toy", tensors=TENSORS, metadata={})
+            with locked(tmp_path / ".lock", "x"):
+                made = (path, tmp_path / ".lock")
+                assert {each.stat().st_mode & 0o777 for each in made} == {0o666 & ~mask}
+        finally:
+            os.umask(before)
+    for name in ("chmod", "fchmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata=METADATA)
+    assert load_artefact(path, kind="toy").metadata == METADATA
+    monkeypatch.setattr(os, "fsync", partial(refuse, number=errno.EIO))
+    with pytest.raises(OSError, match=r"could not be written \(Input/output error\)"):
+        save_text(path, "new")
 
 
 # Damaged and foreign files -------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ _STOPPING = 10.0  # seconds in which papermill stops a kernel; one that was left
 
 def main(order: dict) -> None:
     """Call `papermill.execute_notebook(**order)`, and say in a text beside its output why it failed."""
-    # Ctrl-C reaches all processes of a terminal; the batch alone decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They reach all processes of a terminal or job, kernels too, which inherit this; the batch alone decides.
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which unwinds papermill, which stops the kernel
     threading.Thread(target=_end_with_batch, daemon=True).start()
     from papermill import PapermillExecutionError, execute_notebook

@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
+from iadd_lab.store.locks import UNSUPPORTED
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
 _DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
@@ -74,17 +76,28 @@ def atomic_path(path: Path):
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+        temporary.open("xb").close()
+        mode = temporary.stat().st_mode  # that every new file gets here
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+            _sync(temporary)
+            if temporary.stat().st_mode != mode:  # safetensors puts a private file in its place
+                with suppress(OSError):  # as some mounts do
+                    temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the file on the disk before its name is; some mounts know no such thing."""
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 @contextmanager
