@@ -244,7 +244,7 @@ def test_without_locks_one_line_says_so_and_no_run_is_in_use(root, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(locks, "_told", [])
+    monkeypatch.setattr(locks, "_without", set())
     for _ in range(2):
         with locked(root / "new" / ".lock", "the run"):
             assert not is_held(root / "new" / ".lock")

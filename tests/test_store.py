@@ -7,6 +7,7 @@ import os
 import struct
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned
 from iadd_lab.errors import InputError
 from iadd_lab.store import artefacts as store
+from iadd_lab.store import runs
 from iadd_lab.store.artefacts import (
     atomic_path,
     load_artefact,
@@ -292,13 +294,18 @@ def test_tensors_of_types_that_we_never_write_are_refused(tmp_path, dtype):
 
 
 def test_what_is_no_file_of_the_kind_or_cannot_be_read_is_refused(tmp_path, monkeypatch):
-    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={})
+    path = save_artefact(tmp_path / "run" / "distilled.safetensors", kind="toy", tensors={}, metadata={})
     assert_refused(path, kind="trajectory", match="toy.* but .*trajectory.* was expected")
     for missing in (tmp_path / "b.safetensors", path / "b", tmp_path):
         assert_refused(missing, match="is not there")
 
-    def unreadable(*args, **options):
-        raise PermissionError("Permission denied")
-
-    monkeypatch.setattr(store, "safe_open", unreadable)
-    assert_refused(path, match="Permission denied")
+    raised = {
+        PermissionError(errno.EACCES, "Permission denied"): r"can't be read \(Permission denied\): see to it",
+        SafetensorError(
+            "I/O error: (os error 24)"
+        ): r"can't be read \(Too many open files\): raise the limit",
+    }
+    for error, told in raised.items():
+        monkeypatch.setattr(store, "safe_open", Mock(side_effect=error))
+        assert_refused(path, match=told)
+        assert runs.stored(tmp_path)[0].state == "foreign"  # which nobody deletes

@@ -23,6 +23,10 @@ from iadd_lab.store.configs import FORMAT_VERSION
 from iadd_lab.store.locks import UNSUPPORTED
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
+_MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
+_MENDS |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
+# Not the file's fault, which may be read another time.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
 _DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
 
 
@@ -106,15 +110,18 @@ def writing(path: Path):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors has a full disk, among others, as an error of its own, with the number in its text.
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else getattr(error, "errno", None)
-        is_full = number in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make room on its disk" if is_full else "see to it that it can be written"
+        number = _number(error)
+        mend = _MENDS.get(number, "see to it that it can be written")
         reason = os.strerror(number) if number else str(error)
         told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
         told.errno = number
         raise told from error
+
+
+def _number(error: Exception) -> int | None:
+    """What kept a file from being used, where it was the system; safetensors has it in its text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def save_text(path: Path, text: str) -> None:
@@ -193,6 +200,9 @@ def open_artefact(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if (number := _number(error)) in _PASSING:
+            mend, cause = _MENDS.get(number, "see to it that it can be read"), OSError(number, str(error))
+            raise InputError(f"{path} can't be read ({os.strerror(number)}): {mend}.") from cause
         told = f"{path} is not a whole safetensors file ({error}): delete it and make it again."
         raise InputError(told) from error
 

@@ -23,7 +23,7 @@ PREPROCESSING = ".preprocess.lock"  # in the folder of teachers: nobody need wai
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 # Nor can a result be written where no lock can: whoever tries to will hear of it, who only reads need not.
 _NOTHING_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
-_told: list[Path] = []  # the first lock that was not to be had
+_without: set[Path] = set()  # folders in which there turned out to be none
 
 
 def lock_of(path: Path | str) -> Path:
@@ -104,8 +104,6 @@ def try_lock(lock: Path) -> Iterator[bool]:
     try:
         yield is_free
     finally:
-        if is_free and not holder.is_locked:
-            lock.unlink(missing_ok=True)  # it means nothing here
         _release(holder, lock)
 
 
@@ -116,13 +114,12 @@ def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
 
 def _tell_without(lock: Path, error: OSError) -> bool:
     """Whether `error` says that there are no locks here, which one line of the process then says."""
-    if error.errno not in UNSUPPORTED:
-        return False
-    if not _told:
-        said = f"{lock.parent} can't be locked ({error.strerror}): let no other process compute the same"
-        tqdm.write(f"{said} meanwhile", file=sys.stderr)
-        _told.append(lock)
-    return True
+    if error.errno in UNSUPPORTED:
+        if not _without:
+            said = f"{lock.parent} can't be locked ({error.strerror}): let no other process compute the same"
+            tqdm.write(f"{said} meanwhile", file=sys.stderr)
+        _without.add(lock.parent)
+    return error.errno in UNSUPPORTED
 
 
 def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
@@ -134,9 +131,7 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
                 holder.acquire()
                 return
         except OSError as error:
-            if _tell_without(lock, error):
-                lock.unlink(missing_ok=True)  # it means nothing here
-            elif error.errno not in _NOTHING_WRITTEN:
+            if not _tell_without(lock, error) and error.errno not in _NOTHING_WRITTEN:
                 raise
             return
         if attempt == 0:
@@ -146,7 +141,7 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
 
 
 def _release(holder: FileLock, lock: Path) -> None:
-    if holder.lock_counter == 1:  # the outermost block of this thread
+    if holder.lock_counter == 1 or lock.parent in _without:  # the outermost block of this thread
         with suppress(OSError):  # Windows keeps what is open; filelock removes it there
             lock.unlink()
     holder.release()

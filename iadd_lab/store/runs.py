@@ -225,8 +225,8 @@ def _summary(root: Path, folder: Path, parts: list[Stored]) -> Stored:
 def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Stored:
     """A folder that one run was made in."""
     result = _result(folder)
-    there = _files(folder)
-    files = [path for path in there if not (_LOCK.fullmatch(path.name) or is_temporary(path))]
+    locks = [path for path in _files(folder) if _LOCK.fullmatch(path.name)]
+    files = [path for path in _files(folder) if path not in locks and not is_temporary(path)]
     kind, state, about = "other", "foreign", ""
     if result:
         kind, teachers = Path(result).stem, sorted(folder.glob("teacher_*.safetensors"))
@@ -234,7 +234,7 @@ def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Stored:
         if state == "finished" and (result == _CHECKPOINT or (result == _TEACHERS and not teachers)):
             state = "unfinished"
         kind = "distilled" if result == _CHECKPOINT else kind
-    elif not files and (there or _FOLDER.fullmatch(folder.name)):
+    elif not files and (locks or _FOLDER.fullmatch(folder.name)):
         kind, state, about = "distilled", "unfinished", "nothing yet"
     elif folder.name == "reproduce" and all(path.suffix == ".json" for path in files):
         kind, state, about = "records", "finished", f"of {len(files)} notebooks"
@@ -249,8 +249,8 @@ def _examine(parts: dict[Path, str], verify: bool) -> tuple[str, str]:
             metadata = load_artefact(path, kind=kind).metadata if verify else read_metadata(path, kind=kind)
             about = about or _about(kind, metadata, len(parts) - 1)
         except InputError as error:
-            # Another iadd-lab, or another user, may still need it.
-            foreign = isinstance(error, OtherVersionError) or isinstance(error.__cause__, PermissionError)
+            # Another iadd-lab may still need it, or another user, or the machine may read it another time.
+            foreign = isinstance(error, OtherVersionError) or isinstance(error.__cause__, OSError)
             reason = str(error).removeprefix(f"{path} ").split(":")[0]
             return "foreign" if foreign else "damaged", f"{path.name}: {reason}"
         except (KeyError, TypeError, AttributeError, IndexError) as error:
