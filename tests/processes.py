@@ -123,12 +123,12 @@ def exit_code(process: subprocess.Popen | multiprocessing.Process) -> int | None
 def check_stopped(
     process: subprocess.Popen | multiprocessing.Process, output: Path, number: int = signal.SIGINT
 ) -> str:
-    """The last line of a command that was interrupted, by default by Ctrl-C."""
+    """The line in which a command that was interrupted, by default by Ctrl-C, says how to go on."""
     assert exit_code(process) == 128 + number, output.read_text()
     assert "Traceback" not in output.read_text()
-    lines = [line.strip() for line in re.split(r"[\r\n]", output.read_text()) if line.strip()]
-    assert [line for line in lines if line.startswith("stopped: ")] == lines[-1:]
-    return lines[-1]
+    lines = re.split(r"[\r\n]", output.read_text())
+    (said,) = (line for line in lines if line.startswith("stopped: "))
+    return said
 
 
 def wait_until(condition: Callable[[], object]) -> None:

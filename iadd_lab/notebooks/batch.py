@@ -324,9 +324,11 @@ def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tupl
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
     code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
     told = Path(order["output_path"]).with_suffix(".txt")
-    reason = _DIED if told.is_file() else f"nothing could be written in {told.parent}: {_NO_ROOM}"
-    died = f"{Path(order['input_path']).name} could not be executed: {reason}"
-    return died if code else told.read_text(encoding="utf-8"), time.perf_counter() - start
+    failure = told.read_text(encoding="utf-8") if told.is_file() else ""
+    if code:
+        reason = _DIED if failure else f"nothing could be written in {told.parent}: {_NO_ROOM}"
+        failure = f"{Path(order['input_path']).name} could not be executed: {reason}"
+    return failure, time.perf_counter() - start
 
 
 @contextlib.contextmanager
