@@ -183,7 +183,7 @@ def scenario_what_is_measured_or_executed_needs_room(tmp_path, monkeypatch):
     assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
     monkeypatch.setattr(tempfile, "tempdir", str(disk.place))  # $TMPDIR
     reproduce_elsewhere = reproduce.replace("{disk}", "{at}")
-    told = rf"good.ipynb could not be executed: nothing could be written in {disk.place}/.*: make room there, set"
+    told = rf"could not be executed: nothing could be written in {disk.place}/.*: make room there, set"
     assert re.search(told, run(reproduce_elsewhere, **paths).stdout)
     disk.free()
     complete(reproduce, **paths)
