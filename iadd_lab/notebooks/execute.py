@@ -20,10 +20,7 @@ _STOPPING = 10.0  # seconds in which papermill stops a kernel; one that was left
 
 def main(order: dict) -> None:
     """Execute the notebook that is ordered, and say in a text beside its output why it failed."""
-    # They reach all processes of a terminal or job, kernels too, which inherit this; the batch alone decides.
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    leave_to_batch()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which unwinds papermill, which stops the kernel
     threading.Thread(target=_end_with_batch, daemon=True).start()
     logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
@@ -35,6 +32,13 @@ def main(order: dict) -> None:
         told.seek(0)
         told.write(failure[:_LONGEST])
         told.truncate()
+
+
+def leave_to_batch() -> None:
+    """Ignore what reaches all processes of a terminal or job, kernels too, which inherit this: it decides."""
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _failure(order: dict) -> str:
