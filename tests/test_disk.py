@@ -186,6 +186,12 @@ def scenario_what_is_measured_or_executed_needs_room(tmp_path, monkeypatch):
     told = rf"could not be executed: nothing could be written in {disk.place}/.*: make room there, set"
     assert re.search(told, run(reproduce_elsewhere, **paths).stdout)
     disk.free()
+    make(tmp_path, iterations=1)
+    disk.leave(1)
+    export = "export {at}/run --to image_folder --out {disk}/export"
+    assert full(export, **paths).endswith(".png")
+    disk.free()
+    complete(export, **paths)
     complete(reproduce, **paths)
     assert "1 of 1 notebooks up to date" in complete(reproduce, **paths).stdout
     complete("bench --json {at}/bench.json", at=disk.place)

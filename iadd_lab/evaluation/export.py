@@ -1,6 +1,7 @@
 """A distilled set for other programs: MTT's format, a folder of PNGs, or safetensors, with a data card."""
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,8 +33,12 @@ def export_set(path: Path, to: str, folder: Path) -> str:
     distilled = DistilledSet.load(set_file(path))
     folder = check_folder(folder)
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
-    loss = export(distilled, folder)
-    save_text(folder / CARD, data_card(set_file(path), notes=[loss]))
+    try:
+        loss = export(distilled, folder)
+        save_text(folder / CARD, data_card(set_file(path), notes=[loss]))
+    except BaseException:  # a part is of no use to anybody, and would keep the next try from the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return loss
 
 

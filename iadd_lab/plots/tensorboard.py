@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import time
 from contextlib import AbstractContextManager
@@ -99,7 +100,7 @@ class TensorBoard(AbstractContextManager):
         self._next = known if known > 1 else 0
         # Files are read in the order of their names, which start with the second in which they were made: the
         # new one must be the last, also where less than a second has gone by, or the clock went back.
-        names = " ".join(path.name for path in self.folder.iterdir())
+        names = " ".join(os.listdir(self.folder))
         seconds = [int(found) + 1 for found in re.findall(r"\.tfevents\.(\d+)\.", names)]
         clock = SimpleNamespace(time=lambda: max([time.time(), *seconds]))
         with mock.patch.object(event_file_writer, "time", clock):

@@ -86,9 +86,8 @@ def atomic_path(path: Path):
         try:
             yield temporary
             _sync(temporary)
-            if temporary.stat().st_mode != mode:  # safetensors puts a private file in its place
-                with suppress(OSError):  # as some mounts do
-                    temporary.chmod(mode)
+            with suppress(OSError):  # safetensors puts a private file in its place; some mounts refuse this
+                temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -28,9 +28,9 @@ _OURS = re.compile(
 _UNDERWAY = re.compile(r"checkpoint_.*\.safetensors|.*\.checkpoint")
 _LOCK = re.compile(r"\.((preprocess|teacher_\d+|.+\.(safetensors|checkpoint))\.)?lock")
 _FOLDER = re.compile(r".*-[0-9a-f]{16}|reproduce")  # as `run_folder` and the batch name them
-# What `store.atomic_path` writes first: the name between a dot and eight letters, then its suffix again.
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.\w+)?")
-_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # which writes one of its own beside it
+# What `store.atomic_path` writes first: the name between a dot and eight letters, then its suffix again; and
+# what safetensors writes beside that.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.\w+)?|\.tmp[A-Za-z0-9]{6}")
 _WORKED_ON = "another process works on it"
 
 
@@ -142,8 +142,8 @@ def prune(root: Path | str, criteria: Criteria, *, delete: bool = False) -> list
 def is_temporary(path: Path) -> bool:
     """Whether `path` is what an interrupted atomic write leaves."""
     match = _TEMPORARY.fullmatch(path.name)
-    is_own = bool(match) and Path(match["name"]).suffix == (match["suffix"] or "")
-    return (is_own or bool(_OF_SAFETENSORS.fullmatch(path.name))) and not path.is_symlink()
+    is_own = bool(match) and Path(match["name"] or "").suffix == (match["suffix"] or "")
+    return is_own and not path.is_symlink()
 
 
 # What is there ---------------------------------------------------------------------------------------------
