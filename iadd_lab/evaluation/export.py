@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -55,13 +56,17 @@ def export_set(
     distilled = DistilledSet.load(set_file(path), root=root)
     folder = check_folder(folder)
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
-    notes = [export(distilled, folder)]
-    if to in PICTURES and distilled.soft_labels is not None:
-        notes += ["Of soft labels only the largest is left, as the folder."]
-    if measure and to in PICTURES:
-        back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
-        notes += [_worth(back, measured, root, how) for measured in beside]
-    save_text(folder / CARD, data_card(set_file(path), notes=notes))
+    try:
+        notes = [export(distilled, folder)]
+        if to in PICTURES and distilled.soft_labels is not None:
+            notes += ["Of soft labels only the largest is left, as the folder."]
+        if measure and to in PICTURES:
+            back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
+            notes += [_worth(back, measured, root, how) for measured in beside]
+        save_text(folder / CARD, data_card(set_file(path), notes=notes))
+    except BaseException:  # a part is of no use to anybody, and would keep the next try from the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return "\n".join(notes)
 
 

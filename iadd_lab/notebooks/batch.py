@@ -38,6 +38,7 @@ from iadd_lab.store.configs import fingerprint
 _LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
 _ERROR_TAG = "papermill-error-cell-tag"  # papermill's own, on the cells in which it says what failed
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_NO_ROOM = "make room there, set TMPDIR to another folder, or raise the limit of open files (ulimit -n)"
 _DIED = "its process died, perhaps for want of memory (then fewer --jobs help)"
 
 
@@ -320,8 +321,11 @@ def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tupl
     # -P: the modules beside the script must not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
     code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
-    died = f"{Path(order['input_path']).name} could not be executed: {_DIED}"
-    failure = died if code else Path(order["output_path"]).with_suffix(".txt").read_text(encoding="utf-8")
+    told = Path(order["output_path"]).with_suffix(".txt")
+    failure = told.read_text(encoding="utf-8") if told.is_file() else ""
+    if code:
+        reason = _DIED if failure else f"nothing could be written in {told.parent}: {_NO_ROOM}"
+        failure = f"{Path(order['input_path']).name} could not be executed: {reason}"
     return failure, time.perf_counter() - start
 
 
