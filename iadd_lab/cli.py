@@ -39,6 +39,7 @@ from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
+from iadd_lab.study.own_data import class_table
 from iadd_lab.study.study import runs_root
 from iadd_lab.training.replay_buffers import import_replay_buffers
 from iadd_lab.training.teachers import prepare_teachers, train_teacher
@@ -147,11 +148,8 @@ def data_check(
     data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    splits = ("train", "validation", "test")
-    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in splits]
-    rows = [("class", *splits), *zip(data.classes, *counts, strict=True), ("all", *map(sum, counts))]
-    for label, *columns in rows:
-        print(f"{label[:24]:24}" + "".join(f"{column:>12}" for column in columns))
+    print(class_table(data))
+    print(f"{'all':24}" + "".join(f"{len(data.split(name)):12}" for name in sets.SPLITS))
     if data.remark:
         print(f"Note: {data.remark}")
 
@@ -489,20 +487,25 @@ def reproduce(
 
 
 @command(app)
-def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
+def plan(
+    *, selection: Chosen = Selection(), device: str = Execution.device, runs: Path = Path("runs")
+) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
-    Nothing of it is computed; small pieces of the real work are timed on this machine.
+    Nothing of it is computed; small pieces of the real work are timed on this machine. Then which cells of
+    tables and figures RUNS has already, and which are missing.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
+        runs: folder of what is computed only once.
     """
     from iadd_lab.notebooks.batch import chosen_pages
     from iadd_lab.study import plan as plans
 
     where = {"profile": selection.profile, "notebooks": selection.notebooks}
     pages = chosen_pages(selection.only, selection.parameters(), **where)
-    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
+    found, cells = plans.plan(pages, device=device), plans.stored_cells(pages, runs=runs, device=device)
+    print(plans.describe(found, cells, notebooks=len(pages), jobs=selection.jobs))
 
 
 @command(app)

@@ -54,10 +54,9 @@ def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
 def check_whole(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
     """Require an int in [minimum, maximum], at most 64 bits; `name` is the field as the user wrote it."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if maximum is None and whole and value > _LARGEST:
-        maximum = _LARGEST
-    inside = whole and value >= minimum and (maximum is None or value <= maximum)
-    limit = "" if maximum is None else f" and at most {maximum}"
+    most = _LARGEST if maximum is None else maximum
+    limit = f" and at most {most}" if maximum is not None or (whole and value > most) else ""
+    inside = whole and minimum <= value <= most
     require(inside, f"{name} is {value!r}; it must be a whole number of at least {minimum}{limit}.")
 
 

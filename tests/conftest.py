@@ -1,6 +1,7 @@
 """Toy data that every test shares: two classes of real 8×8 digits, and tiny teachers trained on them."""
 
 import copy
+import os
 import signal
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 
 from iadd_lab.baselines import descent
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.sets import DataConfig, ImageData, load_data
+from iadd_lab.data.sets import DataConfig, ImageData, load_data, locate
 from iadd_lab.store.configs import fingerprint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, Teachers, train_teachers
+from tests.samples import load
 
 # The same examples in every run, and none that fails because the machine is busy.
 hypothesis.settings.register_profile(
@@ -29,6 +31,7 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
+REAL_DATA = os.environ.get("IADD_DATA", "")  # the caller's, for tests of real data sets alone
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,10 +45,28 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache of decoded images."""
-    monkeypatch.setenv("IADD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory):
+    """No test, and nothing that one starts, goes by the caller's folders or cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("IADD_DATA", "IADD_CLUSTER"):
+            patch.delenv(name, raising=False)
+        for name in ("cache", "runs"):
+            patch.setenv(f"IADD_{name.upper()}", str(tmp_path_factory.getbasetemp() / name))
+        yield
+
+
+@pytest.fixture
+def load_real(monkeypatch):
+    """Loads a data set of the caller's $IADD_DATA; where it is not there, the test is skipped."""
+
+    def loaded(name: str, **options) -> ImageData:
+        monkeypatch.setenv("IADD_DATA", REAL_DATA)
+        if not REAL_DATA or locate(name) is None:
+            pytest.skip(f"no {name} under IADD_DATA, or that is not set")
+        return load(name, **options)
+
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -13,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iadd_lab.errors import InputError
 from iadd_lab.notebooks import batch
 from iadd_lab.notebooks.batch import batch_in, chosen_pages, keep, plan_batch, reproduce
-from iadd_lab.notebooks.notebook import Record, files_of, lay_out, notebook_folder, read_record
+from iadd_lab.notebooks.notebook import Record, files_of, notebook_folder, read_record
 from iadd_lab.notebooks.report import write_report
 from iadd_lab.store.artefacts import save_text
 from tests.notebook_files import outputs, write_notebook
-from tests.processes import PATIENCE, runs_on, wait_until
+from tests.processes import PATIENCE, runs_on, start, wait_until
+from tests.samples import assert_refused
 
 TOUCH = "import pathlib; pathlib.Path(figures_dir, 'good_a.png').touch()"
 BARS = """
@@ -70,8 +68,10 @@ def plan(folders, only=(), parameters=None, **options):
     return {task.name: task for task in tasks}
 
 
-def nothing_was_done(folders):
-    return not folders["figures"].exists() and not folders["runs"].exists()
+def left(folders):
+    """What the batch has left, and its folders themselves."""
+    places = [folders["figures"], folders["runs"]]
+    return [path for place in places for path in (place, *place.rglob("*")) if path.exists()]
 
 
 # Executing -------------------------------------------------------------------------------------------------
@@ -197,15 +197,11 @@ def test_a_batch_that_is_stopped_leaves_no_process_behind(folders, tmp_path, num
     )
     for name in ("good", "other", "third"):
         write_notebook(folders["notebooks"] / f"{name}.ipynb", *cells)
-    options = {name: str(path) for name, path in folders.items()}
-    code = f"from iadd_lab.notebooks.batch import reproduce; reproduce(jobs=2, **{options})"
-    said = tmp_path / "said.txt"
-    with said.open("w") as file:
-        command = [sys.executable, "-c", code]
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    places = [word for name, path in folders.items() for word in (f"--{name}", str(path))]
+    process = start(["reproduce", "--jobs", "2", *places], said := tmp_path / "said.txt")
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 4 or process.poll() is not None)
     os.killpg(process.pid, number)  # as a terminal does
-    assert process.wait(PATIENCE) == -number, said.read_text()
+    assert process.wait(PATIENCE) == (130 if number == signal.SIGINT else -number), said.read_text()
     left = [int(path.stem) for path in tmp_path.glob("*.pid")]
     assert len(left) == 4
     wait_until(lambda: not any(map(runs_on, left)))
@@ -264,10 +260,7 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
         ({"parameters": {"change": "3"}}, "change is 3; it must be a mapping"),
         ({"parameters": {"student_steps": "0"}}, "student_steps is 0; it must be a whole number"),
         ({"parameters": {"change": "{ipcs: 3}"}}, "unknown name in change: 'ipcs'.*did you mean 'ipc'"),
-        (
-            {"parameters": {"data_name": "cifar10"}},
-            "CIFAR-10 was looked for in .*cifar10, which is not there",
-        ),
+        ({"parameters": {"data_name": "cifar10"}}, "was looked for in .*cifar10, which is not there"),
         ({"parameters": {"data_name": "digist"}}, "unknown data set 'digist'.*did you mean 'digits'"),
         ({"jobs": 0}, "jobs is 0"),
         ({"cluster": "here"}, "expected local, local:N or tcp://HOST:PORT"),
@@ -276,11 +269,8 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
 def test_what_is_unknown_stops_everything(folders, tmp_path, monkeypatch, options, sentence):
     monkeypatch.setenv("IADD_DATA", str(tmp_path / "nothing"))
     write_notebook(folders["notebooks"] / "quickstart.ipynb", parameters=PAGE)
-    with pytest.raises(InputError, match=sentence):
-        run(folders, **options)
-    made = [path for name in ("figures", "runs") for path in folders[name].rglob("*") if path.is_file()]
-    assert not made
-    assert "cluster" in options or nothing_was_done(folders)
+    assert_refused(sentence, run, folders, **options)
+    assert not [path for path in left(folders) if "cluster" not in options or path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -295,19 +285,17 @@ def test_a_notebook_that_can_not_work_stops_everything(folders, content, sentenc
     path = write_notebook(folders["notebooks"] / "bad.ipynb", parameters=content)
     if "side" not in content:
         path.write_text(content)
-    with pytest.raises(InputError, match=sentence):
-        run(folders)
-    assert nothing_was_done(folders)
+    assert_refused(sentence, run, folders)
+    assert not left(folders)
 
 
 def test_the_notebooks_are_no_place_for_results_and_must_be_there(folders, tmp_path):
     quick = folders["notebooks"].rename(tmp_path / "quick")
     before = (quick / "good.ipynb").read_bytes()
-    with pytest.raises(InputError, match="is the folder of the notebooks themselves"):
-        reproduce(notebooks=quick, figures=tmp_path, runs=folders["runs"], progress=False)
+    among = folders | {"notebooks": quick, "figures": tmp_path}
+    assert_refused("is the folder of the notebooks themselves", run, among)
     assert (quick / "good.ipynb").read_bytes() == before
-    with pytest.raises(InputError, match=r"there are no notebooks in .*: run from the project's folder"):
-        run(folders)
+    assert_refused(r"there are no notebooks in .*: run from the project's folder", run, folders)
 
 
 def test_data_and_profile_count_among_the_inputs(folders, tmp_path, monkeypatch):
@@ -426,8 +414,8 @@ def test_an_executed_copy_that_can_not_be_read_breaks_no_report(folders, text):
 
 
 def test_what_was_made_is_kept_on_purpose(folders, without_kernels, tmp_path):
-    with pytest.raises(InputError, match="is empty: run iadd-lab reproduce --profile quick first"):
-        keep(kept=tmp_path / "kept", **folders)
+    missing = "is empty: run iadd-lab reproduce --profile quick first"
+    assert_refused(missing, keep, kept=tmp_path / "kept", **folders)
     write_notebook(folders["notebooks"] / "other.ipynb")
     made, kept = folders["figures"] / "quick", tmp_path / "kept" / "quick"
     kept.mkdir(parents=True)
@@ -448,12 +436,7 @@ def test_notebooks_are_found_here_or_where_they_were_installed(folders, tmp_path
     monkeypatch.chdir(tmp_path)
     assert notebook_folder() == Path("notebooks")
     monkeypatch.chdir(folders["notebooks"])
-    (tmp_path / "laid" / "out").mkdir(parents=True)
-    (tmp_path / "laid" / "out" / "quickstart.ipynb").write_text("mine")
     assert (notebook_folder() / "table1_benchmarks.ipynb").is_file()
-    copied = {path.name for path in lay_out(tmp_path / "laid" / "out")}
-    assert copied == {path.name for path in notebook_folder().glob("*.ipynb")} - {"quickstart.ipynb"}
-    assert (tmp_path / "laid" / "out" / "quickstart.ipynb").read_text() == "mine"
 
 
 @given(st.lists(st.text("ab_.1", min_size=1, max_size=4), min_size=1, max_size=5, unique=True))

@@ -128,15 +128,8 @@ def test_evaluate_prints_and_stores(folder):
     stored, random = map(Evaluation.load, paths)
     assert (stored.method, random.method) == ("learned", "random real")
     assert stored.config.network.width == 4  # the teachers' network, unless another is asked for
-
-
-def test_evaluate_on_another_network_without_random(folder):
-    command = (
-        "evaluate {} --network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu"
-    )
-    said = complete(
-        f"{command} --out {{}}", folder / "run" / "distilled.safetensors", folder / "scores"
-    ).stdout
+    plain = "--network alexnet --epochs 1 --networks 1 --split validation --no-random --device cpu --out {}"
+    said = complete(f"evaluate {{}} {plain}", path / "distilled.safetensors", folder / "scores").stdout
     assert "(1 × alexnet)" in said
     assert "random real" not in said
 
@@ -159,15 +152,10 @@ def test_the_program_refuses_with_one_sentence():
 TAUGHT = {
     "--data cifar": "unknown data set 'cifar' (did you mean 'cifar10'?)",
     "--network resnet": "unknown network 'resnet' (did you mean 'resnet18'?)",
-    "--preprocess pca": "unknown preprocess 'pca' (did you mean 'zca'?)",
     "--teachers 0": "count is 0; it must be a whole number of at least 1",
-    "--epochs 0": "epochs is 0",
-    "--rate -0.1": "rate is -0.1; it must be a finite number above 0",
     "--depth 9": "depth",
     "--augment flop": "'flop'",
     "--device cuda:99": "device is 'cuda:99'",
-    "--device gpu": "device is 'gpu': expected auto, cpu, cuda or cuda:N",
-    "--size 300": "300",
     "--train-limit 3": "train_limit is 3",
 }
 
@@ -175,7 +163,6 @@ TAUGHT = {
 DISTILLED = {
     "--ipc 500": "ipc is 500, but class",
     "--max-start-epoch 3 --teacher-epochs 2": "reach epoch 4, but the teachers have 3 epochs",
-    "--alpha-rate nan": "alpha_rate is nan",
     "--weight-rate -1": "rate is -1.0",
     "--matching uniform --literal": "settings of matching 'learned' were given, but matching 'uniform'",
     "--prune 0.2": "leave them out, or use --matching pruned",
@@ -258,9 +245,7 @@ def test_reproduce_takes_parameters_as_papermill_does_and_fails_with_code_one(ba
 
 
 REPRODUCED = {
-    "-p sied 3": "unknown parameter of good 'sied' (did you mean 'side'?)",
     "-p side": "parameter 'side' has no value: write -p NAME VALUE or -p NAME=VALUE",
-    "-p side --again": "parameter 'side' has no value",
     "-p side -p word a": "parameter 'side' has no value",
     "-p runs_dir /tmp": "runs_dir is set by the batch: use --runs",
     "--only goood": "unknown notebook 'goood' (did you mean 'good'?)",
@@ -269,9 +254,9 @@ REPRODUCED = {
 }
 
 
-@pytest.mark.parametrize(("options", "sentence"), REPRODUCED.items())
-def test_reproduce_refuses_before_it_executes_anything(batch, tmp_path, options, sentence):
-    assert sentence in ended(2, f"{batch} {options}")
+def test_reproduce_refuses_before_it_executes_anything(batch, tmp_path):
+    for options, sentence in REPRODUCED.items():
+        assert sentence in ended(2, f"{batch} {options}")
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
 
 
@@ -294,7 +279,8 @@ def test_plan_takes_what_reproduce_takes(batch):
 
 
 def test_notebooks_are_laid_out_and_none_is_overwritten(tmp_path):
-    assert f"{tmp_path / 'quickstart.ipynb'}\n" in complete("notebooks {}", tmp_path).stdout
     (tmp_path / "quickstart.ipynb").write_text("mine")
-    assert complete("notebooks {}", tmp_path).stdout == ""
+    others = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")} - {"quickstart.ipynb"}
+    assert {Path(line).name for line in complete("notebooks {}", tmp_path).stdout.splitlines()} == others
+    assert others < {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "quickstart.ipynb").read_text() == "mine"

@@ -53,11 +53,6 @@ def follow_recipe(heading: str) -> dict[str, object]:
     return names
 
 
-def command(words: str) -> str:
-    """What a command says that must succeed."""
-    return complete(words).stdout
-
-
 @pytest.fixture(autouse=True)
 def _registries():
     """What a recipe enters is gone after its test."""
@@ -92,13 +87,11 @@ def test_a_new_matching_distils_and_is_a_row_of_tables(toy_data, toy_teachers, t
 
 def test_a_new_matching_is_on_the_command_line(toy_config, tmp_path):
     follow_recipe("A matching method")
-    data = load("digits")
-    train_teachers(data, toy_config, tmp_path / "teachers", count=1, progress=False)
-    command(
-        f"distill --teachers {tmp_path / 'teachers'} --matching magnitude --iterations 2 --student-steps 2 "
-        f"--teacher-epochs 1 --max-start-epoch 2 --alpha 0.02 --alpha-rate 1e-6 --out {tmp_path / 'run'}"
-    )
-    assert DistillResult.load(tmp_path / "run" / "distilled.safetensors").config.matching.name == "magnitude"
+    places = tmp_path / "teachers", tmp_path / "run"
+    train_teachers(load("digits"), toy_config, places[0], count=1, progress=False)
+    small = "--iterations 2 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 --alpha-rate 1e-6"
+    complete(f"distill --teachers {{}} --out {{}} --matching magnitude {small}", *places)
+    assert DistillResult.load(places[1] / "distilled.safetensors").config.matching.name == "magnitude"
 
 
 def test_a_new_data_set_loads_and_trains_a_teacher(tmp_path):
@@ -114,12 +107,12 @@ def test_a_new_data_set_loads_and_trains_a_teacher(tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 10)
     assert np.array_equal(data.test.images[:, 0].numpy(), arrays["test_images"])
     assert load("pneumonia", tmp_path, size=16, channels=3).train.images.shape == (36, 3, 16, 16)
-    root = f"--data-root {tmp_path}"
-    trained = command(
-        f"teach --data pneumonia {root} --width 4 --teachers 1 --epochs 1 --out {tmp_path / 'out'}"
+    small = "--width 4 --teachers 1 --epochs 1"
+    trained = complete(
+        f"teach --data pneumonia --data-root {{}} {small} --out {{}}", tmp_path, tmp_path / "out"
     )
-    assert trained.startswith("1 teachers of 1 epochs")
-    assert "PneumoniaMNIST" in command(f"data list --data-root {tmp_path}")
+    assert trained.stdout.startswith("1 teachers of 1 epochs")
+    assert "PneumoniaMNIST" in complete("data list --data-root {}", tmp_path).stdout
 
 
 def test_a_folder_per_class_needs_an_entry_only(tmp_path, monkeypatch):
@@ -137,6 +130,9 @@ def test_a_new_network_trains_distils_and_evaluates(toy_data, toy_config, tmp_pa
     follow_recipe("A network")
     config = NetworkConfig(name="lenet")
     assert config.title == "lenet"
+    for channels, size in ((1, 28), (3, 32)):  # and below, (1, 8)
+        network = build_network(config, channels=channels, size=size, classes=10, seed=0)
+        assert network(torch.rand(2, channels, size, size)).shape == (2, 10)
     taught = replace(toy_config, network=config)
     teachers = train_teachers(toy_data, taught, tmp_path / "teachers", count=1, progress=False)
     result = distill(toy_data, teachers, RUN, progress=False)
@@ -146,13 +142,6 @@ def test_a_new_network_trains_distils_and_evaluates(toy_data, toy_config, tmp_pa
     study = Study(tmp_path / "runs", device="cpu", threads=1, progress=False)
     (cell,) = study.cells([TINY], ["random"], networks=[config])
     assert cell.network.title == "lenet"
-
-
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
-def test_it_takes_the_field_s_sizes(channels, size):
-    follow_recipe("A network")
-    network = build_network(NetworkConfig("lenet"), channels=channels, size=size, classes=10, seed=0)
-    assert network(torch.rand(2, channels, size, size)).shape == (2, 10)
 
 
 def test_a_new_notebook_runs_on_every_profile_and_keeps_the_rules(tmp_path, monkeypatch):

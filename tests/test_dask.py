@@ -12,12 +12,13 @@ import psutil
 import pytest
 import torch
 
-from iadd_lab.errors import DivergenceError, InputError
+from iadd_lab.errors import DivergenceError
 from iadd_lab.notebooks.batch import reproduce
 from iadd_lab.notebooks.dask import named_runner, open_runner
 from iadd_lab.study.study import Study
 from tests.notebook_files import outputs, write_notebook
 from tests.processes import PATIENCE, content, runs_on, spare, wait_until
+from tests.samples import assert_refused
 from tests.test_study import TINY
 
 HOW = {"device": "cpu", "threads": 1, "progress": False}
@@ -67,10 +68,13 @@ def test_values_and_errors_come_with_their_numbers(runner):
 
 
 def test_workers_find_the_same_images_and_leave_ctrl_c_to_others(runner, tmp_path, monkeypatch):
+    """Where the caller has them now, not where it had them when it started its workers."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IADD_DATA", "data")
-    ((_, told),) = runner.map(_told, [("IADD_DATA",)])
-    assert told == (True, 1, [str(tmp_path / "data")])
+    cache = os.environ["IADD_CACHE"]
+    for data, expected in (("data", str(tmp_path / "data")), ("other", str(tmp_path / "other")), ("", "")):
+        monkeypatch.setenv("IADD_DATA", data)
+        ((_, told),) = runner.map(_told, [("IADD_DATA", "IADD_CACHE")])
+        assert told == (True, 1, [expected, cache])
 
 
 def test_a_killed_worker_costs_its_task_only(runner, tmp_path):
@@ -120,20 +124,20 @@ from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.study.study import Study
 from tests.test_study import TINY
 study = Study(runs_dir, device="cpu", threads=1, progress=False, runner=named_runner())
-print(bool(os.environ.get("IADD_CLUSTER")), type(study.runner).__name__)
+print(bool(os.environ.get("IADD_CLUSTER")), os.environ["IADD_DATA"], type(study.runner).__name__)
 print([cell.evaluation.accuracies.tolist() for cell in study.cells([TINY], ["random"])])
 """
 
 
 @pytest.fixture
 def by_hand(tmp_path, monkeypatch):
-    """The address of a scheduler with one worker, processes that were started by hand."""
+    """The address of a scheduler with one worker, started by hand; the worker has data of its own."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # kernels import from the tests
     address, dask = tmp_path / "scheduler.json", [sys.executable, "-m", "dask"]
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     worker = ["worker", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]
     with (tmp_path / "log.txt").open("w") as log:
-        options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": log}
+        options = {"env": os.environ | {"OMP_NUM_THREADS": "1", "IADD_DATA": "/own"}, "stderr": log}
         started = [
             subprocess.Popen([*dask, *words, "--scheduler-file", str(address)], **options)
             for words in (scheduler, worker)
@@ -153,10 +157,11 @@ def test_notebooks_and_their_cells_are_tasks_of_one_cluster(by_hand, tmp_path, m
     parameters = 'runs_dir = ""\nfigures_dir = ""'
     write_notebook(folders["notebooks"] / "cells.ipynb", CELLS, parameters=parameters)
     write_notebook(folders["notebooks"] / "bad.ipynb", "1 / 0", parameters=parameters)
+    monkeypatch.setenv("IADD_DATA", str(tmp_path))
     assert reproduce(progress=False, cluster=by_hand, **folders) == ["bad"]
     (cell,) = Study(tmp_path / "here", **HOW).cells([TINY], ["random"])
     said = "".join(outputs(folders["figures"] / "quick" / "cells.ipynb")).splitlines()
-    assert said == ["True DaskRunner", str([cell.evaluation.accuracies.tolist()])]
+    assert said == ["True /own DaskRunner", str([cell.evaluation.accuracies.tolist()])]
     assert content(folders["runs"]) == content(tmp_path / "here")
     monkeypatch.delenv("IADD_CLUSTER", raising=False)
     assert named_runner() is None
@@ -180,8 +185,7 @@ with open_runner("local:2") as runner:
     wait_until(lambda: (tmp_path / "0.started").exists() or process.poll() is not None)
     children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     assert len(children) >= 2, said.read_text()
-    end = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C in a terminal reaches them all
-    end(process.pid, number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C reaches them all
     process.wait(PATIENCE)
     wait_until(lambda: not any(runs_on(child) for child in children))
     assert "dashboard of the cluster: http://127.0.0.1:" in said.read_text()
@@ -195,13 +199,11 @@ with open_runner("local:2") as runner:
     ],
 )
 def test_what_is_no_cluster_is_refused(name, sentence):
-    with pytest.raises(InputError, match=sentence), open_runner(name):
-        pass
+    assert_refused(sentence, open_runner(name).__enter__)
 
 
 def test_without_dask_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install distributed bokeh"), open_runner("local:2"):
-        pass
+    assert_refused("pip install distributed bokeh", open_runner("local:2").__enter__)
     with open_runner(None) as runner:
         assert runner is None

@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,8 @@ UNTRIED = {"dask ssh --hostfile hosts.txt --nworkers 1 --nthreads 1": "machines 
 OTHER_OPTIONS = {"--kills"}  # of pytest on this project
 
 
-def shell_text() -> str:
-    return "".join(block.text for block in BLOCKS if block.language in SHELLS)
-
-
-COMMANDS = shell_commands(shell_text())
+SHELL = "".join(block.text for block in BLOCKS if block.language in SHELLS)
+COMMANDS = shell_commands(SHELL)
 
 
 def words(command: str) -> list[str]:
@@ -141,24 +139,16 @@ def test_python_that_nobody_ran_says_so(first):
 
 def test_every_command_is_one_of_a_program_whose_words_are_checked():
     """Those of `iadd-lab` and `dask` are parsed below; `make` and TensorBoard have tests of their own."""
+    assert {block.language for block in BLOCKS} <= {*SHELLS, "python"}
     assert {words(command)[0] for command in COMMANDS} <= {"iadd-lab", "dask", "make", "tensorboard"}
     for command in UNTRIED:
-        (line,) = [line for line in shell_text().splitlines() if line.startswith(command)]
+        (line,) = [line for line in SHELL.splitlines() if line.startswith(command)]
         assert "not tried" in line
 
 
-def test_every_language_of_a_block_is_known():
-    assert {block.language for block in BLOCKS} <= {*SHELLS, "python"}
-
-
 def test_the_commands_work_in_the_order_in_which_they_stand(said, fresh):
-    by_name = {name: [out for c, out in said.items() if words(c)[1] == name] for name in SMALLER}
-    assert {name: len(outputs) for name, outputs in by_name.items()} == {
-        "teach": 3,
-        "distill": 4,
-        "evaluate": 3,
-    }
-    for output in by_name["evaluate"]:
+    assert Counter(words(command)[1] for command in said) == {"teach": 3, "distill": 4, "evaluate": 3}
+    for output in (output for command, output in said.items() if words(command)[1] == "evaluate"):
         assert re.search(r"learned: \d+\.\d ± \d+\.\d % test accuracy", output)
         assert re.search(r"random real: \d+\.\d ± \d+\.\d %", output)
     for run in ("cifar10/ipc1", "fashion/ipc1", "covid19/ipc1", "watched"):
@@ -237,9 +227,7 @@ def test_what_make_runs_is_there(file):
     assert targets
     free = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     for target in targets:
-        listed = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, env=free, capture_output=True, text=True, check=True
-        ).stdout
+        listed = subprocess.check_output(["make", "-n", target], cwd=ROOT, env=free, text=True)
         for program in set(re.findall(r"\.venv/bin/([a-z-]+)", listed)):
             assert (Path(sys.executable).parent / program).exists(), f"make {target} needs {program}"
         for command in re.findall(r"\.venv/bin/iadd-lab (.*)", listed):

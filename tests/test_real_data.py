@@ -1,28 +1,23 @@
 """The whole way on real image data, at the smallest scale: it fits together for every kind of image."""
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-from iadd_lab.data.sets import locate
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, train_teachers
-from tests.samples import load
 
 LIMITS = {"cifar10": 200, "fashion_mnist": 200, "covid19": 60, "tiny_imagenet": 200}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_teach_distill_evaluate(name, tmp_path):
-    if "IADD_DATA" not in os.environ or locate(name) is None:
-        pytest.skip(f"no {name} under IADD_DATA, or that is not set")
-    data = load(name, train_limit=LIMITS[name])
+def test_teach_distill_evaluate(name, tmp_path, load_real):
+    data = load_real(name, train_limit=LIMITS[name])
     augment, network = data.augmentation(None), NetworkConfig(width=8)
     teacher_config = TeacherConfig(network=network, epochs=2, batch=50, augment=augment)
     teachers = train_teachers(data, teacher_config, tmp_path / "teachers", count=1, progress=False)

@@ -87,14 +87,6 @@ def test_every_run_says_what_it_is(root):
     assert sum(each.size for each in found) == sum((root / name).stat().st_size for name in names(root))
 
 
-def test_a_checkpoint_alone_is_unfinished(root):
-    checkpoint(root / "half")
-    found = next(each for each in stored(root) if each.name == "half")
-    assert (found.state, found.about) == ("unfinished", "only a checkpoint, after 7 iterations")
-    assert gone(root, unfinished=True) == {"half/checkpoint.safetensors"}
-    assert not (root / "half").exists()
-
-
 def test_teachers_and_evaluations_underway_leave_the_finished_ones(root):
     teachers = the(root, "teachers-*")
     save_artefact(teachers / "checkpoint_002.safetensors", kind="checkpoint", tensors={}, metadata={})

@@ -1,8 +1,6 @@
 """What TensorBoard is given, read back from its files: every iteration once, whatever happened to the run."""
 
-import os
 import signal
-import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.plots.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard
-from tests.processes import complete
+from tests.processes import complete, run
 from tests.samples import assert_refused
 from tests.test_distill import CONFIG, STEEP, Killed
 
@@ -95,8 +93,8 @@ def test_points_of_a_state_that_diverged_are_taken_back(watched, tmp_path, confi
 def test_a_folder_of_another_run_is_refused(watched, tmp_path):
     config = replace(CONFIG, iterations=2)
     watched(config)
-    other = replace(config, seed=1)
-    assert_refused(r"points of another run \(a loss of .* in iteration 1, not ", watched, other)
+    sentence = r"points of another run \(a loss of .* in iteration 1, not "
+    assert_refused(sentence, watched, replace(config, seed=1))
     assert points(tmp_path) == [1, 2]
 
 
@@ -111,26 +109,20 @@ DISTILL = (
     "distill --iterations 40 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 --alpha 0.02 "
     "--alpha-rate 1e-6 --device cpu --compile never --teachers {teachers} --out {out} --tensorboard {watch}"
 )
-# Presses Ctrl-C after the tenth iteration.
-STOPPING = """
-import os, signal, sys
-from iadd_lab.__main__ import main
-from iadd_lab.plots.tensorboard import TensorBoard
-def stop(self, iteration, history, write=TensorBoard.__call__):
-    write(self, iteration, history)
-    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)
-TensorBoard.__call__ = stop
-main()
-"""
 
 
-def test_a_command_stopped_and_run_again_has_one_point_per_iteration(tmp_path):
+def test_a_command_stopped_and_run_again_has_one_point_per_iteration(tmp_path, monkeypatch):
     paths = {name: tmp_path / name for name in ("teachers", "out", "watch")}
     complete(TEACH, **paths)
-    words = [sys.executable, "-c", STOPPING, *DISTILL.format(**paths).split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
+
+    def ctrl_c(self, iteration, history, write=TensorBoard.__call__):
+        write(self, iteration, history)
+        if iteration == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorBoard, "__call__", ctrl_c)
+        assert run(DISTILL, **paths).code == 128 + signal.SIGINT
     assert points(paths["watch"]) == list(range(1, 11))
     for _ in range(2):  # the second time, the finished run is only read
         complete(DISTILL, **paths)

@@ -25,7 +25,8 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
-_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment")  # fields, as metadata
+# Fields, as metadata; older files lack the last two.
+_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", "remark")
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
 
@@ -71,12 +72,13 @@ class DistilledSet:
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+    remark: str = ""  # of the real set, on the copy that it was made from
 
     @classmethod
     def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
         """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
         source = {"classes": data.classes, "data": data.config, "data_fingerprint": data.fingerprint}
-        return cls(preprocess=preprocess, **source, **parts)
+        return cls(preprocess=preprocess, remark=data.remark, **source, **parts)
 
     @property
     def ipc(self) -> int:
@@ -129,12 +131,11 @@ class DistilledSet:
             more_metadata: likewise.
         """
         tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
-        metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
+        said = [name for name in _DESCRIBED if name != "remark" or self.remark]
+        metadata = {name: describe(getattr(self, name)) for name in said} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
-        if refit:
-            metadata[REFIT] = self.preprocess.kind
-        else:
-            tensors |= preprocess_tensors(self.preprocess)
+        metadata |= {REFIT: self.preprocess.kind} if refit else {}
+        tensors |= {} if refit else preprocess_tensors(self.preprocess)
         return save_artefact(path, kind=KIND, tensors=tensors, metadata=metadata)
 
     @classmethod
@@ -145,16 +146,14 @@ class DistilledSet:
             InputError: images, labels and classes do not belong together.
         """
         images, labels = tensors["images"], tensors["labels"]
-        require(
-            images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1],
-            f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
-            f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
-        )
+        found = f"images {tuple(images.shape)} {images.dtype} and labels {tuple(labels.shape)}"
+        fit = images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1]
+        needs = "it needs (count, channels, height, width) floats and (count,)"
+        require(fit, f"a distilled set has {found}; {needs}.")
         check_number("alpha", metadata["alpha"], above=True)
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        stored = {"augment": None, **metadata}  # older files have no "augment"
-        about = restore_fields(cls, _DESCRIBED, stored)
+        about = restore_fields(cls, _DESCRIBED, {"augment": None, "remark": "", **metadata})
         return cls(images=images, labels=labels, preprocess=preprocess, **about)
 
     @classmethod
@@ -175,12 +174,9 @@ class DistilledSet:
             with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
             data = load_data(config, root=root)
-            fitted_on = f"{config.name} (fingerprint {made_from})"
-            require(
-                data.fingerprint == made_from,
-                f"this file leaves its preprocessing to be fitted on {fitted_on}, but the copy here has "
-                f"fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
-            )
+            needs = f"{path} leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from})"
+            mend = f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the right one"
+            require(data.fingerprint == made_from, f"{needs}, but {mend}.")
             tensors = tensors | preprocess_tensors(fit_preprocess(metadata[REFIT], data.train.images))
         with unpacking(path):
             return cls.from_parts(tensors, metadata)

@@ -102,10 +102,8 @@ def import_mtt(
     images, labels = _read(Path(folder), (data.channels, data.size, data.size), data.classes)
     likely = likely_preprocess(images, data)
     if likely != preprocess:
-        logger.warning(
-            f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given: "
-            "if the accuracy is poor, import them again with the other one."
-        )
+        look = f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given"
+        logger.warning("%s: if the accuracy is poor, import them again with the other one.", look)
     warn_of_class_order(data)
     rate = _rate(Path(folder)) if alpha is None else alpha
     check_number("alpha", rate, above=True)
@@ -118,24 +116,21 @@ def _read(folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]) -> Seq
     images, labels = (load_safely(path, expected=expected) for path in (at, named))
     tensors = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
     require(tensors, f"{folder} holds no single tensors: expected {expected}.")
-    require(
-        images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape,
-        f"{at} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
-        f"(count, {', '.join(map(str, shape))}): name the data set and size that it was made from.",
-    )
+    needs = f"this data set needs floats (count, {', '.join(map(str, shape))})"
+    fit = images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape
+    require(fit, f"{at} holds {tuple(images.shape)} {images.dtype}; {needs}: name the data set and its size.")
     require(bool(images.isfinite().all()), f"{at} holds values that are not finite: get it again.")
+    needs = f"{len(images)} whole numbers are needed (soft labels are not supported)"
+    hard = labels.shape == images.shape[:1] and not labels.is_floating_point()
     require(
-        labels.shape == images.shape[:1] and not labels.is_floating_point(),
-        f"{named} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are needed (soft "
-        "labels are not supported): pass a set with hard labels.",
+        hard, f"{named} holds {tuple(labels.shape)} {labels.dtype}; {needs}: pass a set with hard labels."
     )
-    mend = "name the data set it was made from"
-    inside = len(labels) > 0 and bool((labels >= 0).all()) and int(labels.max()) < len(classes)
-    require(inside, f"{named} has labels outside of 0 to {len(classes) - 1}: {mend}.")
+    inside = len(labels) > 0 and labels.min() >= 0 and labels.max() < len(classes)
+    outside = f"{named} has labels outside of 0 to {len(classes) - 1}"
+    require(bool(inside), f"{outside}: name the data set it was made from.")
     counts = torch.bincount(labels.long(), minlength=len(classes))
     found = f"{named} has from {counts.min()} to {counts.max()} images of a class"
-    alike = bool((counts == counts[0]).all())
-    require(alike, f"{found}; each of the data set's classes needs as many: {mend}.")
+    require(len(counts.unique()) == 1, f"{found}; each class of the data set it was made from needs as many.")
     return images.detach().float().contiguous(), labels.detach().long()
 
 

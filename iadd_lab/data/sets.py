@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -245,95 +246,75 @@ def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Spli
     return train, validation
 
 
+def _spec(place: tuple, about: tuple[str, str], **more: Any) -> DatasetSpec:
+    """The entry of a title, side, channels, folders (and reader), and words on the set and its licence."""
+    return DatasetSpec(*place, describe=about[0], licence=about[1], **more)
+
+
+def _torchvision(kind: str, place: tuple, about: tuple[str, str], **more: Any) -> DatasetSpec:
+    """A set that `torchvision.datasets` reads and downloads, by the name of its class there."""
+    reader, fetcher = partial(readers.read_torchvision, kind), partial(readers.download_torchvision, kind)
+    return _spec(place, about, **{"reader": reader, "fetcher": fetcher} | more)
+
+
+# An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
+_SKLEARN = str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data")
+_UCI = "see the source, https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+_ZALANDO = "https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE"
+_CIFAR = "see the source, https://www.cs.toronto.edu/~kriz/cifar.html"
+_TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_KAGGLE = "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database"
+
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(
-        title="Digits",
-        size=8,
-        channels=1,
-        # An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
-        folders=(str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data"),),
-        reader=readers.read_digits,
+    "digits": _spec(
+        ("Digits", 8, 1, (_SKLEARN,), readers.read_digits),
+        (
+            "1,797 handwritten digits that come with scikit-learn",
+            f"part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: {_UCI}",
+        ),
         where="it comes with scikit-learn, install that again",
         augment=UNMIRRORED,
         fetcher=lambda root: None,
-        describe="1,797 handwritten digits that come with scikit-learn",
-        licence="part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: see the source, "
-        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     ),
-    "mnist": DatasetSpec(
-        title="MNIST",
-        size=28,
-        channels=1,
-        folders=("MNIST/raw",),
-        reader=partial(readers.read_torchvision, "MNIST"),
+    "mnist": _torchvision(
+        "MNIST",
+        ("MNIST", 28, 1, ("MNIST/raw",)),
+        ("70,000 handwritten digits", "see the source, http://yann.lecun.com/exdb/mnist/"),
         augment=UNMIRRORED,
-        fetcher=partial(readers.download_torchvision, "MNIST"),
-        describe="70,000 handwritten digits",
-        licence="see the source, http://yann.lecun.com/exdb/mnist/",
     ),
-    "fashion_mnist": DatasetSpec(
-        title="Fashion-MNIST",
-        size=28,
-        channels=1,
-        folders=("FashionMNIST/raw",),
-        reader=partial(readers.read_torchvision, "FashionMNIST"),
-        fetcher=partial(readers.download_torchvision, "FashionMNIST"),
-        describe="70,000 pieces of clothing",
-        licence="MIT licence, copyright Zalando SE "
-        "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
+    "fashion_mnist": _torchvision(
+        "FashionMNIST",
+        ("Fashion-MNIST", 28, 1, ("FashionMNIST/raw",)),
+        ("70,000 pieces of clothing", f"MIT licence, copyright Zalando SE ({_ZALANDO})"),
     ),
-    "cifar10": DatasetSpec(
-        title="CIFAR-10",
-        size=32,
-        channels=3,
-        folders=(readers.PICKLES, "cifar10"),
+    "cifar10": _torchvision(
+        "CIFAR10",
+        ("CIFAR-10", 32, 3, (readers.PICKLES, "cifar10")),
+        ("60,000 photographs of 10 things", _CIFAR),
         reader=readers.read_cifar10,
-        fetcher=partial(readers.download_torchvision, "CIFAR10"),
-        describe="60,000 photographs of 10 things",
-        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
-    "cifar100": DatasetSpec(
-        title="CIFAR-100",
-        size=32,
-        channels=3,
-        folders=("cifar-100-python",),
-        reader=partial(readers.read_torchvision, "CIFAR100"),
-        fetcher=partial(readers.download_torchvision, "CIFAR100"),
-        describe="60,000 photographs of 100 things",
-        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": _torchvision(
+        "CIFAR100",
+        ("CIFAR-100", 32, 3, ("cifar-100-python",)),
+        ("60,000 photographs of 100 things", _CIFAR),
     ),
-    "tiny_imagenet": DatasetSpec(
-        title="Tiny ImageNet",
-        size=64,
-        channels=3,
-        folders=("tiny-imagenet-200",),
-        reader=readers.read_tiny_imagenet,
-        where="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
-        describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
-        licence="see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
-        "https://www.image-net.org/download",
+    "tiny_imagenet": _spec(
+        ("Tiny ImageNet", 64, 3, ("tiny-imagenet-200",), readers.read_tiny_imagenet),
+        (
+            "110,000 photographs of 200 things, or of those that wnids.txt lists",
+            f"see the source, {_TINY}, and ImageNet, https://www.image-net.org/download",
+        ),
+        where=f"unpack {_TINY} there",
     ),
-    "covid19": DatasetSpec(
-        title="COVID-19 X-rays",
-        size=112,
-        channels=1,
-        folders=("covid19", "COVID-19_Radiography_Dataset"),
-        reader=readers.read_covid19,
-        where="unpack https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database there, "
-        "or put a folder of chest X-rays per class there",
+    "covid19": _spec(
+        ("COVID-19 X-rays", 112, 1, ("covid19", "COVID-19_Radiography_Dataset"), readers.read_covid19),
+        ("chest X-rays, a folder per class", f"see the source of the copy used, as in {_KAGGLE}"),
+        where=f"unpack {_KAGGLE} there, or put a folder of chest X-rays per class there",
         augment=UNMIRRORED,
-        describe="chest X-rays, a folder per class",
-        licence="see the source of the copy used, as in "
-        "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     ),
-    "image_folder": DatasetSpec(
-        title="The image folder",
-        size=32,
-        channels=None,
-        folders=ANYWHERE,
-        reader=readers.read_image_folder,
+    "image_folder": _spec(
+        ("The image folder", 32, None, ANYWHERE, readers.read_image_folder),
+        ("your own images, a folder per class", "that of the pictures in the folder: see their source"),
         where="pass a folder of your own, with train and test inside or a folder per class",
-        describe="your own images, a folder per class",
-        licence="that of the pictures in the folder: see their source",
     ),
 }

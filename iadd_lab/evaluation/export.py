@@ -1,7 +1,7 @@
 """A distilled set for other programs: MTT's format, a folder of PNGs, or safetensors, with a data card."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -91,5 +91,4 @@ def _safe(name: str) -> str:
 
 
 # How a set is written into an empty folder; each returns what was lost, in a sentence.
-EXPORTS: dict[str, Callable[[DistilledSet, Path], str]]
 EXPORTS = {"mtt": _mtt, "image_folder": _image_folder, "safetensors": _safetensors}

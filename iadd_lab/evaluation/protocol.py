@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore_fields
-from iadd_lab.store.locks import locked_folder, sweep
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
@@ -88,9 +88,8 @@ class Evaluation:
 
         Their accuracies tell of speed and luck rather than of what the set is worth.
         """
-        if self.losses is None:
-            return 0
-        return int((self.losses > FITTED * math.log(len(self.classes))).sum())
+        limit = FITTED * math.log(len(self.classes))
+        return 0 if self.losses is None else int((self.losses > limit).sum())
 
     @property
     def remark(self) -> str:
@@ -111,17 +110,11 @@ class Evaluation:
 
     def summary(self) -> dict[str, float | int | str]:
         """Means and standard deviations over the networks, in per cent, as a row of a table."""
-        config, balanced = self.config, self.balanced_accuracies
-        return {
-            "method": self.method,
-            "network": config.network.name,
-            "split": config.split,
-            "networks": config.networks,
-            "accuracy": 100 * self.accuracies.mean().item(),
-            "std": 100 * spread(self.accuracies),
-            "balanced accuracy": 100 * balanced.mean().item(),
-            "balanced std": 100 * spread(balanced),
-        }
+        row = {"method": self.method, "network": self.config.network.name}
+        row |= {name: getattr(self.config, name) for name in ("split", "networks")}
+        for kind, values in (("", self.accuracies), ("balanced ", self.balanced_accuracies)):
+            row |= {f"{kind}accuracy": 100 * values.mean().item(), f"{kind}std": 100 * spread(values)}
+        return row
 
     def __str__(self) -> str:
         row = self.summary()
@@ -149,10 +142,9 @@ class Evaluation:
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
             fits = confusion.dtype == torch.int64 and shape[1:] == (classes, classes)
-            require(fits, f"its counts have {shape} {confusion.dtype} for {classes} classes")
-            fits = losses is None or losses.shape == shape[:1]
-            require(fits, f"its losses are not those of {shape[0]} networks")
-            return cls(confusion=confusion, losses=losses, **about)
+            fits = fits and (losses is None or losses.shape == shape[:1])
+            require(fits, f"its counts {shape} are not of {classes} classes, or its losses of other networks")
+            return cls(confusion, losses=losses, **about)
 
 
 def spread(values: Tensor) -> float:
@@ -233,7 +225,7 @@ def evaluate_each(
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
-    path = Path(save_to) if save_to is not None else None
+    path = save_to and Path(save_to)
     if path and path.exists():
         return _finished(path, identity, config)
     networks = _FreshNetworks(sets, data, config, how)
@@ -244,11 +236,8 @@ def evaluate_each(
 
 
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
-    """The evaluation stored at `path`, required to be this one; what killed processes left beside it goes."""
-    for left in path.parent.glob(f"{path.stem}.*checkpoint"):  # its own, and those of earlier revisions
-        left.unlink(missing_ok=True)
-    for lock in path.parent.glob(f".{path.stem}.*.checkpoint.lock"):
-        sweep(lock)
+    """The evaluation stored at `path`, required to be this one; what a kill left beside it goes."""
+    path.with_name(f"{path.stem}.checkpoint").unlink(missing_ok=True)
     evaluation = Evaluation.load(path)
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
@@ -261,17 +250,16 @@ class _FreshNetworks:
 
     unit = "epoch"  # of a single network
 
-    def __init__(self, sets: Sequence[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
+    def __init__(self, sets: list[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
         self.sets, self.data, self.config, self.device = sets, data, config, how.place
         self.total = len(sets) * config.epochs
         # (count, channels, height, width)
         self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
-        network, images = self.fresh(0), len(sets[0].images)
-        work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
+        network, images, classes = self.fresh(0), len(sets[0].images), len(data.classes)
+        work = training_flops(network, data, images=images, epochs=self.total)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
         self.at_once = loss.networks_at_once(self.real, batch=min(config.batch, images))
-        classes = len(data.classes)
         # Of networks that are ready: [network, true, predicted] counts, and the losses of their last epoch.
         self.confusion = torch.zeros(0, classes, classes, dtype=torch.int64)
         self.losses = torch.zeros(0, dtype=torch.float64)
@@ -288,8 +276,7 @@ class _FreshNetworks:
             self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusion)))
         losses = self.training.advance()
         if self.training.epoch == self.config.epochs:
-            found = [self.test(network) for network in self.training.networks]
-            self.confusion = torch.cat([self.confusion, torch.stack(found)])
+            self.confusion = torch.cat([self.confusion, *map(self.test, self.training.networks)])
             self.losses = torch.cat([self.losses, torch.tensor(losses, dtype=torch.float64)])
             self.training = None
 
@@ -314,10 +301,10 @@ class _FreshNetworks:
         )
 
     def test(self, network: nn.Module) -> Tensor:
-        """[true, predicted] counts on the split, (classes, classes)."""
+        """[true, predicted] counts on the split, (1, classes, classes)."""
         predicted = predict(network, self.real, kernels=self.kernels)
         true, classes = self.data.split(self.config.split).labels, len(self.data.classes)
-        return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+        return torch.bincount(true * classes + predicted, minlength=classes**2).view(1, classes, classes)
 
     def evaluation(self, identity: str) -> Evaluation:
         """What all of them got right."""

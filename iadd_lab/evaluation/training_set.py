@@ -55,15 +55,13 @@ class RealImages:
 
 def _check(image: object) -> None:
     is_tensor = isinstance(image, Tensor)
-    found = f"a tensor {tuple(image.shape)}" if is_tensor else f"a {type(image).__name__}"
+    found = f"{tuple(image.shape)} {image.dtype}" if is_tensor else f"a {type(image).__name__}"
     require(
-        is_tensor and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
-        f"a real image is {found}; it must be a Pillow image, or a tensor (channels, height, width) of 1 or "
-        "3 channels, alone or in a batch.",
-    )
-    require(
-        image.dtype == torch.uint8 or image.is_floating_point(),
-        f"a real image has dtype {image.dtype}; give uint8, or floats in [0, 1].",
+        is_tensor
+        and (image.ndim in (3, 4) and image.shape[-3] in (1, 3))
+        and (image.dtype == torch.uint8 or image.is_floating_point()),
+        f"a real image is {found}; give a Pillow image, or a tensor (channels, height, width) of 1 or 3 "
+        "channels, alone or in a batch, of uint8 or of floats in [0, 1].",
     )
 
 
@@ -79,14 +77,12 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
 
 def _cover(images: Tensor, size: int) -> Tensor:
     """Images (count, channels, height, width) resized to cover a square of `size`, their middle kept."""
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
-        return images
-    scale = size / min(height, width)
-    height, width = (max(round(side * scale), size) for side in (height, width))
-    resized = functional.interpolate(as_float(images), (height, width), mode="bilinear", antialias=True)
-    top, left = (height - size) // 2, (width - size) // 2
-    return resized[..., top : top + size, left : left + size]
+    scale = size / min(images.shape[2:])
+    sides = [max(round(side * scale), size) for side in images.shape[2:]]
+    if scale != 1:
+        images = functional.interpolate(as_float(images), sides, mode="bilinear", antialias=True)
+    top, left = ((side - size) // 2 for side in sides)
+    return images[..., top : top + size, left : left + size]
 
 
 class TrainingSet(Dataset):

@@ -160,8 +160,7 @@ def batch_in(**where: Any) -> Batch:
     given = {name: value if name == "profile" else Path(value) for name, value in where.items() if value}
     batch = Batch(**given)
     among = batch.folder.exists() and batch.folder.samefile(batch.notebooks) and batch.found
-    told = f"{batch.folder} is the folder of the notebooks themselves: choose another with --figures."
-    require(not among, told)
+    require(not among, f"{batch.folder} is the folder of the notebooks themselves: give other --figures.")
     return batch
 
 
@@ -265,7 +264,11 @@ def _digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def _execute_all(tasks: list[Task], jobs: int, progress: bool, runner: DaskRunner | None) -> list[str]:
     """Execute `tasks`, so many `jobs` at once, and settle each; the names of those that failed."""
-    expected, failed, alone = _expected_seconds(tasks), [], len(tasks) == 1
+    known = {task.name: max(task.record.seconds, 0.1) for task in tasks if task.record}
+    # How long each took when last executed; where that is unknown, the mean of the others, or 1.
+    mean = sum(known.values()) / len(known) if known else 1.0
+    expected = {task.name: known.get(task.name, mean) for task in tasks}
+    failed, alone = [], len(tasks) == 1
     if jobs > 1:  # so that no long one is left to run alone at the end
         tasks = sorted(tasks, key=lambda task: -expected[task.name])
     batch, said = tasks[0].batch, "reproduce {} {}/{}".format
@@ -294,13 +297,6 @@ def _execute_all(tasks: list[Task], jobs: int, progress: bool, runner: DaskRunne
                 else:
                     _keep_results(task, copy, seconds, since)
     return failed
-
-
-def _expected_seconds(tasks: list[Task]) -> dict[str, float]:
-    """How long each took when last executed; where that is unknown, the mean of the others, or 1."""
-    known = {task.name: max(task.record.seconds, 0.1) for task in tasks if task.record}
-    mean = sum(known.values()) / len(known) if known else 1.0
-    return {task.name: known.get(task.name, mean) for task in tasks}
 
 
 def _order(task: Task, scratch: Path, *, bar: bool) -> dict[str, Any]:
@@ -409,9 +405,8 @@ def tidy(copy: Path, task: Task, *, failure: str = "") -> str:
     metadata, cells = content.metadata, content.cells
     metadata.pop("widgets", None)
     given = metadata.get("papermill", {}).get("parameters", {})
-    folders = dict.fromkeys(given.keys() & {"figures_dir", "runs_dir"}, "")
-    metadata |= {"papermill": {"parameters": given | folders}}
-    metadata |= {"iadd_lab": {"settings": settings_mark(task.page)}}
+    given = given | dict.fromkeys(given.keys() & {"figures_dir", "runs_dir"}, "")
+    metadata |= {"papermill": {"parameters": given}, "iadd_lab": {"settings": settings_mark(task.page)}}
     if failure and not any(_ERROR_TAG in cell.metadata.get("tags", []) for cell in cells):
         cells.insert(0, nbformat.v4.new_markdown_cell(failure, metadata={"tags": [_ERROR_TAG]}))
     known = {cell["id"] for cell in task.notebook.whole["cells"] if "id" in cell}

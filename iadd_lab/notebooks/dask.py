@@ -27,6 +27,16 @@ from iadd_lab.errors import InputError, require
 
 _PATIENCE = 5.0  # seconds in which a scheduler that is there answers
 _ASK_AGAIN = "then run the same again to go on."
+_FOLDERS = ("IADD_DATA", "IADD_CACHE")
+
+
+def folders_of_images() -> dict[str, str]:
+    """$IADD_DATA and $IADD_CACHE as far as they are set, as a process in another folder must have them."""
+    given = {name: os.environ.get(name) for name in _FOLDERS}
+    return {name: str(Path(folder).expanduser().absolute()) for name, folder in given.items() if folder}
+
+
+_own = folders_of_images()  # a worker's, as it was started; none of a local one, see `dask_setup`
 
 
 class DaskRunner:
@@ -50,7 +60,7 @@ class DaskRunner:
         """Call `function(*task)` for each of `tasks`, and yield (number, value or exception) when it ends.
 
         Args:
-            function: of a module, so that a worker can find it.
+            function: of a module, or a method, so that it can be pickled.
             tasks: the arguments of each; they are pickled.
             at_once: give workers no more than so many at the same time; None gives them all.
         """
@@ -76,14 +86,9 @@ class DaskRunner:
             self.client.cancel(list(running))
 
 
-def folders_of_images() -> dict[str, str]:
-    """$IADD_DATA and $IADD_CACHE as far as they are set, as a process in another folder must have them."""
-    given = {name: os.environ.get(name) for name in ("IADD_DATA", "IADD_CACHE")}
-    return {name: str(Path(folder).expanduser().absolute()) for name, folder in given.items() if folder}
-
-
 def _perform(function: Callable[..., Any], folders: Mapping[str, str], task: tuple) -> Any:
-    os.environ.update(folders | os.environ)  # a worker elsewhere may have been told of other folders
+    # A worker elsewhere may have folders of its own; else they are the caller's, and unset where it has none.
+    os.environ.update(dict.fromkeys(_FOLDERS, "") | folders | _own)
     return function(*task)
 
 
@@ -157,8 +162,10 @@ def _local_client(count: str | None) -> Any:
 def dask_setup(worker: object) -> None:
     """What Dask calls in each local worker when it starts: Ctrl-C, which a terminal sends to all, is not its.
 
-    Workers end when the process that started them ends them.
+    Workers end when the process that started them ends them. Nor are the folders that it inherited: the
+    caller may name others later.
     """
+    _own.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -71,8 +71,8 @@ def read_notebook(path: Path) -> Notebook:
         source = next((source for _, tags, source in content if "parameters" in tags), "")
         return Notebook(path, whole, content, _defaults(source))
     except SyntaxError as error:
-        line = f"line {error.lineno}"
-        raise InputError(f"the parameters cell of {path} is not valid Python ({line}).") from error
+        told = f"the parameters cell of {path} is not valid Python (line {error.lineno})."
+        raise InputError(told) from error
     except Exception as error:  # whatever stands in that file
         raise InputError(f"{path} is not a notebook that can be read: remove or mend it.") from error
 

@@ -97,8 +97,6 @@ def _changes(batch: Batch, notebook: Notebook) -> list[str]:
     given |= change if isinstance(change, dict) else {CHANGE: change}
     said = [f"`{name} = {value!r}`" for name, value in sorted(given.items()) if name not in _UNTOLD]
     now = settings_mark(batch.rows.page(notebook.name) if notebook.name in batch.rows.pages else None)
-    if mark is None:  # an older copy, with parameters that are gone, called its profile changed by itself
-        said = ["other settings"] if str(had.get("profile")).startswith("changed ") else []
-    elif not said and mark != now:
+    if not said and mark not in (None, now):
         said = ["other settings than the profile has now"]
     return [f"Not the profile's own: executed with {', '.join(said)}."] if said else []

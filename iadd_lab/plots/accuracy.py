@@ -28,7 +28,7 @@ def draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
     for place, evaluation in enumerate(evaluations):
         values = 100 * evaluation.accuracies
         mean = values.mean().item()
-        ax.bar(place, mean, yerr=spread(values), color=f"C{place % 10}", alpha=0.75, width=0.65, capsize=3)
+        ax.bar(place, mean, yerr=spread(values), color=f"C{place}", alpha=0.75, width=0.65, capsize=3)
         ax.scatter([place + 0.2] * len(values), values, s=6, color="black", linewidths=0, zorder=3)
         ax.annotate(f"{mean:.1f}", (place, 1), ha="center", va="bottom", fontsize="medium")
     ax.set_xticks(range(len(evaluations)), [evaluation.method for evaluation in evaluations])

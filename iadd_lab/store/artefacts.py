@@ -59,8 +59,7 @@ def check_folder(path: Path) -> Path:
     require(path.is_dir() or not path.exists(), sentence)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{path} can't be written to ({error.strerror}): choose another folder.") from error
     return path
@@ -123,20 +122,17 @@ def save_artefact(
         metadata: JSON values; the format version and a SHA-256 over everything are added.
     """
     path = Path(path)
-    stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in stored.values())
+    # safetensors refuses tensors that share memory; others may be large, and are not copied.
+    shared = {name for name, tensor in stored.items() if owners[tensor.untyped_storage().data_ptr()] > 1}
+    stored |= {name: stored[name].clone() for name in shared}
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
     # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
     header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
     return path
-
-
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
-    places = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
-    shared = {place for place, owners in Counter(places.values()).items() if owners > 1}
-    return {name: t.clone() if places[name] in shared else t for name, t in tensors.items()}
 
 
 def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:

@@ -86,7 +86,10 @@ def is_held(lock: Path) -> bool:
 
 @contextmanager
 def try_lock(lock: Path) -> Iterator[bool]:
-    """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held."""
+    """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held.
+
+    Its file goes with it: so the one of an owner that was killed, and whom nobody follows, is removed.
+    """
     holder = _lock_on(lock)
     with suppress(OSError):
         holder.acquire()
@@ -94,13 +97,6 @@ def try_lock(lock: Path) -> Iterator[bool]:
         yield holder.is_locked
     finally:
         _release(holder, lock)
-
-
-def sweep(lock: Path) -> None:
-    """Remove the file of a lock whose owner was killed and whom nobody follows; one that is held stays."""
-    if lock.exists():
-        with try_lock(lock):
-            pass  # it goes with its holder
 
 
 def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
@@ -118,9 +114,8 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
                 return
         except OSError as error:
             if error.errno in _WITHOUT_LOCKS:
-                place = f"{lock.parent} can't be locked ({error.strerror})"
-                said = f"{place}: let no other process compute {what} meanwhile"
-                tqdm.write(said, file=sys.stderr)
+                said = f"{lock.parent} can't be locked ({error.strerror}): let no other process compute"
+                tqdm.write(f"{said} {what} meanwhile", file=sys.stderr)
             elif error.errno not in _NOTHING_WRITTEN:
                 raise
             return

@@ -4,14 +4,12 @@ Ctrl-C (SIGINT), and SIGTERM as batch systems send it, are heeded where a state 
 iteration or epoch. The second one stops the run wherever it is; what was saved last is still there then.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -46,14 +44,8 @@ class Resumable(Protocol):
     """
 
     unit: str  # what is counted, as in "iteration"
-
-    @property
-    def done(self) -> int:
-        """How many units of work are done; a back-off may take some back."""
-
-    @property
-    def total(self) -> int:
-        """How many there are."""
+    done: int  # how many units of work are done; a back-off may take some back
+    total: int  # how many there are
 
     def advance(self) -> dict[str, str] | None:
         """One unit of work; returns what to show beside the progress bar.
@@ -107,81 +99,58 @@ def complete(
         ConnectionError: another process that takes part is gone; the state before is in the checkpoint.
         KeyboardInterrupt: by Ctrl-C, after the state was saved; SystemExit by SIGTERM, with code 143.
     """
-    seconds = how.checkpoint_seconds
-    with Checkpoint(path, run=identity, unit=run.unit, seconds=seconds, writes=writes) as checkpoint:
-        if (stored := checkpoint.load()) is not None:
-            with unpacking(stored.path):
-                run.load(stored)
+    checkpoint = Checkpoint(run, path, identity, seconds=how.checkpoint_seconds, writes=writes)
+    with checkpoint:
+        checkpoint.load()
         shown = {"total": run.total, "initial": run.done, "unit": run.unit, "desc": title}
         with tqdm(**shown, leave=None, disable=not how.progress) as bar:
             while run.done < run.total:
-                bar.set_postfix(_advance(run, checkpoint), refresh=False)
+                bar.set_postfix(checkpoint.advance(), refresh=False)
                 bar.update(run.done - bar.n)
                 if on_advance is not None:
                     on_advance()
-                checkpoint.keep(run.done, run.state)
+                checkpoint.keep()
         if save is not None and writes:
             save()
             checkpoint.remove()
-
-
-def _advance(run: Resumable, checkpoint: Checkpoint) -> dict[str, str]:
-    """One unit of work, or a back-off; whatever ends the run leaves the last good state on disk."""
-    try:
-        return run.advance() or {}
-    except DivergenceError as error:
-        if not hasattr(run, "back_off"):
-            raise
-        if run.back_off(str(error)):
-            return {}
-        raise DivergenceError(f"{error}{_kept(run, checkpoint)}", result=run.result()) from None
-    except ConnectionError as error:
-        raise type(error)(f"{error}{_kept(run, checkpoint)} Run the same again to go on.") from error
-
-
-def _kept(run: Resumable, checkpoint: Checkpoint) -> str:
-    """Save the state, where this process may, and say so in a sentence."""
-    if not checkpoint.writes:
-        return ""
-    checkpoint.save(run.state)
-    return f" The state after {run.done} {run.unit}s is kept in {checkpoint.path}."
 
 
 class Checkpoint:
     """The one checkpoint of a run, and a context in which Ctrl-C waits until it can be saved.
 
     Args:
+        run: what it is of.
         path: where it is; None saves nothing, and leaves Ctrl-C as it is.
-        run: identifies the run; the checkpoint of another one is refused.
-        unit: what the run counts, as in "iteration".
+        identity: of the run; the checkpoint of another one is refused.
         seconds: at most so many seconds of work are lost to a kill, or sixty times what saving takes; 0 saves
             after every unit, whatever it costs.
         writes: False only reads it.
     """
 
-    def __init__(self, path: Path | str | None, *, run: str, unit: str, seconds: float, writes: bool = True):
-        self.path, self.writes = path and Path(path), writes and path is not None
-        self.run, self.unit, self.seconds = run, unit, seconds
+    def __init__(self, run: Resumable, path: Path | None, identity: str, *, seconds: float, writes: bool):
+        self.run, self.path, self.identity, self.seconds = run, path, identity, seconds
+        self.writes = writes and path is not None
         self.saved, self.cost = time.monotonic(), 0.0
         self._asked: int | None = None  # the signal that asked the run to stop
-        self._before: dict[int, Any] = {}  # the handlers that were there
+        self._before = ExitStack()  # the handlers that were there
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> None:
         # Python lets only the main thread handle signals.
         if self.path is not None and threading.current_thread() is threading.main_thread():
             for number in _HEEDED:
                 # A script that starts commands in the background has them ignore Ctrl-C.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._ask)
-        return self
+                if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+                    # None stands for a handler that was not installed from Python.
+                    self._before.callback(signal.signal, number, before or signal.SIG_DFL)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self._put_back()
+        self._before.close()
         if kind is None and self._asked is not None:  # asked in the very last moment: all is done and kept
             self._raise(f"it had just ended, and its result is beside {self.path}")
 
-    def load(self) -> Artefact | None:
-        """What was saved last, or None where nothing was.
+    def load(self) -> None:
+        """Bring the run to what was saved last, if anything was.
 
         Raises:
             InputError: it is damaged, or of another run.
@@ -190,15 +159,28 @@ class Checkpoint:
             # Each kill in the middle of a save leaves a file; the run's lock is held: it is nobody else's.
             for left in self.path.parent.glob(f".{self.path.name}.*"):
                 left.unlink(missing_ok=True)
-        if self.path is None or not self.path.exists():
-            return None
-        artefact = load_artefact(self.path, kind=KIND)
-        sentence = f"{self.path} is of a run with another configuration: choose another folder, or delete it."
-        require(artefact.metadata.get("run") == self.run, sentence)
-        return artefact
+        if self.path is not None and self.path.exists():
+            artefact = load_artefact(self.path, kind=KIND)
+            sentence = "is of a run with another configuration: choose another folder, or delete it."
+            require(artefact.metadata.get("run") == self.identity, f"{self.path} {sentence}")
+            with unpacking(self.path):
+                self.run.load(artefact)
 
-    def keep(self, count: int, state: Callable[[], State]) -> None:
-        """Save the state after `count` units of work if it is time to, or if the user wants to stop.
+    def advance(self) -> dict[str, str]:
+        """One unit of work, or a back-off; whatever ends the run leaves the last good state on disk."""
+        try:
+            return self.run.advance() or {}
+        except DivergenceError as error:
+            if not hasattr(self.run, "back_off"):
+                raise
+            if self.run.back_off(str(error)):
+                return {}
+            raise DivergenceError(f"{error}{self._kept()}", result=self.run.result()) from None
+        except ConnectionError as error:
+            raise type(error)(f"{error}{self._kept()} Run the same again to go on.") from error
+
+    def keep(self) -> None:
+        """Save the state if it is time to, or if the user wants to stop.
 
         Raises:
             KeyboardInterrupt: the user stopped the run; the message says how to go on.
@@ -207,16 +189,16 @@ class Checkpoint:
         asked = self._asked
         wait = max(self.seconds, _SPARING * self.cost) if self.seconds else 0.0
         if self.writes and (asked or time.monotonic() - self.saved >= wait):
-            self.save(state)
+            self.save()
             asked = self._asked  # it may have come meanwhile
         if asked:
-            self._raise(f"the state after {self.unit} {count} is kept in {self.path}")
+            self._raise(f"the state after {self.run.unit} {self.run.done} is kept in {self.path}")
 
-    def save(self, state: Callable[[], State]) -> None:
+    def save(self) -> None:
         """Write the state, atomically."""
         started = time.monotonic()
-        tensors, metadata = state()
-        save_artefact(self.path, kind=KIND, tensors=tensors, metadata={"run": self.run, **metadata})
+        tensors, metadata = self.run.state()
+        save_artefact(self.path, kind=KIND, tensors=tensors, metadata={"run": self.identity, **metadata})
         self.saved = time.monotonic()
         self.cost = self.saved - started
 
@@ -225,20 +207,23 @@ class Checkpoint:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
+    def _kept(self) -> str:
+        """Save the state, where this process may, and say so in a sentence."""
+        if not self.writes:
+            return ""
+        self.save()
+        return f" The state after {self.run.done} {self.run.unit}s is kept in {self.path}."
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked is not None:
-            self._put_back()
+            self._before.close()
             raise KeyboardInterrupt(f"stopped at once; the last state saved may be in {self.path}.")
         self._asked = number
         if self.writes:
             with suppress(RuntimeError):  # the signal came in the middle of another write
-                tqdm.write(f"stopping after this {self.unit}; Ctrl-C again stops at once", file=sys.stderr)
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+                tqdm.write(
+                    f"stopping after this {self.run.unit}; Ctrl-C again stops at once", file=sys.stderr
+                )
 
     def _raise(self, state: str) -> None:
         message = f"{state}; run the same again to go on."

@@ -25,6 +25,9 @@ LARGEST_SIDE = 32  # chosen by itself; larger pictures take longer and are asked
 SAMPLE_CLASSES = {"eight": (8, 30), "nine": (9, 20), "three": (3, 10)}
 _PEEKED = 50  # pictures whose sizes are looked at
 _STEPS = 200  # of a teacher, about, however few images there are
+# Gentle: few images and small teachers' steps make α run away at the rates of large sets.
+_GENTLE = {"image_rate": 100.0, "alpha": 0.005, "alpha_rate": 1e-6}
+_SHORT = {"iterations": 100, "student_steps": 15, "teacher_epochs": 2}
 
 
 def sample_pictures(folder: Path) -> Path:
@@ -101,27 +104,16 @@ def suggest(
     batch = max(8, min(256, 1 << largest.bit_length() >> 1))  # the largest power of two up to a 16th
     steps = -(-len(data.train) // batch)  # in an epoch
     epochs = max(6, min(30, round(_STEPS / steps)))
-    network = NetworkConfig(width=width)
     augment = data.augmentation(None if mirror else AugmentConfig(operations=UNMIRRORED))
-    images = ipc * len(data.classes)
+    common = {"augment": augment, "seed": seed}
+    drawn = {"ipc": ipc, "batch": 100 if ipc * len(data.classes) > 100 else None}
+    drawn["max_start_epoch"] = max(2, epochs * 3 // 10)  # later, teachers of few images hardly move
+    network = NetworkConfig(width=width)
     return Suggestion(
-        teachers=TeacherConfig(network=network, epochs=epochs, batch=batch, augment=augment, seed=seed),
+        teachers=TeacherConfig(network=network, epochs=epochs, batch=batch, **common),
         teacher_count=3,
-        distillation=DistillConfig(
-            ipc=ipc,
-            iterations=100,
-            student_steps=15,
-            teacher_epochs=2,
-            max_start_epoch=max(2, epochs * 3 // 10),  # later, teachers of few images hardly move
-            batch=min(images, 100) if images > 100 else None,
-            image_rate=100.0,
-            # Gentle: few images and small teachers' steps make α run away at the rates of large sets.
-            alpha=0.005,
-            alpha_rate=1e-6,
-            augment=augment,
-            seed=seed,
-        ),
-        evaluation=EvaluateConfig(network=network, networks=5, epochs=200, augment=augment, seed=seed),
+        distillation=DistillConfig(**_SHORT, **_GENTLE, **drawn, **common),
+        evaluation=EvaluateConfig(network=network, networks=5, epochs=200, **common),
     )
 
 

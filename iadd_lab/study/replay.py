@@ -179,12 +179,9 @@ class _Again:
     """What a finished distillation ended with, on `device`, from where its iterations are computed again."""
 
     def __init__(self, result: DistillResult, teachers: Teachers, device: torch.device):
-        found, expected = teachers.fingerprint, result.teachers["fingerprint"]
-        require(
-            found == expected,
-            f"the teachers in {teachers.folder} have fingerprint {found}, but the result was distilled from "
-            f"{expected}: open those.",
-        )
+        found, own = teachers.fingerprint, result.teachers["fingerprint"]
+        given = f"{teachers.folder} holds teachers of fingerprint {found}"
+        require(found == own, f"{given}, but the result was distilled from {own}: open those.")
         self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
         learned = (result.images, result.labels, torch.tensor(result.alpha), result.raw)
         self.variables = Variables(*(each.to(device) for each in learned))
@@ -193,8 +190,7 @@ class _Again:
         """A segment: the teacher, i and i + K, and what an iteration sees of it."""
         stream = generator(seed, "replay", index)
         teacher, epoch = draw_place(self.teachers, self.config, stream)
-        drawn = {"teacher": teacher, "start_epoch": epoch}
-        segment = draw_segment(self.teachers, self.config, self.variables.images, stream, **drawn)
+        segment = draw_segment(self.teachers, self.config, self.variables.images, stream, teacher, epoch)
         return (teacher, epoch, epoch + self.config.teacher_epochs), segment
 
     def differentiate(self, segment: Segment, variables: Variables, engine: str) -> Gradients:
