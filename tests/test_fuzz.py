@@ -1,7 +1,7 @@
 """Every reader meets files that were changed at random: it gives what can be used, or refuses in a sentence.
 
 Unlike in test_corruption, changed artefacts carry sound checksums: it is their content that is wrong. Each
-reader gets 25 files here, and by `pytest tests/test_fuzz.py --hypothesis-profile fuzz` another 1,000 each time.
+reader gets 25 files here, and another 1,000 by `pytest tests/test_fuzz.py --hypothesis-profile fuzz`.
 """
 
 import copy
