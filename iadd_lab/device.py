@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import inspect
 import os
 import platform
@@ -25,6 +26,17 @@ INSTRUCTIONS = {
     "own": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
 }
+
+
+def name_user() -> None:
+    """Give a name to a user who has none, as in many containers: without one, PyTorch's optimisers fail."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
+
+
+name_user()
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class Execution:
         choose("instructions", self.instructions, INSTRUCTIONS)
         check_whole("threads", self.threads, minimum=0, maximum=4096)
         check_flag("progress", self.progress)
+        if sys.stderr is None:  # as in a service: there is nowhere to show it
+            object.__setattr__(self, "progress", False)
         check_number("checkpoint_seconds", self.checkpoint_seconds)
         if self.cuda_graphs is not None:
             check_flag("cuda_graphs", self.cuda_graphs)

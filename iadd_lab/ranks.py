@@ -20,6 +20,8 @@ import torch.distributed as process_group
 from iadd_lab.distillation.segments import ALONE, Ranks
 from iadd_lab.errors import DivergenceError, require
 
+logger = logging.getLogger(__name__)
+
 
 class LostRankError(ConnectionError):
     """Another rank of the run has ended, or can't be reached any more."""
@@ -71,10 +73,22 @@ class SharedRanks(Ranks):
 
 def local_device(name: str) -> str:
     """The device's name for this process: "auto" and "cuda" are a GPU for each of the machine's ranks."""
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
-    if several and torch.cuda.is_available() and name in ("auto", "cuda"):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if _launched() and torch.cuda.is_available() and name in ("auto", "cuda"):
+        return f"cuda:{_told('LOCAL_RANK')}"
     return name
+
+
+def _told(name: str) -> int:
+    """The whole number that a launcher has set as `name` in the environment; 0 where there is none."""
+    text = os.environ.get(name) or "0"
+    require(text.isdecimal(), f"${name} is {text!r}; it must be a whole number: unset it, or use torchrun.")
+    return int(text)
+
+
+def _launched() -> bool:
+    """Whether a launcher such as torchrun has started this process as one of several."""
+    place = map(os.environ.get, ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return _told("WORLD_SIZE") > 1 and all(place)
 
 
 @contextmanager
@@ -89,12 +103,19 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises:
         LostRankError: not all ranks came. Once it was raised, here or in the block, SIGTERM is ignored.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    count = _told("WORLD_SIZE")
+    if not _launched():
+        if count > 1:
+            logger.warning("WORLD_SIZE is %d, but torchrun did not start this: it works alone", count)
         yield ALONE
         return
+    for name, limit in (("RANK", count), ("MASTER_PORT", 2**16)):
+        require(_told(name) < limit, f"${name} is {_told(name)}; it must be below {limit}: use torchrun.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _share_cores()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's own processes all come
+        logger.warning("waiting for %d processes, as WORLD_SIZE says: unset it if there are no others", count)
     _exchange(lambda: process_group.init_process_group("nccl" if device.type == "cuda" else "gloo"))
     number = process_group.get_rank()
     ranks = SharedRanks(first=number == 0, number=number, count=process_group.get_world_size())
@@ -119,7 +140,7 @@ def _share_cores() -> None:
     # torchrun sets 1 where nothing is set.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1))
+        torch.set_num_threads(max(cores // max(_told("LOCAL_WORLD_SIZE"), 1), 1))
 
 
 def _exchange(collective: Callable[[], object]) -> None:

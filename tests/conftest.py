@@ -26,6 +26,9 @@ hypothesis.settings.register_profile(
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile(
+    "fuzz", hypothesis.settings.get_profile("repeatable"), derandomize=False, max_examples=4000
+)
 hypothesis.settings.load_profile("repeatable")
 
 # Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.

@@ -58,6 +58,16 @@ def without_kernels(monkeypatch):
     return executed
 
 
+@pytest.fixture
+def foreign_kernel(tmp_path, monkeypatch):
+    """A kernel of the usual name that is another program, and a home that is none."""
+    spec = {"argv": ["false"], "display_name": "Python 3 of long ago", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", "/dev/null")
+
+
 def run(folders, **options):
     return reproduce(progress=False, **options, **folders)
 
@@ -77,7 +87,9 @@ def left(folders):
 # Executing -------------------------------------------------------------------------------------------------
 
 
-def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(folders, tmp_path, capsys):
+def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(
+    folders, tmp_path, capsys, foreign_kernel
+):
     """Nor times, progress or random ids: executed again, wherever that is, it is the same file."""
     cells = (TOUCH, BARS, "display(side, word)\nprint(f'{side} x')")
     parameters = 'side = 2\nword = ""\nprofile = "?"\nfigures_dir = ""\nruns_dir = ""'
@@ -113,6 +125,16 @@ def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(folders,
     capsys.readouterr()
     assert run(elsewhere, parameters=given) == []
     assert "1 of 1 notebooks up to date" in capsys.readouterr().out
+
+
+def test_a_line_of_two_megabytes_is_an_output_like_others_and_a_reason_as_long_is_cut(folders, capsys):
+    cells = ("print('x' * 2_000_000)", "raise ValueError('y' * 2_000_000)")
+    write_notebook(folders["notebooks"] / "good.ipynb", *cells)
+    assert run(folders) == ["good"]
+    assert len(capsys.readouterr().out) < 2_000
+    kept = nbformat.read(folders["figures"] / "quick" / "good.failed.ipynb", as_version=4)
+    (printed,) = (out.text for cell in kept.cells for out in cell.get("outputs", ()) if "text" in out)
+    assert printed == "x" * 2_000_000 + "\n"
 
 
 def test_several_at_once_and_those_that_fail(folders, capsys):
@@ -261,7 +283,7 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
         ({"parameters": {"change": "{alpha: .inf}"}}, r"alpha is '\.inf'"),
         ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch: use --figures"),
         ({"parameters": {"profile": "x"}}, "profile is set by the batch: use --profile"),
-        ({"parameters": {"change": "3"}}, "change is 3; it must be a mapping"),
+        ({"parameters": {"change": "3"}}, "change is 3; it must map names to values"),
         ({"parameters": {"student_steps": "0"}}, "student_steps is 0; it must be a whole number"),
         ({"parameters": {"change": "{ipcs: 3}"}}, "unknown name in change: 'ipcs'.*did you mean 'ipc'"),
         ({"parameters": {"data_name": "cifar10"}}, "was looked for in .*cifar10, which is not there"),

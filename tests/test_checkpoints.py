@@ -1,8 +1,10 @@
 """When a checkpoint is written, what Ctrl-C does while one is open, and how a computation is completed."""
 
+import io
 import itertools
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -105,16 +107,37 @@ def test_saving_waits_for_its_time_and_spares_the_run(path, monkeypatch):
 # What asks it to stop --------------------------------------------------------------------------------------
 
 
+ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+@pytest.fixture
+def as_command():
+    """What a command does with signals, put back afterwards."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    checkpoints.heed()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("as_command")
 @pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("numbers", "kind"),
+    [
+        ([signal.SIGINT], KeyboardInterrupt),
+        *(([number], SystemExit) for number in ENDING),
+        ([signal.SIGHUP, signal.SIGHUP, signal.SIGTERM], SystemExit),  # as a closed session sends them
+        ([signal.SIGXCPU] * 3, SystemExit),  # every second
+    ],
 )
-def test_it_stops_where_its_state_is_whole_and_goes_on_from_there(path, capsys, number, kind):
-    run, before = Counting(number), signal.getsignal(number)
+def test_it_stops_where_its_state_is_whole_and_goes_on_from_there(path, capsys, numbers, kind):
+    run, (number, *_) = Counting(*numbers), numbers
+    before = signal.getsignal(number)
     with pytest.raises(kind) as stopped:
         bring_to_its_end(run, path, seconds=RARELY)
-    assert getattr(stopped.value, "code", None) == (143 if number == signal.SIGTERM else None)
+    assert getattr(stopped.value, "code", None) == (None if number == signal.SIGINT else 128 + number)
     said = capsys.readouterr().err
-    assert "stopping after this count; Ctrl-C again stops at once" in said
+    assert said.count("stopping after this count; Ctrl-C again stops at once") == 1
     assert f"after count 3 is kept in {path}; run the same again to go on" in said + str(stopped.value)
     assert run.done == 3
     assert signal.getsignal(number) is before
@@ -131,6 +154,43 @@ def test_a_second_ctrl_c_stops_at_once_and_so_does_the_first_where_nothing_is_ke
             bring_to_its_end(run, place, seconds=RARELY)
         assert run.done == 2
         assert not path.exists()
+
+
+@pytest.mark.usefixtures("as_command")
+def test_a_command_ends_in_order_and_ignores_what_was_ignored(path, capsys):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    checkpoints.heed()
+    assert bring_to_its_end(Counting(signal.SIGHUP), path) == [1, 2, 3, 4]
+    with pytest.raises(SystemExit) as stopped:  # where nothing is to be kept
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    os.kill(os.getpid(), signal.SIGUSR1)  # it is on its way
+    assert capsys.readouterr().err == "stopped: SIGUSR1 asked for it; run the same again to go on.\n"
+
+
+def test_a_call_of_the_library_heeds_ctrl_c_and_sigterm_alone(path):
+    def handlers() -> dict:
+        return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    before, found = handlers(), {}
+    bring_to_its_end(Counting(), path, save=lambda: found.update(handlers()))
+    assert {n for n in before if found[n] is not before[n]} == {signal.SIGINT, signal.SIGTERM}
+
+
+def test_where_nobody_reads_any_more_it_goes_on_and_keeps_what_was_done(path, monkeypatch):
+    """The connection dropped: whatever is written raises."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            if "0/4" not in text:  # from the first count on
+                raise BrokenPipeError
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    how = {"how": Execution(checkpoint_seconds=RARELY), "seconds": RARELY}
+    with pytest.raises(SystemExit):
+        bring_to_its_end(Counting(signal.SIGTERM), path, **how)
+    assert bring_to_its_end(Counting(), path) == [4]
 
 
 def test_ctrl_c_in_the_last_moment_still_stops_what_comes_next(path):

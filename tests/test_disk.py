@@ -3,8 +3,10 @@
 Every scenario runs in one process, which mounts disks of a few pages that nobody else sees.
 """
 
+import re
 import subprocess
 import sys
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 from tests.notebook_files import write_notebook
-from tests.processes import complete, content, ended
+from tests.processes import complete, content, ended, run
 from tests.samples import load
 from tests.test_cli import DISTILL, TEACH
 from tests.test_study import TINY
@@ -179,7 +181,17 @@ def scenario_what_is_measured_or_executed_needs_room(tmp_path, monkeypatch):
     paths = {"at": tmp_path, "disk": disk.place}
     assert full(reproduce, **paths) == "good.ipynb"
     assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.place))  # $TMPDIR
+    reproduce_elsewhere = reproduce.replace("{disk}", "{at}")
+    told = rf"could not be executed: nothing could be written in {disk.place}/.*: make room there, set"
+    assert re.search(told, run(reproduce_elsewhere, **paths).stdout)
     disk.free()
+    make(tmp_path, iterations=1)
+    disk.leave(1)
+    export = "export {at}/run --to image_folder --out {disk}/export"
+    assert full(export, **paths).endswith(".png")
+    disk.free()
+    complete(export, **paths)
     complete(reproduce, **paths)
     assert "1 of 1 notebooks up to date" in complete(reproduce, **paths).stdout
     complete("bench --json {at}/bench.json", at=disk.place)

@@ -119,24 +119,39 @@ def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, change, 
 
 def test_segments_are_averaged(toy_data, toy_teachers):
     """One iteration with two segments moves the images by the mean of what each alone asks for."""
-    config = replace(CONFIG, iterations=1, segments=2, momentum=0.0, matching=Uniform())
+    config = replace(CONFIG, iterations=1, segments=2, momentum=0.0, matching=Pruned(0.3))
     found = distill(toy_data, toy_teachers, config, progress=False)
     random = generator(config.seed, "segments")
     start = found.history.snapshot_images[0]
     variables = Variables(start, found.labels, torch.tensor(config.alpha), torch.zeros(0))
-    loss, parts = StudentLoss(toy_teachers.network(0)), []
+    loss, parts, plain = StudentLoss(toy_teachers.network(0)), [], []
     for _ in range(2):
         place = draw_place(toy_teachers, config, random)
         segment = draw_segment(toy_teachers, config, start, random, *place)
         ends = {"start": segment.start, "target": segment.target, "layout": loss.layout}
         objective = partial(config.matching.loss, **ends)
         parts.append(ENGINES["full"](loss, segment, variables, objective))
+        plain.append(Uniform().loss(parts[-1].end, variables.raw, **ends).item())
     one, other = (part.loss.item() for part in parts)
     assert one != other
     assert found.history.loss == pytest.approx([(one + other) / 2], rel=1e-4)
-    assert found.history.unweighted_loss == pytest.approx(found.history.loss, rel=1e-4)  # W is 1
+    assert found.history.unweighted_loss == pytest.approx([sum(plain) / 2], rel=1e-4)
+    # W is that of the last segment.
+    expected = config.matching.weights(
+        variables.raw, end=parts[-1].end, target=segment.target, layout=loss.layout
+    )
+    assert torch.equal(found.importance, expected)
     moved = -config.image_rate * (parts[0].images + parts[1].images) / 2
     torch.testing.assert_close(found.images - start, moved, rtol=1e-3, atol=1e-5)
+
+
+def test_every_teacher_and_start_epoch_is_drawn_and_snapshots_are_spaced_evenly(toy_data, toy_teachers):
+    random = generator(0)
+    drawn = {draw_place(toy_teachers, CONFIG, random) for _ in range(60)}
+    assert drawn == {(teacher, epoch) for teacher in range(2) for epoch in range(CONFIG.max_start_epoch)}
+    ten = replace(CONFIG, iterations=10, snapshots=4)
+    run = Distillation(toy_data, toy_teachers, ten, Execution(device="cpu", compile="never"))
+    assert run.snapshot_at == {0, 3, 7, 10}  # rounded, not cut off
 
 
 @pytest.mark.parametrize("gradient", ["adjoint", "frozen"])
@@ -194,6 +209,7 @@ def test_alpha_at_zero_stops_with_the_last_good_state(toy_data, toy_teachers, tm
         with pytest.raises(DivergenceError, match=sentence) as stopped:
             distill(toy_data, toy_teachers, steep, folder=tmp_path, progress=False)
         assert stopped.value.result.alpha > 0
+        assert not stopped.value.result.history.back_off_rates
         assert torch.isfinite(stopped.value.result.images).all()
         checkpoints.add((tmp_path / "checkpoint.safetensors").read_bytes())
     assert len(checkpoints) == 1

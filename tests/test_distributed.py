@@ -211,7 +211,8 @@ def test_a_process_of_its_own_exchanges_nothing(monkeypatch):
 
 def test_each_rank_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    named = {"LOCAL_RANK": "3", "RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "9"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
     found = [local_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")]
     assert found == ["cuda:3", "cuda:3", "cuda:1", "cpu"]

@@ -1,5 +1,6 @@
 """The evaluation protocol: fresh networks, final states, the set's own preprocessing."""
 
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -10,7 +11,15 @@ import torch
 
 from iadd_lab.baselines.real_images import random_real
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
+from iadd_lab.evaluation.protocol import (
+    EvaluateConfig,
+    Evaluation,
+    doubts,
+    evaluate,
+    evaluate_each,
+    evaluate_random,
+    pooled,
+)
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
 from iadd_lab.training.fast.compiling import Kernels
@@ -58,7 +67,72 @@ def test_accuracies_follow_from_the_confusion():
     assert made.accuracies.tolist() == pytest.approx([9 / 12, 10 / 12])
     assert made.balanced_accuracies.tolist() == pytest.approx([(0.8 + 0.5) / 2, 0.5])
     assert list(made.summary().values())[:4] == ["by hand", "convnet", "test", 3]
-    assert str(made).startswith("by hand: 79.2 ± 5.9 % test accuracy, 57.5 ± 10.6 % balanced (3 × convnet)")
+    assert str(made).startswith("by hand: 79.2 ± 5.9 % test accuracy, 57.5 ± 10.6 % balanced (2 × convnet)")
+
+
+def hits(*shares, method="learned", classes=2, images=10):
+    """Networks that have these shares right of so many images of each class."""
+    rows = []
+    for share in shares:
+        right = round(share * images)
+        wrong = (images - right) // (classes - 1)
+        rows.append(torch.eye(classes) * (right - wrong) + wrong)
+    names = tuple("abc"[:classes])
+    losses = torch.zeros(len(shares), dtype=torch.float64)
+    return Evaluation(torch.stack(rows).long(), names, method, CONFIG, losses=losses)
+
+
+def test_the_interval_covers_few_images_and_few_networks():
+    half = hits(0.5, 0.5, 0.5)
+    assert half.interval == pytest.approx((0.5, 0.29930, 0.70070), abs=1e-5)  # Wilson's of 10 in 20
+    # Student's t of two networks, 12.706 · 0.1 / √2 with a deviation of √2 · 0.1, added in squares
+    many = hits(0.4, 0.6, images=5000)
+    _, low, high = many.interval
+    assert (low, high) == pytest.approx((0, 1))
+    assert hits(0.49, 0.51, images=5000).interval[1] == pytest.approx(0.5 - 0.12706, abs=1e-3)
+    assert hits(1.0, 1.0).interval == pytest.approx((1, 0.83888, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made", "random", "said"),
+    [
+        (
+            hits(0.6, 0.6),
+            hits(0.1, 0.1),
+            "(95 % interval 38.7 to 78.1) on 20 test images cannot be told from chance (50.0 %).",
+        ),
+        (hits(0.9, 0.9), hits(0.8, 0.8), "cannot be told from random real images (80.0 %)."),
+        (
+            hits(0.1, 0.1),
+            hits(0.9, 0.9),
+            "is below chance (50.0 %) and is below random real images (90.0 %).",
+        ),
+        (hits(0.9, 0.9), None, ""),
+        (hits(0.9, 0.9), hits(0.2, 0.2), ""),
+    ],
+)
+def test_what_cannot_be_told_from_chance_or_random_images_says_so(made, random, said):
+    found = doubts(made, random)
+    assert found.endswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_chance_is_the_same_however_uneven_the_classes_are():
+    always = torch.tensor([[[90, 0], [10, 0]]])
+    assert "cannot be told from chance (50.0 %)" in doubts(Evaluation(always, ("a", "b"), "learned", CONFIG))
+
+
+def test_splits_are_pooled_and_count_as_the_independent_draws(tmp_path):
+    parts = [hits(0.6, 0.8), hits(0.8, 1.0), hits(0.6, 0.6)]
+    joint = pooled(parts)
+    assert joint.tested.tolist() == [30, 30]
+    mean, low, high = joint.interval
+    assert mean == pytest.approx(0.7333, abs=1e-4)
+    student = 4.3027 * torch.tensor([0.7, 0.9, 0.6]).std().item() / 3**0.5
+    assert (low, high) == pytest.approx((mean - math.hypot(0.1234, student), 1.0), abs=3e-3)
+    back = Evaluation.load(joint.save(tmp_path / "pooled.safetensors"))
+    assert (back.splits, back.interval, str(back)) == (3, joint.interval, str(joint))
+    assert doubts(pooled([hits(0.6, 0.6)] * 9)) == ""  # what twenty images leave open, many tell
 
 
 def test_last_training_losses_are_kept(toy_data, random_set, evaluation):

@@ -195,28 +195,32 @@ def test_a_run_that_diverges_ends_with_the_last_good_images(method, toy_data, to
 
 
 class Overshoot(DistributionMatchingConfig):
-    """Every image moves up by its rate, but for those of the first class in the second iteration."""
+    """Every image moves up by its rate, but where `slopes` says otherwise; `seen` are the real batches."""
 
     def distance(self, network, pair):
-        slope = next(self.slopes, 1.0)
-        return 1 - slope * (pair.distilled - pair.distilled.detach()).sum()
+        self.seen.append(pair.real)
+        return 1 - next(self.slopes, 1.0) * (pair.distilled - pair.distilled.detach()).sum()
 
 
 def test_images_that_are_unusable_are_taken_back_and_half_the_rate_goes_on(
     toy_data, toy_teachers, tmp_path, caplog
 ):
-    def descent(back_offs):
-        Overshoot.slopes = iter([1.0, 1.0, 3e38])  # of the two classes; then of the first, once
+    def descent(back_offs, *slopes):
+        Overshoot.slopes, Overshoot.seen = iter([1.0, 1.0, *slopes]), []  # the first of the two classes
         own, parts = Overshoot(**FEW | STEADY, back_offs=back_offs), (toy_data, toy_teachers.preprocess)
-        return descend(*parts, NETWORK, own, folder=tmp_path / str(back_offs), how=QUIET)
+        return descend(*parts, NETWORK, own, folder=tmp_path / f"{back_offs}{len(slopes)}", how=QUIET)
 
     start = METHODS["distributions"](toy_data, toy_teachers, iterations=1, image_rate=1e-30).images
     sentence = r"not finite any more\..* in iteration 2.* is kept in"
     with pytest.raises(DivergenceError, match=sentence) as stopped:
-        descent(0)
+        descent(0, 3e38)
     torch.testing.assert_close(stopped.value.result.images, start + 2)
-    torch.testing.assert_close(descent(1).images, start + 2 + 5 * 1)
+    torch.testing.assert_close(descent(1, 3e38).images, start + 2 + 5 * 1)
     assert "Went back to iteration 1 and halved image_rate" in caplog.text
+    # What is done again draws something else, and no more is taken back than may be.
+    assert not torch.equal(Overshoot.seen[2], Overshoot.seen[4])
+    with pytest.raises(DivergenceError, match=r"loss is nan\..* in iteration 2"):
+        descent(1, 3e38, 1.0, float("nan"))
 
 
 @pytest.mark.parametrize("augment", [OFF, AUGMENT])

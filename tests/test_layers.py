@@ -130,10 +130,12 @@ def test_chunks_of_the_batch_add_up_for_one_network_and_for_several_jointly(chun
     problem = make_convnet(networks=3, batch=5)
     exact, found = StudentLoss(problem.network), FusedStudentLoss(problem.network, kernels, chunk=chunk)
     assert_same_derivatives(problem, found)
-    expected = exact.slopes(problem.flats, problem.images, problem.labels)
-    jointly = found.slopes(problem.flats, problem.images, problem.labels)
-    for part, truth in zip(jointly, expected, strict=True):
-        assert_near(part, truth, TOLERANCE)
+    soft = torch.stack([problem.labels, problem.labels % 2, problem.labels * 0], 2).double().softmax(2)
+    for labels in (problem.labels, soft):
+        expected = exact.slopes(problem.flats, problem.images, labels)
+        jointly = found.slopes(problem.flats, problem.images, labels)
+        for part, truth in zip(jointly, expected, strict=True):
+            assert_near(part, truth, TOLERANCE)
     many = make_convnet(batch=16)
     predicted = exact.predict(many.flats[0], many.images[0])
     assert len(predicted.unique()) > 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iadd_lab.distillation.matching import MATCHINGS, Learned, Pruned, Uniform, effective_share
@@ -125,6 +125,7 @@ def hardness(measure, student, teacher):
 MEASURES = ["similarity", "difference"]
 
 
+@example(pairs=torch.tensor([0.0, 1.0, 0.0, 0.5]), fraction=0.5, measure="similarity")
 @given(pairs=vectors(-4, 4, shortest=2), fraction=st.floats(0, 0.99), measure=st.sampled_from(MEASURES))
 def test_pruned_drops_the_hardest_pairs(pairs, fraction, measure):
     end, target = pairs[: 2 * (len(pairs) // 2)].view(2, -1)

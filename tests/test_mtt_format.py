@@ -8,17 +8,19 @@ from torch import nn
 
 from iadd_lab.baselines.real_images import random_real
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.mtt_format import CONSTANTS, FITS, import_mtt, likely_preprocess, reread_mtt
+from iadd_lab.data.mtt_format import COMPANION, CONSTANTS, FITS, import_mtt, likely_preprocess, reread_mtt
 from iadd_lab.data.preprocess import Standardise, Zca
 from iadd_lab.data.sets import load_data
 from iadd_lab.data.splits import Split
 from iadd_lab.evaluation.export import export_set
+from iadd_lab.evaluation.fair import FairConfig, evaluate_fairly
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate
+from iadd_lab.evaluation.training_set import TrainingSet
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
 from tests.processes import complete, ended
-from tests.samples import assert_refused, noise
+from tests.samples import assert_refused, noise, randn
 
 EVALUATE = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=2, epochs=10, augment=AUGMENT)
 
@@ -89,8 +91,9 @@ def test_mtts_constants_are_used_where_mtt_has_them(digits):
     [
         (lambda i, y: (i[:, :, :4], y), "name the data set and its size"),
         (lambda i, y: (i * torch.inf, y), "not finite"),
-        (lambda i, y: (i, y[:-1]), "whole numbers are needed"),
-        (lambda i, y: (i, torch.eye(10)[y]), "soft labels are not supported"),
+        (lambda i, y: (i, y[:-1]), r"20 whole numbers or \(20, 10\) logits are needed"),
+        (lambda i, y: (i, torch.eye(9)[y % 9]), r"holds \(20, 9\) torch.float32; 20 whole numbers or"),
+        (lambda i, y: (i, torch.eye(10)[y].log()), r"labels_best\.pt holds values that are not finite"),
         (lambda i, y: (i, y + 1), "labels outside of 0 to 9"),
         (lambda i, y: (i[:-1], y[:-1]), "from 1 to 2 images of a class"),
         (lambda i, y: ([i], y), "holds no single tensors"),
@@ -112,6 +115,49 @@ def test_other_refusals_say_what_to_do_and_a_learned_rate_is_taken(digits, relea
     assert import_mtt(released, digits, preprocess="zca", alpha=0.2).alpha == 0.2
     torch.save(torch.ones(2), released / "lr_best.pt")
     assert_refused("holds no single number", import_mtt, released, digits, preprocess="zca")
+
+
+@pytest.fixture
+def softened(digits, released):
+    """The set with learned labels and a learned rate, as TESLA, DATM and PAD release theirs."""
+    images, labels = (torch.load(released / f"{name}_best.pt").detach() for name in ("images", "labels"))
+    logits = 4 * nn.functional.one_hot(labels, 10) + randn(20, 10, dtype=torch.float32)
+    torch.save(0.037, release(released, images, nn.Parameter(logits)) / "lr_best.pt")
+    return import_mtt(released, digits, preprocess="zca"), logits
+
+
+def test_soft_labels_and_the_learned_rate_come_in_and_go_out_again(digits, softened, tmp_path):
+    made, logits = softened
+    assert torch.equal(made.soft_labels, logits)
+    assert torch.equal(made.labels, logits.argmax(1))
+    assert made.alpha == 0.037
+    assert made.fingerprint != replace(made, soft_labels=None).fingerprint
+    made.save(tmp_path / "distilled.safetensors")
+    assert DistilledSet.load(tmp_path / "distilled.safetensors").fingerprint == made.fingerprint
+    export_set(tmp_path, "mtt", tmp_path / "out")
+    assert reread_mtt(tmp_path / "out").fingerprint == made.fingerprint
+    (tmp_path / "out" / COMPANION).unlink()
+    assert import_mtt(tmp_path / "out", digits, preprocess="zca").fingerprint == made.fingerprint
+    assert "Of soft labels only the largest is left" in export_set(tmp_path, "image_folder", tmp_path / "png")
+    assert "labels: soft" in (tmp_path / "png" / "README.md").read_text()
+    assert len([path for path in (tmp_path / "png").iterdir() if path.is_dir()]) == 10
+
+
+def test_networks_are_trained_towards_the_softmax_of_logits_and_fairly_towards_the_largest(digits, softened):
+    made, logits = softened
+    assert torch.equal(TrainingSet(made)[3][1], logits[3].softmax(0))
+    hard = replace(made, soft_labels=None)
+    shares = replace(made, soft_labels=nn.functional.one_hot(made.labels, 10).float())
+    losses = [evaluate(each, digits, EVALUATE, progress=False).losses for each in (made, hard, shares)]
+    assert torch.allclose(losses[1], losses[2], rtol=1e-3)
+    assert (losses[0] - losses[1]).abs().min() > 0.01
+    protocol, once = (
+        replace(EVALUATE, epochs=1),
+        FairConfig(rates=(0.037,), tuning_networks=1, whole_epochs=1),
+    )
+    found = evaluate_fairly(made, digits, protocol, once, progress=False)
+    expected = evaluate(hard, digits, replace(protocol, rate=0.037), progress=False)
+    assert found.distilled.identity == expected.identity
 
 
 @pytest.mark.parametrize("kind", [Standardise, Zca])

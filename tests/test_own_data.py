@@ -1,10 +1,21 @@
 """From a folder of pictures to settings: sample pictures, sizes, splits of uneven classes, suggestions."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from iadd_lab.data.sets import load_data
-from iadd_lab.study.own_data import class_table, folder_config, sample_pictures, suggest, suggest_size
+from iadd_lab.study.own_data import (
+    class_table,
+    folder_config,
+    folds_for,
+    sample_pictures,
+    suggest,
+    suggest_size,
+)
+from tests.processes import complete
 from tests.samples import assert_refused, counts, load, make_tree, noise, save, three
 
 
@@ -63,6 +74,35 @@ def test_more_images_per_class_than_the_smallest_class_has_are_refused(data):
     assert suggest(data, ipc=smallest).distillation.ipc == smallest
     sentence = f"ipc is {smallest + 1}, but class 'three' has only {smallest}"
     assert_refused(sentence, suggest, data, ipc=smallest + 1)
+
+
+def test_the_command_line_suggests_the_same_and_remembers_the_folder(pictures, data, tmp_path, monkeypatch):
+    monkeypatch.delenv("IADD_DATA", raising=False)
+    places = {"pictures": pictures, "at": tmp_path}
+    said = complete(
+        "teach --data image_folder --data-root {pictures} --suggest --teachers 1 --epochs 4 --out {at}/t",
+        **places,
+    )
+    assert str(replace(suggest(data, mirror=False).teachers, epochs=4)) in said.stdout
+    said = complete(
+        "distill --teachers {at}/t --suggest --iterations 2 --max-start-epoch 2 --out {at}/d", **places
+    )
+    own = suggest(data, mirror=False).distillation
+    assert str(replace(own, iterations=2, max_start_epoch=2)) in said.stdout
+    said = complete("evaluate {at}/d --suggest --epochs 2 --networks 2", **places).stdout
+    assert "epochs=2" in said
+    assert re.search(
+        r"Note: learned: balanced accuracy .* on 12 test images (cannot be told from|is below)", said
+    )
+    assert "Note: 12 test images are few; `teach --test-fold 1` to 4 keeps others aside" in said
+    said = complete("export {at}/d --to png16 --out {at}/out", **places).stdout
+    assert "Trained on these files, read back: learned: " in said
+
+
+def test_folds_are_as_many_as_bring_a_hundred_test_images(data):
+    assert (len(data.test), folds_for(data)) == (12, 5)
+    assert folds_for(load("digits")) == 1
+    assert folds_for(replace(data, folds=1)) == 1
 
 
 def test_mirroring_is_left_out_where_it_changes_the_meaning(data):

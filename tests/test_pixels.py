@@ -82,7 +82,9 @@ def test_exif_orientation_is_honoured_and_damaged_exif_does_not_matter(tmp_path)
     assert only_image(tmp_path / "b", noise((4, 4)), name="image.jpg", exif=wrong).shape == (1, 4, 4)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".tif", ".tiff", ".webp"])
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".JPEG", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"]
+)
 def test_every_image_type(tmp_path, suffix):
     got = only_image(tmp_path, np.full((4, 4, 3), 90, dtype=np.uint8), name=f"image{suffix}")
     assert np.abs(got.astype(int) - 90).max() <= 3

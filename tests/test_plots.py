@@ -1,13 +1,16 @@
 """Pictures: the right pixels and numbers in the right places."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib
 import nbformat
 import numpy as np
 import pytest
 import torch
+from matplotlib.font_manager import findfont
 from nbclient import NotebookClient
 
 from iadd_lab import plots
@@ -17,8 +20,11 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Learned, Uniform
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.plots import names
 from iadd_lab.plots.layers import layers, tensors
-from iadd_lab.plots.tiles import fit_name, tile
+from iadd_lab.plots.names import fit_name, readable
+from iadd_lab.plots.style import house_style
+from iadd_lab.plots.tiles import tile
 from iadd_lab.study.replay import hardness, one_iteration, replay
 from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
 from tests.conftest import AUGMENT
@@ -123,20 +129,70 @@ def test_a_grid_has_a_block_per_class_and_before_after_its_first_image(result):
 )
 def test_large_grids_fit_a_page_in_rows_of_blocks(classes, ipc, side, rows):
     pictures, labels = torch.rand(classes * ipc, 3, side, side), torch.arange(classes).repeat_interleave(ipc)
-    figure = plots.image_grid(pictures, labels, ["a very long class name"] * classes)
+    figure = plots.image_grid(pictures, labels, [f"a very long class n{n}" for n in range(classes)])
     (ax,) = figure.axes  # axes for each block would take seconds
     assert len({drawn.get_extent()[3] for drawn in ax.images}) == rows
     assert len(ax.images) == classes
-    assert ax.texts[0].get_text() in ("a very long\nclass name", "a very\nlong…")
+    assert ax.texts[0].get_text() in ("a very long\nclass n0", "a very\nlong…")
     width, height = figure.get_size_inches()
     assert width < 7.6
     assert height < 9.5
 
 
 def test_names_are_fitted_in_lines():
-    assert fit_name("aquarium_fish", 0.7) == "aquarium\nfish"
-    assert fit_name("German shepherd, German shepherd dog", 0.7) == "German\nshepherd"
-    assert fit_name("supercalifragilistic", 0.7) == "supercalifr…"
+    for name, fitted in (
+        ("aquarium_fish", "aquarium\nfish"),
+        ("German shepherd, German shepherd dog", "German\nshepherd"),
+        ("supercalifragilistic", "supercalifr…"),
+    ):
+        assert fit_name(*readable([name]), 0.7) == fitted
+
+
+def test_names_of_any_letters_are_told_apart(monkeypatch, caplog):
+    """Where no font has their letters, they are numbered, which is said once; dollars are no formulas."""
+    classes = (
+        "Ba$$in",
+        "日本",
+        "中文",
+        "a\nb\x1b",
+        "dog, large",
+        "dog, small",
+        "_",
+        "שלום",
+        "$x$",
+        "\udce9c",
+    )
+    expected = [
+        "Ba$$in",
+        "class 1",
+        "class 2",
+        "a b",
+        "dog, large",
+        "dog, small",
+        "class 6",
+        "שלום",
+        "$x$",
+        "c",
+    ]
+    monkeypatch.setattr(names, "findSystemFonts", list)
+    evaluation = Evaluation(torch.ones(1, 10, 10, dtype=int), classes, EvaluateConfig(networks=1), "日本")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matrix = plots.confusion_matrix(evaluation)
+        grid = plots.image_grid(torch.rand(10, 1, 8, 8), torch.arange(10), classes)
+        assert all(figure._repr_png_() for figure in (matrix, grid))
+    assert texts(matrix.axes[0].get_yticklabels()) == labels(grid.axes[0]) == expected
+    assert [record.getMessage()[:17] for record in caplog.records] == ["No font here has "]
+
+
+def test_fonts_with_letters_that_the_usual_one_has_not_join_it(monkeypatch):
+    usual, other = (findfont(family) for family in ("DejaVu Sans", "STIXGeneral"))
+    letter = min(names._letters_of(other) - names._letters_of(usual))
+    monkeypatch.setattr(names, "findSystemFonts", lambda: [__file__, other])
+    monkeypatch.setattr(names, "FAMILIES", ["DejaVu Sans"])
+    with house_style():
+        assert readable([letter]) == [letter]
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "STIXGeneral"]
 
 
 def test_real_images_stand_left_of_distilled_ones(result, toy_data):
@@ -499,6 +555,14 @@ def test_saving_writes_both_formats_or_nothing(tmp_path, evaluations):
     assert (tmp_path / "new" / "bars.pdf").read_bytes().startswith(b"%PDF")
     assert {path.name for path in tmp_path.iterdir()} == {"new"}
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+
+
+def test_a_users_own_style_changes_nothing(evaluations):
+    expected = plots.accuracy_bars(evaluations)._repr_png_()
+    own = {"text.usetex": True, "font.family": ["serif"], "font.size": 30, "savefig.bbox": "tight",
+           "savefig.transparent": True, "axes.formatter.use_locale": True, "lines.linewidth": 9}  # fmt: skip
+    with matplotlib.rc_context(own):
+        assert plots.accuracy_bars(evaluations)._repr_png_() == expected
 
 
 def test_files_are_small_and_the_same_every_time(tmp_path, result, paths, toy_teachers, curve, measured):

@@ -68,6 +68,7 @@ OUTSIDE = {
     "rotate": [180.1],
     "validation_fraction": [0.0, 0.51],
     "size": [225],
+    "white": [65_536],
     "channels": [2, 4, 3.0],
     **{name: [1.0] for name in ("fraction", "prune_fraction", "limit")},
     **{name: [1.1] for name in ("flip", "crop", "cutout", "weight")},
@@ -128,8 +129,9 @@ def test_bad_values_of_a_field_are_refused_by_its_name(config, name):
 
 # Round trips ---------------------------------------------------------------------------------------------
 
-# Of fields that choose by a name.
+# Of fields that choose by a name, or of a few numbers.
 NAMES = {
+    "channels": [1, 3],
     "name": [*DATASETS, *NETWORKS],
     "data_name": [*DATASETS],
     "preprocess": ["standardise", "zca"],
@@ -140,6 +142,8 @@ NAMES = {
     "granularity": ["parameter", "tensor"],
     "split": ["test", "validation"],
     "bad_images": ["refuse", "skip"],
+    "seen_test_images": ["keep", "drop"],
+    "groups": ["groups.csv", r"(\d+)"],
     "store_dtype": ["float32", "float16"],
     "mean_over": ["network", "tensor"],
     "device": ["auto", "cpu"],
@@ -164,7 +168,7 @@ def configurations(draw, kind: type):
 
 def values(hint: object, name: str, largest: int) -> st.SearchStrategy:
     """Values of a field of this type and name, most of them valid."""
-    if hint is int:
+    if hint is int and name not in NAMES:
         return st.integers(0, 10) | st.integers(0, 2**63 - 1 if name == "seed" else largest)
     if hint is float:
         return st.floats(0, 0.99) | st.floats(1, 9) | st.floats(0, 1e9)

@@ -70,10 +70,37 @@ def test_options_of_training_are_refused_beside_buffers(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parameters_in_a_replay_buffer_are_fine_too(tmp_path):
-    torch.save([[[nn.Parameter(torch.ones(2))]]], tmp_path / "replay_buffer_0.pt")
-    ((snapshot,),) = read_replay_buffer(tmp_path / "replay_buffer_0.pt")
-    assert torch.equal(snapshot[0], torch.ones(2))
+@pytest.mark.parametrize("legacy", [False, True])
+def test_parameters_on_devices_that_are_not_here_are_fine_too(path, imported, legacy, toy_teachers):
+    buffer = [[[*map(nn.Parameter, snapshot)] for snapshot in trajectory] for trajectory in torch.load(path)]
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        torch.save(buffer, path, _use_new_zipfile_serialization=not legacy)
+    assert b"cuda:7" in path.read_bytes()
+    assert torch.equal(imported().trajectory(1), toy_teachers.trajectory(1))
+
+
+def test_a_folder_of_buffers_is_taken_by_number_and_cut_to_the_shortest(path, imported, toy_teachers, caplog):
+    buffer, folder = torch.load(path), path.parent / "buffers"
+    folder.mkdir()
+    for number, trajectory in ((10, buffer[0]), (9, buffer[1][:3])):
+        torch.save([trajectory], folder / f"replay_buffer_{number}.pt")
+    for strewn in (".DS_Store", "._replay_buffer_9.pt", "Thumbs.db", "log.txt"):
+        (folder / strewn).write_bytes(b"x")
+    teachers = imported(folder)
+    assert [teachers.history(n)["source"] for n in range(2)] == ["replay_buffer_9.pt", "replay_buffer_10.pt"]
+    for number in range(2):
+        assert torch.equal(teachers.trajectory(number), toy_teachers.trajectory(1 - number)[:3])
+    assert "have from 3 to 4 snapshots: the first 3 are kept" in caplog.text
+
+
+def test_trajectories_that_do_not_move_are_refused(path, imported):
+    first, second = torch.load(path)
+    for still, told in (([second[0]], "has one snapshot"), (4 * [second[3]], "repeats a snapshot")):
+        torch.save([first, still], path)
+        assert_refused(rf"trajectory 1 of .*replay_buffer_0.pt {told}", imported)
+    torch.save([first, [*second[:3], second[2]]], path)
+    assert_refused(r"p.detach\(\).cpu\(\) copies nothing on a CPU.*\.clone\(\)", imported)
 
 
 def test_a_replay_buffer_of_another_network_is_refused(imported, toy_config):

@@ -81,6 +81,20 @@ def test_training_equals_a_loop_by_hand(options):
     assert losses == pytest.approx(expected_losses, rel=1e-5)
 
 
+def test_towards_probabilities_the_loss_is_soft_cross_entropy():
+    """As TESLA and DATM have it: −Σ p log softmax(z), the mean over images."""
+    images, labels = toy_set()
+    targets = (functional.one_hot(labels, CLASSES) * 2.0 + images[:, 0, 0, :CLASSES]).softmax(1)
+    network, by_hand = toy_network(), toy_network()
+    options = {"rates": [0.05], "generators": [torch.Generator().manual_seed(0)], "batch": 10}
+    (loss,) = train(network, images, targets, epochs=1, augment=PLAIN, **options)
+    expected = -(targets * by_hand(images).log_softmax(1)).sum(1).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    slopes = torch.autograd.grad(expected, list(by_hand.parameters()))
+    torch._foreach_sub_([parameter.data for parameter in by_hand.parameters()], [0.05 * s for s in slopes])
+    assert distance(network, by_hand) < 1e-6
+
+
 @pytest.mark.parametrize("decay_at", [0, 1, 3, 4, None])
 def test_the_rate_falls_to_a_tenth_from_decay_at_on(decay_at):
     found, _ = trained(epochs=4, decay_at=decay_at, momentum=0.5)

@@ -1,9 +1,13 @@
 """Artefacts come out whole or not at all; configurations are told by what they say."""
 
 import dataclasses
+import errno
 import json
+import os
 import struct
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned
 from iadd_lab.errors import InputError
 from iadd_lab.store import artefacts as store
+from iadd_lab.store import runs
 from iadd_lab.store.artefacts import (
     atomic_path,
     load_artefact,
@@ -26,6 +31,7 @@ from iadd_lab.store.artefacts import (
     tensor_fingerprint,
 )
 from iadd_lab.store.configs import describe, fingerprint, restore, run_folder
+from iadd_lab.store.locks import locked
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 
@@ -176,7 +182,6 @@ def test_an_interrupted_write_leaves_the_old_file_alone_or_nothing(error, tmp_pa
 
 def test_what_can_not_be_written_leaves_the_old_artefact_whole(tmp_path, monkeypatch):
     path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={"run": 1})
-    assert path.stat().st_mode & 0o777 == 0o644  # others may read it
     with pytest.raises(TypeError):
         save_artefact(path, kind="toy", tensors=TENSORS, metadata={"x": object()})
 
@@ -190,6 +195,30 @@ def test_what_can_not_be_written_leaves_the_old_artefact_whole(tmp_path, monkeyp
         save_artefact(path, kind="toy", tensors=TENSORS, metadata={"run": 2})
     assert load_artefact(path, kind="toy").metadata == {"run": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_get_the_mode_of_any_new_file_and_need_nothing_that_mounts_refuse(tmp_path, monkeypatch):
+    """Neither chmod nor, where there is none, fsync; a disk that fails to sync is an error all the same."""
+
+    def refuse(*_, number=errno.EOPNOTSUPP, **__):
+        raise OSError(number, os.strerror(number))
+
+    for mask in (0o077, 0o002, 0o027):
+        before = os.umask(mask)
+        try:
+            path = save_artefact(tmp_path / f"{mask}", kind="toy", tensors=TENSORS, metadata={})
+            with locked(tmp_path / ".lock", "x"):
+                made = (path, tmp_path / ".lock")
+                assert {each.stat().st_mode & 0o777 for each in made} == {0o666 & ~mask}
+        finally:
+            os.umask(before)
+    for name in ("chmod", "fchmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata=METADATA)
+    assert load_artefact(path, kind="toy").metadata == METADATA
+    monkeypatch.setattr(os, "fsync", partial(refuse, number=errno.EIO))
+    with pytest.raises(OSError, match=r"could not be written \(Input/output error\)"):
+        save_text(path, "new")
 
 
 # Damaged and foreign files -------------------------------------------------------------------------------
@@ -280,13 +309,18 @@ def test_tensors_of_types_that_we_never_write_are_refused(tmp_path, dtype):
 
 
 def test_what_is_no_file_of_the_kind_or_cannot_be_read_is_refused(tmp_path, monkeypatch):
-    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={})
+    path = save_artefact(tmp_path / "run" / "distilled.safetensors", kind="toy", tensors={}, metadata={})
     assert_refused(path, kind="trajectory", match="toy.* but .*trajectory.* was expected")
     for missing in (tmp_path / "b.safetensors", path / "b", tmp_path):
         assert_refused(missing, match="is not there")
 
-    def unreadable(*args, **options):
-        raise PermissionError("Permission denied")
-
-    monkeypatch.setattr(store, "safe_open", unreadable)
-    assert_refused(path, match="Permission denied")
+    raised = {
+        PermissionError(errno.EACCES, "Permission denied"): r"can't be read \(Permission denied\): see to it",
+        SafetensorError(
+            "I/O error: (os error 24)"
+        ): r"can't be read \(Too many open files\): raise the limit",
+    }
+    for error, told in raised.items():
+        monkeypatch.setattr(store, "safe_open", Mock(side_effect=error))
+        assert_refused(path, match=told)
+        assert runs.stored(tmp_path)[0].state == "foreign"  # which nobody deletes

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -64,6 +65,15 @@ def test_a_killed_run_goes_on_without_a_point_twice(watched, tmp_path, killed, s
     assert watched(kill_at=killed, checkpoint_seconds=seconds, **places) is None
     assert len(points(tmp_path / "watch")) == killed
     assert_watched(tmp_path / "watch", watched(checkpoint_seconds=seconds, **places))
+
+
+def test_a_clock_that_goes_back_loses_no_point(watched, tmp_path, monkeypatch):
+    places = {"watch_in": tmp_path / "watch", "folder": tmp_path / "run", "checkpoint_seconds": 0.0}
+    now = time.time()
+    for killed, hours in ((2, 0), (3, 5), (None, 9)):  # iteration at which it is killed, hours back by then
+        monkeypatch.setattr(time, "time", lambda hours=hours: now - 3600 * hours)
+        history = watched(kill_at=killed, **places)
+    assert_watched(tmp_path / "watch", history)
 
 
 def test_what_a_kill_kept_from_the_disk_is_written_from_the_history(watched, toy_teachers, tmp_path):

@@ -55,6 +55,11 @@ def displayable(images: torch.Tensor) -> torch.Tensor:
     return moved.clamp(0, 1).view(images.shape)
 
 
+def are_shares(soft: torch.Tensor) -> bool:
+    """Whether soft labels (count, classes) are probabilities, not logits."""
+    return bool((soft >= 0).all()) and bool(((soft.sum(1) - 1).abs() < 1e-4).all())
+
+
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
     """A few images per class, with the preprocessing without which they mean nothing.
@@ -73,6 +78,8 @@ class DistilledSet:
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
     remark: str = ""  # of the real set, on the copy that it was made from
+    # (classes * ipc, classes) float32, logits or shares that sum to 1; the largest of each is its label.
+    soft_labels: torch.Tensor | None = None
 
     def __post_init__(self):
         check_number("alpha", self.alpha, above=True)
@@ -93,11 +100,24 @@ class DistilledSet:
         """What networks that train on it see of it: the operations that it was made for."""
         return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """What networks are trained towards by cross-entropy: labels, or probabilities (count, classes).
+
+        Soft labels are logits whose softmax counts, as in TESLA, DATM and PAD, unless they are shares.
+        """
+        if self.soft_labels is None:
+            return self.labels
+        return self.soft_labels if are_shares(self.soft_labels) else self.soft_labels.softmax(1)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        soft = {} if self.soft_labels is None else {"soft_labels": self.soft_labels}
+        return {"images": self.images, "labels": self.labels, **soft}
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over all that training on the set, and testing beside it, depends on."""
-        state = preprocess_fingerprint(self.preprocess)
-        content = tensor_fingerprint({"images": self.images, "labels": self.labels})
+        state, content = preprocess_fingerprint(self.preprocess), tensor_fingerprint(self._tensors())
         return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
 
     def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -133,7 +153,7 @@ class DistilledSet:
             more_tensors: stored beside the set's own.
             more_metadata: likewise.
         """
-        tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
+        tensors = self._tensors() | dict(more_tensors or {})
         said = [name for name in _DESCRIBED if name != "remark" or self.remark]
         metadata = {name: describe(getattr(self, name)) for name in said} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
@@ -153,10 +173,13 @@ class DistilledSet:
         fit = images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1]
         needs = "it needs (count, channels, height, width) floats and (count,)"
         require(fit, f"a distilled set has {found}; {needs}.")
+        soft, shape = tensors.get("soft_labels"), (len(images), len(metadata["classes"]))
+        fits = soft is None or (tuple(soft.shape) == shape and soft.is_floating_point())
+        require(fits, f"soft labels of a distilled set must be {shape} floats: make it again.")
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
         about = restore_fields(cls, _DESCRIBED, {"augment": None, "remark": "", **metadata})
-        return cls(images=images, labels=labels, preprocess=preprocess, **about)
+        return cls(images=images, labels=labels, soft_labels=soft, preprocess=preprocess, **about)
 
     @classmethod
     def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:

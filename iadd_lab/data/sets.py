@@ -5,22 +5,23 @@ except `fetch_data`.
 """
 
 import importlib.util
-import os
+import re
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
 from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
-from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
 from iadd_lab.data.readers import RawData, Request
-from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
-from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.data.splits import Split, check_classes, draw, find_repeats, fingerprint_splits, hold_out
+from iadd_lab.errors import InputError, check_kind, check_number, check_whole, choose, require
+from iadd_lab.store.artefacts import expanded, user_folder
 from iadd_lab.store.configs import added_field
 
 SPLITS = ("train", "validation", "test")
@@ -44,6 +45,15 @@ class DataConfig:
         train_limit: at most so many training images, drawn by class after validation was held out.
         bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
             and the data's remark then say how many and which.
+        test_fold: which images are the test part, where a set has none of its own; 0 is the usual one. Folds
+            0 to 4 of a folder (a fifth each), 0 to 3 of digits and X-rays (a quarter each) share none.
+        seen_test_images: "keep", or "drop" to leave test images out whose pixels are those of a training
+            image; the data's remark counts and names them in either case. For image files.
+        groups: keeps images that belong together, such as those of one patient or video, in one part when
+            test and validation images are drawn: a CSV file in the folder with rows of file and group, or a
+            regular expression on the files' names, whose first parenthesis is the group.
+        white: the value, up to 65,535, that becomes 255 in images of more than 8 bits; None takes the largest
+            number of bits that a value in the set has. Loaded data say which it was.
 
     Raises:
         InputError: a value outside these ranges.
@@ -56,6 +66,10 @@ class DataConfig:
     seed: int = 0
     train_limit: int | None = None
     bad_images: str = added_field("refuse")
+    test_fold: int = added_field(0)
+    seen_test_images: str = added_field("keep")
+    groups: str | None = added_field(None)
+    white: int | None = added_field(None)
 
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
@@ -68,6 +82,15 @@ class DataConfig:
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
         choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
+        check_whole("test_fold", self.test_fold, minimum=0)
+        choose("seen_test_images", self.seen_test_images, dict.fromkeys(("keep", "drop")))
+        check_kind("groups", self.groups, str, optional=True)
+        try:
+            re.compile(self.groups or "")
+        except re.error as error:
+            raise InputError(f"groups is {self.groups!r}; as a regular expression it has {error}.") from error
+        if self.white is not None:
+            check_whole("white", self.white, minimum=1, maximum=WHITE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +98,12 @@ class ImageData:
     """A loaded data set.
 
     Attributes:
-        config: as it was asked for.
+        config: as it was asked for; with `white`, where the images have more than 8 bits, but not all 16.
         classes: their names; a label is an index into them.
         train, validation, test: disjoint; each has every class. Images keep the order of the files.
         fingerprint: 16 hex digits over classes, images and labels of the three splits.
         remark: what must be said beside a number measured on this copy; else empty.
+        folds: how many `test_fold` of its configuration there are.
     """
 
     config: DataConfig
@@ -89,6 +113,7 @@ class ImageData:
     test: Split
     fingerprint: str
     remark: str = ""
+    folds: int = 1
 
     @property
     def name(self) -> str:
@@ -139,23 +164,24 @@ class DatasetSpec:
     licence: str = "see the source"
 
 
+def on_one_line(name: str) -> str:
+    """A class's name as text can show it: what breaks lines, or turns the direction, is an escape."""
+    odd = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
+
+
 def data_root() -> Path:
     """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
-    return _folder_from("IADD_DATA", "data")
+    return user_folder("IADD_DATA", "data")
 
 
 def cache_root() -> Path:
     """The folder of decoded images: `IADD_CACHE`, else the platform's cache folder."""
-    return _folder_from("IADD_CACHE", "decoded")
-
-
-def _folder_from(variable: str, leaf: str) -> Path:
-    given = os.environ.get(variable)
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("iadd-lab") / leaf
+    return user_folder("IADD_CACHE", "decoded")
 
 
 def _base(root: Path | None) -> Path:
-    return (data_root() if root is None else Path(root).expanduser()).absolute()
+    return (data_root() if root is None else expanded(root)).absolute()
 
 
 def locate(name: str, *, root: Path | None = None) -> Path | None:
@@ -166,7 +192,9 @@ def locate(name: str, *, root: Path | None = None) -> Path | None:
     folders = choose("data set", name, DATASETS).folders
     if root is None and folders == ANYWHERE:
         return None
-    return next((place for folder in folders if (place := _base(root) / folder).is_dir()), None)
+    # Some programs keep a set in a folder of its name, and archives may be unpacked one folder too deep.
+    places = (_base(root) / top / leaf for leaf in folders for top in ("", name, leaf.split("/")[0]))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def fetch_data(name: str, *, root: Path | None = None) -> Path:
@@ -215,24 +243,31 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     config = DataConfig(config) if isinstance(config, str) else config
     spec, folder = DATASETS[config.name], require_data(config.name, root=root)
     request = Request(
-        name=config.name,
+        config=config,
         title=spec.title,
-        root=_base(root),
         folder=folder,
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
-        progress=progress,
-        skip_bad=config.bad_images == "skip",
+        progress=progress and sys.stderr is not None,
     )
     try:
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
-    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
+    check_whole(f"test_fold of {spec.title}", config.test_fold, minimum=0, maximum=raw.folds - 1)
+    named, test = raw.train.names is not None, raw.test
+    require(named or config.groups is None, f"groups are of image files, which {spec.title} has not.")
+    seen, said = find_repeats(raw.train, test) if named else ([], [])
+    if config.seen_test_images == "drop" and len(seen):
+        test = test.take(np.delete(np.arange(len(test)), seen))
+        said[0] += ", and are left out"
+    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), test), strict=True))
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
-    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark)
+    config = config if raw.white in (None, WHITE) else replace(config, white=raw.white)
+    said = "; ".join(filter(None, [raw.remark, *said]))
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=said, folds=raw.folds)
 
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:

@@ -7,7 +7,8 @@ defines, of accuracies as shares in [0, 1]:
 - improvement over random, IOR = accuracy on the distilled set − accuracy on as many random images;
 - label-robust score, LRS = (e^a − e^−1) / (e − e^−1) with a = w·IOR − (1 − w)·HLR and w = 0.5.
 
-All labels here are hard ones, so the accuracies on the distilled set in HLR and in IOR are the same.
+All labels here are hard ones (of soft labels the largest), so the accuracies on the distilled set in HLR and
+in IOR are the same.
 """
 
 import math
@@ -145,6 +146,7 @@ def evaluate_fairly(
     count = max(config.networks, fair.tuning_networks)
     draws = {"ipc": distilled.ipc, "count": count, "seed": config.seed}
     random, whole = random_draws(data, distilled.preprocess, **draws), whole_set(data, distilled.preprocess)
+    distilled = replace(distilled, soft_labels=None)
     sets = {"distilled": [distilled] * count, "random": random, "whole": [whole] * count}
     rates = sorted({*fair.rates, float(distilled.alpha)})
 

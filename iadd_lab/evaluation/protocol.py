@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from iadd_lab.baselines.real_images import random_draws
@@ -29,7 +30,7 @@ from iadd_lab.training.networks import NetworkConfig, network_for
 from iadd_lab.training.sgd import Training, predict, training_flops
 from iadd_lab.training.teachers import check_training, training_options
 
-_DESCRIBED = ("classes", "method", "config", "identity")  # fields, as metadata
+_DESCRIBED = ("classes", "method", "config", "identity", "splits")  # fields, as metadata
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 UNSETTLED = "their accuracy depends on how fast they learn, and on chance"
@@ -82,6 +83,7 @@ class Evaluation:
     identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
     # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
     losses: Tensor | None = None
+    splits: int = 1  # of the real set; as many networks were tested on each of them, see `pooled`
 
     @property
     def unfitted(self) -> int:
@@ -109,6 +111,29 @@ class Evaluation:
         """The mean of the classes' recalls for each network: (networks,) in [0, 1]."""
         return (self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)).mean(1)
 
+    @property
+    def tested(self) -> Tensor:
+        """How many images of each class were tested, in all splits together: (classes,) int64."""
+        return self.confusion[:: len(self.confusion) // self.splits].sum((0, 2))
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The mean balanced accuracy, and the ends of its 95 % interval, in [0, 1].
+
+        Two independent errors, added in squares. Few test images: Wilson's interval of a share of so many
+        (it holds for a dozen of them, and at 0 and 1), unequal classes counting as their harmonic mean each.
+        Few networks: Student's t over them, or where there are several splits, over these, since the networks
+        of a split share their images and their distilled set.
+        """
+        values = self.balanced_accuracies.view(self.splits, -1)
+        values = values.mean(1) if self.splits > 1 else values[0]
+        mean, count, classes = values.mean().item(), len(values), len(self.classes)
+        images = max(int(classes**2 / (1 / self.tested).sum()), 1)
+        wilson = stats.binomtest(round(mean * images), images).proportion_ci(method="wilson")
+        error = stats.t.ppf(0.975, max(count - 1, 1)) * spread(values) / math.sqrt(count)
+        low, high = math.hypot(mean - wilson.low, error), math.hypot(wilson.high - mean, error)
+        return mean, max(mean - low, 0.0), min(mean + high, 1.0)
+
     def summary(self) -> dict[str, float | int | str]:
         """Means and standard deviations over the networks, in per cent, as a row of a table."""
         row = {"method": self.method, "network": self.config.network.name}
@@ -121,7 +146,7 @@ class Evaluation:
         row = self.summary()
         plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
         balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
-        return f"{self.method}: {plain}, {balanced} ({row['networks']} × {row['network']})"
+        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']})"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
@@ -138,12 +163,12 @@ class Evaluation:
         """
         artefact = load_artefact(path, kind="evaluation")
         with unpacking(path):
-            stored = {"identity": "", **artefact.metadata}  # older files have none
+            stored = {"identity": "", "splits": 1, **artefact.metadata}  # older files have none
             about = restore_fields(cls, _DESCRIBED, stored)
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
             fits = confusion.dtype == torch.int64 and shape[1:] == (classes, classes)
-            fits = fits and (losses is None or losses.shape == shape[:1])
+            fits = fits and (losses is None or losses.shape == shape[:1]) and shape[0] % about["splits"] == 0
             require(fits, f"its counts {shape} are not of {classes} classes, or its losses of other networks")
             return cls(confusion, losses=losses, **about)
 
@@ -151,6 +176,31 @@ class Evaluation:
 def spread(values: Tensor) -> float:
     """The sample standard deviation; 0 for a single value."""
     return values.std().item() if len(values) > 1 else 0.0
+
+
+def pooled(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations on several splits of one real set, by one protocol, as one; it passes for the first's."""
+    joint = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("confusion", "losses")}
+    return replace(parts[0], **joint, splits=len(parts))
+
+
+def doubts(made: Evaluation, random: Evaluation | None = None) -> str:
+    """A sentence where `made` can't be told from chance, or from `random` real images; else empty.
+
+    It goes by balanced accuracies, of which guessing has 1/classes whatever the classes' sizes. The interval
+    of the difference is Newcombe's: the errors of both, added in squares.
+    """
+    (mean, low, high), chance = made.interval, 1 / len(made.classes)
+    said, rivals = [], {"chance": (chance, chance, chance)}
+    if random is not None:
+        rivals["random real images"] = random.interval
+    for name, (other, least, most) in rivals.items():
+        if mean - other <= math.hypot(mean - low, most - other):
+            below = other - mean > math.hypot(high - mean, other - least)
+            said.append(f"{'is below' if below else 'cannot be told from'} {name} ({100 * other:.1f} %)")
+    numbers = f"{100 * mean:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    where = f"on {made.tested.sum()} {made.config.split} images"
+    return f"{made.method}: balanced accuracy {numbers} {where} {' and '.join(said)}." if said else ""
 
 
 def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, **options: Any) -> Evaluation:
@@ -293,7 +343,7 @@ class _FreshNetworks:
         return Training(
             [self.fresh(number).to(self.device) for number in numbers],
             [distilled.images.to(self.device) for distilled in sets],
-            [distilled.labels.to(self.device) for distilled in sets],
+            [distilled.targets.to(self.device) for distilled in sets],
             rates=[config.rate or distilled.alpha for distilled in sets],
             decay_at=max(config.epochs // 2, 1),
             generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.pixels import planes_of
+from iadd_lab.data.pixels import WHITE, planes_of
 from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.errors import check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.seeds import generator
+from iadd_lab.store.artefacts import expanded
 from iadd_lab.training.sgd import train
 from iadd_lab.training.teachers import training_options
 
@@ -26,7 +27,7 @@ _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow ma
 
 def set_file(path: Path | str) -> Path:
     """The file of a distilled set, given itself or the folder that holds it."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     return path / FILE if path.is_dir() else path
 
 
@@ -42,12 +43,13 @@ class RealImages:
     preprocess: Preprocess
     channels: int  # of the preprocessing
     size: int
+    white: int = WHITE  # of Pillow images of more than 8 bits, as in the set's own
     repeat: int = 1  # so many copies of a grey image as channels, for networks that expect colour
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The preprocessed image (channels, size, size), or images with their count before that."""
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
+            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels, self.white)))
         _check(image)
         batch = image if image.ndim == 4 else image[None]
         batch = _cover(_with_channels(batch, self.channels), self.size)
@@ -90,10 +92,13 @@ def _cover(images: Tensor, size: int) -> Tensor:
 class TrainingSet(Dataset):
     """A distilled set as a PyTorch data set of (image, label); see `load`.
 
+    Where the set has soft labels, what comes with an image is the probability of each class, (classes,).
+
     Attributes:
         distilled: the set itself.
         images: (classes * ipc, channels, height, width), preprocessed already.
-        labels: (classes * ipc,) int64.
+        labels: (classes * ipc,) int64; of soft labels the largest.
+        targets: what the loss is computed from: labels, or (classes * ipc, classes) probabilities.
         alpha: the learning rate to train with, by plain SGD.
         classes: their names; a label is an index into them.
         transform: what real images have to go through before a network that was trained on the set sees them.
@@ -109,13 +114,15 @@ class TrainingSet(Dataset):
         repeat, size = (channels or own) // own, distilled.images.shape[-1]
         self.distilled, self.images = distilled, distilled.images.repeat(1, repeat, 1, 1)
         self.labels, self.alpha, self.classes = distilled.labels, distilled.alpha, distilled.classes
-        self.transform = RealImages(distilled.preprocess, channels=own, size=size, repeat=repeat)
+        self.targets, white = distilled.targets, distilled.data.white or WHITE
+        self.transform = RealImages(distilled.preprocess, own, size, white, repeat)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        target = self.targets[index]
+        return self.images[index], int(target) if target.ndim == 0 else target
 
     def fit(
         self,
@@ -154,19 +161,5 @@ class TrainingSet(Dataset):
         config = EvaluateConfig(**asked, batch=batch, augment=augment, seed=seed)
         options = {"rates": [config.rate or self.alpha], "generators": [generator(seed, "fit")]}
         options |= training_options(config) | {"epochs": epochs, "decay_at": max(epochs // 2, 1)}
-        train(network.to(place).train(), self.images.to(place), self.labels.to(place), **options)
+        train(network.to(place).train(), self.images.to(place), self.targets.to(place), **options)
         return network.eval()
-
-
-def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
-    """A distilled set to train on: `load("runs/ipc1")`.
-
-    Args:
-        path: a distilled.safetensors, or the folder that holds it.
-        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
-        root: where the real set lies, for a file without its whitening; None for the usual place.
-
-    Raises:
-        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
-    """
-    return TrainingSet(DistilledSet.load(set_file(path), root=root), channels=channels)

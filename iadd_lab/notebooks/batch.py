@@ -29,15 +29,16 @@ from iadd_lab.data.sets import require_data
 from iadd_lab.errors import check_like, check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
 from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
-from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, read_value
+from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, check_names, read_value
 from iadd_lab.notebooks.report import SET_BY_BATCH, settings_mark, write_report
-from iadd_lab.store.artefacts import check_folder, save_text
+from iadd_lab.store.artefacts import check_folder, expanded, save_text
 from iadd_lab.store.configs import fingerprint
 
 # What a number or a picture may depend on.
 _LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
 _ERROR_TAG = "papermill-error-cell-tag"  # papermill's own, on the cells in which it says what failed
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_NO_ROOM = "make room there, set TMPDIR to another folder, or raise the limit of open files (ulimit -n)"
 _DIED = "its process died, perhaps for want of memory (then fewer --jobs help)"
 
 
@@ -157,7 +158,7 @@ def batch_in(**where: Any) -> Batch:
     Raises:
         InputError: the profile is unknown, a notebook can't be read, or results would land among notebooks.
     """
-    given = {name: value if name == "profile" else Path(value) for name, value in where.items() if value}
+    given = {name: value if value in PROFILES else expanded(value) for name, value in where.items() if value}
     batch = Batch(**given)
     among = batch.folder.exists() and batch.folder.samefile(batch.notebooks) and batch.found
     require(not among, f"{batch.folder} is the folder of the notebooks themselves: give other --figures.")
@@ -206,9 +207,7 @@ def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
     for name, value in own.items():
         check_like(name, value, usual[name])
     if CHANGE in notebook.defaults:
-        change = own.get(CHANGE) or {}
-        mend = "it must be a mapping, as in '{teacher_epochs: 3}'"
-        require(isinstance(change, dict), f"change is {change!r}; {mend}.")
+        change = check_names(own.get(CHANGE) or {}, FIELDS, "change")
         change = change | {name: value for name, value in given.items() if name in FIELDS and name not in own}
         own |= {CHANGE: change} if change else {}
     # As `Page` has it: what a notebook declares of its settings' fields goes below what its `change` says.
@@ -321,8 +320,11 @@ def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tupl
     # -P: the modules beside the script must not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
     code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
-    died = f"{Path(order['input_path']).name} could not be executed: {_DIED}"
-    failure = died if code else Path(order["output_path"]).with_suffix(".txt").read_text(encoding="utf-8")
+    told = Path(order["output_path"]).with_suffix(".txt")
+    failure = told.read_text(encoding="utf-8") if told.is_file() else ""
+    if code:
+        reason = _DIED if failure else f"nothing could be written in {told.parent}: {_NO_ROOM}"
+        failure = f"{Path(order['input_path']).name} could not be executed: {reason}"
     return failure, time.perf_counter() - start
 
 

@@ -12,20 +12,21 @@ import itertools
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from iadd_lab.errors import InputError, require
+from iadd_lab.notebooks.execute import leave_to_batch
+from iadd_lab.store.artefacts import expanded
 
 _PATIENCE = 5.0  # seconds in which a scheduler that is there answers
+_SHORT_OF = "make room in /dev/shm (shared memory) and $TMPDIR, or raise the limit of open files (ulimit -n)"
 _ASK_AGAIN = "then run the same again to go on."
 _FOLDERS = ("IADD_DATA", "IADD_CACHE")
 
@@ -33,7 +34,7 @@ _FOLDERS = ("IADD_DATA", "IADD_CACHE")
 def folders_of_images() -> dict[str, str]:
     """$IADD_DATA and $IADD_CACHE as far as they are set, as a process in another folder must have them."""
     given = {name: os.environ.get(name) for name in _FOLDERS}
-    return {name: str(Path(folder).expanduser().absolute()) for name, folder in given.items() if folder}
+    return {name: str(expanded(folder).absolute()) for name, folder in given.items() if folder}
 
 
 _own = folders_of_images()  # a worker's, as it was started; none of a local one, see `dask_setup`
@@ -131,7 +132,7 @@ def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskR
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(Sending large graph|Port .* is already in use).*")
-        with _local_client(local[1]) if local else _remote_client(cluster) as client:
+        with _client(cluster, local) as client:
             found = client.scheduler_info(n_workers=-1)
             if announce and "dashboard" in found.get("services", {}):
                 print(f"dashboard of the cluster: {client.dashboard_link}", file=sys.stderr)
@@ -141,44 +142,43 @@ def open_runner(cluster: str | None, *, announce: bool = True) -> Iterator[DaskR
             yield DaskRunner(client)
 
 
-def _local_client(count: str | None) -> Any:
-    """A client of workers on this machine: processes that end with it."""
+def _client(cluster: str, local: re.Match[str] | None) -> Any:
+    """A client of a scheduler somewhere, or of workers on this machine: processes that end with it."""
     from dask.system import CPU_COUNT
     from distributed import Client
 
-    workers = int(count or CPU_COUNT)
+    if not local:
+        try:
+            return Client(cluster, timeout=_PATIENCE)
+        except (OSError, ValueError) as error:
+            said = f"no scheduler answers at {cluster}"
+            raise InputError(f"{said}: start one with `dask scheduler`, or check host and port.") from error
+    workers = int(local[1] or CPU_COUNT)
     with patch.dict(os.environ):  # which Dask changes for the workers, and which is put back
         os.environ.setdefault("OMP_NUM_THREADS", str(max(CPU_COUNT // workers, 1)))  # Dask's own choice is 1
-        return Client(
-            n_workers=workers,
-            threads_per_worker=1,  # that take tasks
-            memory_limit=0,  # Dask pauses and kills by limits of its own
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            preload=[__name__],  # see `dask_setup`
-        )
+        try:
+            return Client(
+                n_workers=workers,
+                threads_per_worker=1,  # that take tasks
+                memory_limit=0,  # Dask pauses and kills by limits of its own
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                preload=[__name__],  # see `dask_setup`
+            )
+        except (OSError, RuntimeError) as error:
+            said = f"no local cluster can be started ({str(error).rstrip('.')}): {_SHORT_OF}."
+            raise OSError(said) from error
 
 
 def dask_setup(worker: object) -> None:
-    """What Dask calls in each local worker when it starts: Ctrl-C, which a terminal sends to all, is not its.
+    """What Dask calls in each local worker when it starts: what a terminal sends to all is not its.
 
     Workers end when the process that started them ends them. Nor are the folders that it inherited: the
     caller may name others later.
     """
     _own.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _remote_client(address: str) -> Any:
-    """A client of a scheduler that runs somewhere."""
-    from distributed import Client
-
-    try:
-        return Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
-        said = f"no scheduler answers at {address}"
-        raise InputError(f"{said}: start one with `dask scheduler`, or check host and port.") from error
+        leave_to_batch()
 
 
 def named_runner() -> DaskRunner | None:

@@ -14,6 +14,7 @@ from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value, read_values
 from iadd_lab.plots.accuracy import paired_intervals
 from iadd_lab.plots.style import save_figure
+from iadd_lab.store.artefacts import expanded
 from iadd_lab.study.comparisons import PairedDifference, difference_frame
 from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Cell, Study
@@ -70,7 +71,7 @@ class Page:
         figures_dir: Path | str = "",
         **own: Any,
     ):
-        self.name, self.figures_dir = name, figures_dir
+        self.name, self.figures_dir = name, figures_dir and expanded(figures_dir)
         source = read_profile(profile)
         usual = source.page(name)
         rows = {"data": data, "ipc": ipc, "methods": methods}

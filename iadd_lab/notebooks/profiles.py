@@ -20,6 +20,7 @@ import yaml
 
 from iadd_lab.device import Execution
 from iadd_lab.errors import InputError, choose, require
+from iadd_lab.store.artefacts import expanded
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 
@@ -131,7 +132,7 @@ class Profile:
         given = read_values(given)
         chosen, change = given.pop("methods", page.get("methods", ())), given.pop("change", None) or {}
         given["data_name"] = given.pop("data", None)
-        change = {**_known(given, FIELDS, "page"), **_known(change, FIELDS, "change")}
+        change = {**check_names(given, FIELDS, "page"), **check_names(change, FIELDS, "change")}
         wanted = {key: change.pop(key, None) for key in ("data_name", "ipc")}
         rows = self._pick(page, {key: value for key, value in wanted.items() if value is not None})
         mine = _only(change, SETTING_FIELDS)
@@ -170,26 +171,28 @@ def read_profile(name: str) -> Profile:
     Raises:
         InputError: there is none, it can't be read, or it has a part or field that nobody knows.
     """
-    if not str(name).endswith(".yaml"):
+    name = str(name)
+    if not name.endswith(".yaml"):
         choose("profile", name, PROFILES)
-    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else Path(name).expanduser()
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PROFILES else expanded(name)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
-    parts = _known(content, ("every", "settings", "pages"), path.name)
+    parts = check_names(content, ("every", "settings", "pages"), path.name)
     every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
-    _known(every, FIELDS, f"every of {path.name}")
+    check_names(every, FIELDS, f"every of {path.name}")
     for row, values in rows.items():
-        _known(values, SETTING_FIELDS, f"row {row} of {path.name}")
+        check_names(values, SETTING_FIELDS, f"row {row} of {path.name}")
         require({"data_name", "ipc"} <= values.keys(), f"row {row} of {path.name} needs data_name and ipc.")
         rows[row] = _only(every, SETTING_FIELDS) | values
     for page, values in pages.items():
-        _known(values, {"rows", "methods", "own", *FIELDS}, f"page {page} of {path.name}")
+        check_names(values, {"rows", "methods", "own", *FIELDS}, f"page {page} of {path.name}")
     return Profile(path.stem, every, rows, pages)
 
 
-def _known(values: object, names: Iterable[str], where: str) -> Mapping[str, Any]:
+def check_names(values: object, names: Iterable[str], where: str) -> Mapping[str, Any]:
+    """`values`, a mapping of none but these names; `where` it stands, for the message."""
     require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
     for name in values:
         choose(f"name in {where}:", name, dict.fromkeys(names))

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation, spread
+from iadd_lab.plots.names import readable, shorten
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, grouped_bars, house_style, new_figure
-from iadd_lab.plots.tiles import shorten
 from iadd_lab.study.comparisons import PairedDifference
 
 
@@ -79,7 +79,7 @@ def confusion_matrix(evaluation: Evaluation, *, title: str = "") -> Figure:
     """The share of each true class that went to each predicted one, summed over the networks."""
     counts = evaluation.confusion.sum(0).double()
     shares = 100 * counts / counts.sum(1, keepdim=True)
-    names, few = [shorten(name) for name in evaluation.classes], len(evaluation.classes) <= 12
+    names, few = list(map(shorten, readable(evaluation.classes))), len(evaluation.classes) <= 12
     side = min(max(1.1 + 0.28 * len(names), SINGLE - 0.8), DOUBLE - 0.8)
     figure = new_figure(side + 0.8, side, title=title)
     ax = figure.subplots()

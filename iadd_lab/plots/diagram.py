@@ -63,7 +63,7 @@ def _arrow(ax: Axes, start: tuple, end: tuple, above: str = "", **look: object) 
 
 
 def _text(ax: Axes, x: float, y: float, words: str, **more: object) -> None:
-    ax.text(x, y, words, **({"ha": "center", "va": "center", "fontsize": SMALL} | more))
+    ax.text(x, y, words, **({"ha": "center", "va": "center", "fontsize": SMALL, "parse_math": True} | more))
 
 
 def _draw_data(ax: Axes, iteration: Iteration) -> None:

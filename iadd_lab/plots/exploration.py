@@ -15,8 +15,9 @@ from iadd_lab.errors import check_whole, require
 from iadd_lab.plots.curves import SERIES, draw_panel
 from iadd_lab.plots.importance import draw_boxes
 from iadd_lab.plots.layers import tensors_or_layers
+from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, LARGE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import fit_name, show_rows
+from iadd_lab.plots.tiles import show_rows
 from iadd_lab.study.neighbours import SPACES
 from iadd_lab.study.views import View
 
@@ -131,7 +132,7 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     """The nearest real images in a space, with their classes and distances."""
     search, (label, number) = view.neighbours, view.number(picked)
     if space == SPACES[0]:
-        name = fit_name(view.distilled.classes[label], 2, lines=1)
+        name = fit_name(readable(view.distilled.classes)[label], 2, lines=1)
         which = f"“{name}”" + f", image {number + 1}" * (view.distilled.ipc > 1)
         ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
     if search is None or space not in search.spaces:
@@ -148,7 +149,8 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
 
 def _names(view: View, labels: Iterable[int]) -> list[str]:
     """The names of classes, as they fit above pictures."""
-    return [fit_name(view.distilled.classes[label], _WIDTH / _COLUMNS, lines=1) for label in labels]
+    names = readable(view.distilled.classes)
+    return [fit_name(names[label], _WIDTH / _COLUMNS, lines=1) for label in labels]
 
 
 def _say(ax: Axes, sentence: str) -> None:

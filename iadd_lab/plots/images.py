@@ -12,8 +12,9 @@ from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation
 from iadd_lab.plots.accuracy import draw_accuracies
+from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, PAGE, SINGLE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import as_bytes, fit_name, show, show_rows, tile
+from iadd_lab.plots.tiles import as_bytes, show, show_rows, tile
 
 # All in inches.
 _LARGEST, _ENOUGH = 1.12, 0.6  # the side of a picture, however few there are, and in which one sees enough
@@ -39,7 +40,7 @@ def image_grid(
     Raises:
         InputError: the shapes do not fit together.
     """
-    blocks = _by_class("pictures", pictures, labels, classes)
+    blocks, classes = _by_class("pictures", pictures, labels, classes), readable(classes)
     ipc = max(map(len, blocks))
     # In rows of blocks, each of some columns of pictures.
     choices = product(range(1, min(ipc, 10) + 1), (10, 13, 17, 20))
@@ -69,7 +70,7 @@ def real_and_distilled(
     require(shapes[0] == shapes[1], sentence.format(*shapes))
     columns = [as_bytes(pictures) for pair in zip(left, right, strict=True) for pictures in pair]
     columns = pad_sequence(columns, padding_value=255)  # (rows, classes * 2, 3, height, width)
-    besides, captions = range(min(len(classes), 10), 0, -1), ("real", "distilled")
+    besides, captions, classes = range(min(len(classes), 10), 0, -1), ("real", "distilled"), readable(classes)
     sheet = _best([_Sheet(classes, made, n, 2, len(columns), captions) for n in besides])
     title = title if sheet.captions else f"{title} (left: real, right: distilled)".strip()
     return sheet.draw([pair.flatten(0, 1) for pair in columns.split(2, dim=1)], title)
@@ -151,7 +152,7 @@ def _draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> Non
     made, rows = result.distilled, slice(None, 10 * result.distilled.ipc, result.distilled.ipc)
     first = made.pictures(result.history.snapshot_images[0])
     shown = {result.config.initial_images: first[rows], "distilled": made.pictures()[rows]}
-    names = [fit_name(name, DOUBLE / 10, lines=1) for name in made.classes[:10]]
+    names = [fit_name(name, DOUBLE / 10, lines=1) for name in readable(made.classes)[:10]]
     show_rows(figure.subplots(), shown, columns=names)
 
 

@@ -77,7 +77,8 @@ def _draw_plane(ax: Axes, paths: Sequence[ReplayedSegment]) -> None:
         steps = matched = ""  # once is enough
     for epoch in sorted({epoch for path in paths for epoch in (path.start_epoch, path.target_epoch)}):
         ax.annotate(rf"$\theta_{{{epoch}}}$", teacher[epoch - first], xytext=(0, -12),
-                    textcoords="offset points", color="0.3", ha="center", fontsize=MEDIUM)  # fmt: skip
+                    textcoords="offset points", color="0.3", ha="center", fontsize=MEDIUM,
+                    parse_math=True)  # fmt: skip
     one, two = (f"{100 * share:.0f} %" for share in components.explained_variance_ratio_)
     ax.set_xlabel(f"first principal component ({one} of the variance)")
     ax.set_ylabel(f"second principal component ({two})")
@@ -99,8 +100,8 @@ def _draw_pairs(ax: Axes, paths: Sequence[ReplayedSegment], importance: torch.Te
     limit = 1.05 * float(np.quantile(np.abs(np.concatenate((x, y))), 0.9995))
     ax.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    ax.set_xlabel(rf"teacher moved, $\theta_{{i+K}} - \theta_i$ ($10^{{{exponent}}}$)")
-    ax.set_ylabel(rf"student moved, $\tilde\theta_{{i,J}} - \theta_i$ ($10^{{{exponent}}}$)")
+    ax.set_xlabel(rf"teacher moved, $\theta_{{i+K}} - \theta_i$ ($10^{{{exponent}}}$)", parse_math=True)
+    ax.set_ylabel(rf"student moved, $\tilde\theta_{{i,J}} - \theta_i$ ($10^{{{exponent}}}$)", parse_math=True)
     ax.set_title(f"pairs of {len(paths)} segments; dashed: perfect match")
     note = f"correlation {signed(torch.corrcoef(torch.stack((teacher, student)))[0, 1].item(), '.2f')}"
     if len(shown) < len(teacher):
@@ -147,7 +148,8 @@ def parameter_difference(paths_by_method: _Paths, layout: ParameterLayout, *, ti
     for ax, method in zip(axes[:, 0], paths_by_method, strict=True):
         ax.set_ylabel(method)
     upper.supxlabel("dimension within the layer", fontsize=SMALL)
-    upper.supylabel(rf"difference, first segment, in $10^{{{exponent}}}$", fontsize=SMALL)
+    unit_label = rf"difference, first segment, in $10^{{{exponent}}}$"
+    upper.supylabel(unit_label, fontsize=SMALL, parse_math=True)
     _draw_shares(lower.subplots(), paths_by_method, parts)
     lower.legend(loc="outside lower center", ncols=count, frameon=False)
     return figure

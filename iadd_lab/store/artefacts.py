@@ -5,14 +5,16 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,8 +22,13 @@ from safetensors.torch import save_file
 from iadd_lab.device import computed_with
 from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
+from iadd_lab.store.locks import UNSUPPORTED
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
+_MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
+_MENDS |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
+# Not the file's fault, which may be read another time.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
 _PARTS = {"content", "computed_with", "text_digest", "sha256"}  # what is under that key
 
 
@@ -50,13 +57,41 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def check_folder(path: Path) -> Path:
+def expanded(path: Path | str) -> Path:
+    """`path` with the home folder in place of a ~ at its beginning.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        told = f"{path} begins with ~, but there is no such home folder: write the path in full."
+        raise InputError(told) from error
+
+
+def user_folder(variable: str, leaf: str) -> Path:
+    """The folder that the environment's `variable` names, else `leaf` in the user's cache folder.
+
+    Where a user has no home, as in many containers, that is in the folder of temporary files.
+
+    Raises:
+        InputError: the variable begins with ~, and there is no home folder.
+    """
+    if given := os.environ.get(variable):
+        return expanded(given)
+    with suppress(RuntimeError):  # which there is where there is no home
+        return platformdirs.user_cache_path("iadd-lab").expanduser() / leaf
+    return Path(tempfile.gettempdir(), f"iadd-lab-{os.getuid()}", leaf)
+
+
+def check_folder(path: Path | str) -> Path:
     """`path`, made if it was not there, after a file was really written in it.
 
     Raises:
         InputError: it is a file, or nothing can be written there.
     """
-    path = Path(path)
+    path = expanded(path)
     sentence = f"{path} is a file, but a folder is needed: choose another name."
     require(path.is_dir() or not path.exists(), sentence)
     try:
@@ -76,17 +111,27 @@ def atomic_path(path: Path):
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+        temporary.open("xb").close()
+        mode = temporary.stat().st_mode  # that every new file gets here
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+            _sync(temporary)
+            with suppress(OSError):  # safetensors puts a private file in its place; some mounts refuse this
+                temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the file on the disk before its name is; some mounts know no such thing."""
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 @contextmanager
@@ -95,15 +140,18 @@ def writing(path: Path):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors has a full disk, among others, as an error of its own, with the number in its text.
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else getattr(error, "errno", None)
-        is_full = number in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make room on its disk" if is_full else "see to it that it can be written"
+        number = _number(error)
+        mend = _MENDS.get(number, "see to it that it can be written")
         reason = os.strerror(number) if number else str(error)
         told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
         told.errno = number
         raise told from error
+
+
+def _number(error: Exception) -> int | None:
+    """What kept a file from being used, where it was the system; safetensors has it in its text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def save_text(path: Path, text: str) -> None:
@@ -185,6 +233,9 @@ def open_artefact(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if (number := _number(error)) in _PASSING:
+            mend, cause = _MENDS.get(number, "see to it that it can be read"), OSError(number, str(error))
+            raise InputError(f"{path} can't be read ({os.strerror(number)}): {mend}.") from cause
         told = f"{path} is not a whole safetensors file ({error}): delete it and make it again."
         raise InputError(told) from error
 

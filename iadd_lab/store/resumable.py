@@ -1,7 +1,8 @@
 """A computation that can stop and go on: its state on disk, saved now and then, and when the user stops it.
 
 Ctrl-C (SIGINT), and SIGTERM as batch systems send it, are heeded where a state is whole: at the end of an
-iteration or epoch. The second one stops the run wherever it is; what was saved last is still there then.
+iteration or epoch. Ctrl-C after that stops the run wherever it is; what was saved last is still there then.
+A command heeds whatever asks it to end in the same way: see `heed`.
 """
 
 import signal
@@ -25,9 +26,30 @@ KIND = "checkpoint"
 # The time between two saves, as a multiple of what a save takes: they stay under 2 % of a run.
 _SPARING = 60
 _HEEDED = (signal.SIGINT, signal.SIGTERM)
+# A closed terminal or lost connection, and what batch systems send before they kill.
+_ENDING = ("SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 # Named tensors and JSON metadata.
 State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
+
+
+def heed() -> None:
+    """Have this process, a command, end in order on every signal that asks it to; ignored ones stay so."""
+    for name in _ENDING:
+        number = getattr(signal, name, None)  # Windows lacks some
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # some come again every second
+    _say(f"stopped: {signal.Signals(number).name} asked for it; run the same again to go on.")
+    raise SystemExit(128 + number)
+
+
+def _say(sentence: str) -> None:
+    with suppress(RuntimeError, OSError):  # in the middle of another write; where nobody reads any more
+        tqdm.write(sentence, file=sys.stderr)
 
 
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -103,13 +125,18 @@ def complete(
     with checkpoint:
         checkpoint.load()
         shown = {"total": run.total, "initial": run.done, "unit": run.unit, "desc": title}
-        with tqdm(**shown, leave=None, disable=not how.progress) as bar:
+        bar = tqdm(**shown, leave=None, disable=not how.progress)
+        try:
             while run.done < run.total:
                 bar.set_postfix(checkpoint.advance(), refresh=False)
-                bar.update(run.done - bar.n)
+                with suppress(OSError):  # the connection dropped: nobody looks any more
+                    bar.update(run.done - bar.n)
                 if on_advance is not None:
                     on_advance()
                 checkpoint.keep()
+        finally:
+            with suppress(OSError):
+                bar.close()
         if save is not None and writes:
             save()
             checkpoint.remove()
@@ -137,9 +164,10 @@ class Checkpoint:
     def __enter__(self) -> None:
         # Python lets only the main thread handle signals.
         if self.path is not None and threading.current_thread() is threading.main_thread():
-            for number in _HEEDED:
+            for number in signal.valid_signals():
+                before = signal.getsignal(number)
                 # A script that starts commands in the background has them ignore Ctrl-C.
-                if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                if before is _stop or (number in _HEEDED and before is not signal.SIG_IGN):
                     signal.signal(number, self._ask)
                     # None stands for a handler that was not installed from Python.
                     self._before.callback(signal.signal, number, before or signal.SIG_DFL)
@@ -188,7 +216,7 @@ class Checkpoint:
 
         Raises:
             KeyboardInterrupt: the user stopped the run; the message says how to go on.
-            SystemExit: something else did (SIGTERM); exit code 143.
+            SystemExit: something else did, as SIGTERM; the exit code is 128 and its number.
         """
         asked = self._asked
         wait = max(self.seconds, _SPARING * self.cost) if self.seconds else 0.0
@@ -219,20 +247,17 @@ class Checkpoint:
         return f" The state after {self.run.done} {self.run.unit}s is kept in {self.path}."
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None:
+        if self._asked is not None and number == signal.SIGINT:
             self._before.close()
             raise KeyboardInterrupt(f"stopped at once; the last state saved may be in {self.path}.")
-        self._asked = number
-        if self.writes:
-            with suppress(RuntimeError):  # the signal came in the middle of another write
-                tqdm.write(
-                    f"stopping after this {self.run.unit}; Ctrl-C again stops at once", file=sys.stderr
-                )
+        if self._asked is None and self.writes:
+            _say(f"stopping after this {self.run.unit}; Ctrl-C again stops at once")
+        self._asked = self._asked or number  # others may follow: a closed session sends two
 
     def _raise(self, state: str) -> None:
         message = f"{state}; run the same again to go on."
-        if self._asked == signal.SIGTERM:
+        if self._asked != signal.SIGINT:
             if self.writes:
-                tqdm.write(f"stopped: {message}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGTERM)
+                _say(f"stopped: {message}")
+            raise SystemExit(128 + self._asked)
         raise KeyboardInterrupt(message)

@@ -13,14 +13,12 @@ nothing stale is shown.
 
 import functools
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
 import torch
 from tqdm import tqdm
 
@@ -32,7 +30,7 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import DivergenceError, choose, require
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate_each
-from iadd_lab.store.artefacts import check_folder
+from iadd_lab.store.artefacts import check_folder, expanded, user_folder
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint, run_folder
 from iadd_lab.study.luck import Repeat, repeat_segments
 from iadd_lab.study.methods import METHODS, Method
@@ -52,8 +50,7 @@ class Runner(Protocol):
 
 def runs_root(given: Path | str = "") -> Path:
     """The folder of runs: the one `given`, else `IADD_RUNS`, else one in the platform's cache folder."""
-    chosen = given or os.environ.get("IADD_RUNS")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("iadd-lab") / "runs"
+    return expanded(given) if given else user_folder("IADD_RUNS", "runs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +123,7 @@ class Study:
         self.how.hold()  # before anything is computed
         _ = self.how.place  # refused now, where it is not there
         self.runs = check_folder(runs_root(runs_dir))
-        self.data_root, self.runner = data_root, runner
+        self.data_root, self.runner = data_root and expanded(data_root), runner
         # Part of the name of whatever is computed with less than full precision.
         self._less = () if self.how.precision == "float32" else (self.how.precision,)
         self._data: dict[object, ImageData] = {}

@@ -24,7 +24,7 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, **
     Args:
         network: on the device of `images`.
         images: preprocessed, (count, channels, height, width).
-        labels: (count,) int64.
+        labels: (count,) int64, or probabilities (count, classes).
         epochs: passes over the images.
         options: those of `Training`, among them one rate and one generator.
 
@@ -44,7 +44,7 @@ class Training:
     Args:
         networks: on the device of their images; trained in place.
         images: a set for each network, all of one shape (count, channels, height, width), preprocessed.
-        labels: (count,) int64 each.
+        labels: (count,) int64 each, or probabilities (count, classes).
         batch: images per step and network; the last batch of an epoch may be smaller.
         rates: learning rates of SGD, times 0.1 from epoch `decay_at` on.
         augment: drawn anew for every batch.

@@ -46,7 +46,7 @@ class StudentLoss:
         Args:
             flats: (networks, P).
             images: (networks, batch, channels, height, width).
-            labels: (networks, batch) int64.
+            labels: (networks, batch) int64, or probabilities (networks, batch, classes).
 
         Returns:
             (networks,) and (networks, P).

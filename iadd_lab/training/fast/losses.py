@@ -43,8 +43,8 @@ class FusedStudentLoss(StudentLoss):
         for part, targets, shares in self._chunks(images, labels):
             points = leaf(flats)
             logits = self._joint_logits(points, part)  # (networks, batch, classes)
-            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            values = values.view_as(targets) @ shares  # (networks,)
+            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+            values = values.view(len(flats), -1) @ shares  # (networks,)
             # The networks share nothing: the gradient of the sum is every network's own.
             (slopes,) = torch.autograd.grad(values.sum(), points)
             total = slopes if total is None else total.add_(slopes)
@@ -97,14 +97,15 @@ class FusedStudentLoss(StudentLoss):
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of every network's images and labels, and the share of each image in the mean."""
-        networks, count = labels.shape
+        networks, count = labels.shape[:2]
         number = math.ceil(count / max(self._fitting(images) // networks, 1))
         size = math.ceil(count / number)
         missing = number * size - count
         shares = images.new_full((count,), 1 / count)
         if missing:
             images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
-            labels, shares = F.pad(labels, (0, missing)), F.pad(shares, (0, missing))
+            below = [0, 0] * (labels.ndim - 2)  # the classes of soft labels
+            labels, shares = F.pad(labels, [*below, 0, missing]), F.pad(shares, (0, missing))
         return zip(images.split(size, 1), labels.split(size, 1), shares.split(size), strict=True)
 
     def _fitting(self, images: Tensor) -> int:
