@@ -33,10 +33,10 @@ _ROOMS = {
     "baselines.features": "DistributionMatchingConfig match_distributions",
     "baselines.gradients": "GradientMatchingConfig match_gradients",
     "baselines.real_images": "herding random_real whole_set",
-    "evaluation.export": "EXPORTS export_set",
+    "evaluation.export": "EXPORTS export_set load",
     "evaluation.fair": "FairConfig FairScores evaluate_fairly",
     "evaluation.protocol": "EvaluateConfig Evaluation evaluate evaluate_random",
-    "evaluation.training_set": "TrainingSet load",
+    "evaluation.training_set": "TrainingSet",
     "plots.tensorboard": "TensorBoard",
 }
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names.split()}

@@ -19,7 +19,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # α, ± and × stop nothing in any encoding, and lines come at once
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     from iadd_lab.cli import run
+    from iadd_lab.store.resumable import heed
 
+    heed()
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])

@@ -29,29 +29,38 @@ import iadd_lab as lab
 from iadd_lab import DATASETS, EXPORTS, MATCHINGS, NETWORKS, DataConfig, Execution, ImageData, NetworkConfig
 from iadd_lab.data import sets
 from iadd_lab.data.distilled import KIND, made_by
-from iadd_lab.data.mtt_format import FITS, RATES, has_companion, reread_mtt
+from iadd_lab.data.mtt_format import FITS, RATES, has_companion
 from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.errors import choose, require
-from iadd_lab.evaluation.export import CARD
+from iadd_lab.evaluation.export import CARD, reread
 from iadd_lab.evaluation.fair import check_fair
+from iadd_lab.evaluation.protocol import doubts
 from iadd_lab.evaluation.training_set import FILE, set_file
 from iadd_lab.ranks import joined, local_device
-from iadd_lab.store.artefacts import check_folder, read_metadata, save_text
+from iadd_lab.store.artefacts import check_folder, read_metadata, save_text, unpacking
 from iadd_lab.store.configs import RESULT_VERSION, fingerprint
 from iadd_lab.store.runs import Criteria, Stored, prune, stored
+from iadd_lab.study import own_data
 from iadd_lab.study.bench import VARIANTS, BenchConfig, measure
-from iadd_lab.study.own_data import class_table
 from iadd_lab.study.study import runs_root
 from iadd_lab.training.replay_buffers import import_replay_buffers
 from iadd_lab.training.teachers import prepare_teachers, train_teacher
 
 
-def whole_numbers(arguments: ArgumentCollection) -> None:
-    """Refuse 1.5 where a whole number is expected: cyclopts would round it."""
+def only_numbers(arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is expected, which cyclopts would round, and nan and inf."""
     for argument in arguments:
-        for token in argument.tokens if re.search(r"\bint\b", str(argument.hint)) else ():
-            fits = re.fullmatch(r"[+-]?\d+|none", token.value, flags=re.IGNORECASE) is not None
-            require(fits, f"{token.keyword} is {token.value!r}; it must be a whole number.")
+        kind = re.search(r"\bint\b|\bfloat\b", str(argument.hint))
+        for token in argument.tokens if kind else ():
+            what, form = _NUMBERS[kind[0]]
+            fits = re.fullmatch(form, token.value, flags=re.IGNORECASE) is not None
+            require(fits, f"{token.keyword} is {token.value!r}; it must be a {what} number.")
+
+
+def note_given(arguments: ArgumentCollection) -> None:
+    """Remember the fields of configurations that were given: --suggest leaves them as they are."""
+    _GIVEN.clear()
+    _GIVEN.update(argument.keys[-1] for argument in arguments if argument.tokens and argument.keys)
 
 
 def only_imported(arguments: ArgumentCollection) -> None:
@@ -62,7 +71,9 @@ def only_imported(arguments: ArgumentCollection) -> None:
     require("--import-buffers" not in given or not idle, f"{idle} {sentence}")
 
 
-_ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster"
+_GIVEN: set[str] = set()
+_NUMBERS = {"int": ("whole", r"[+-]?\d+|none"), "float": ("finite", r"[+-]?[\d.]+(e[+-]?\d+)?|none")}
+_ONLY_TRAINING = "teachers epochs rate batch momentum weight-decay augment seed compile cluster suggest"
 
 app = App(
     name="iadd-lab",
@@ -70,7 +81,7 @@ app = App(
     help=__doc__,
     # Of an option given twice, the last one counts; of a list, all.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
-    group_parameters=Group("Options", validator=whole_numbers),
+    group_parameters=Group("Options", validator=(only_numbers, note_given)),
     suppress_keyboard_interrupt=False,
 )
 app.command(data_app := App(name="data", help="List, fetch and check data sets."))
@@ -100,12 +111,15 @@ def options_of(*left_out: str, **names: str) -> Parameter:
     )
 
 
-How = Annotated[Execution, options_of("progress", "checkpoint_seconds", "cuda_graphs")]
-Student = Annotated[Execution, options_of("progress", "checkpoint_seconds")]
+_UNASKED = ("progress", "checkpoint_seconds", "instructions")
+How = Annotated[Execution, options_of(*_UNASKED, "cuda_graphs")]
+Student = Annotated[Execution, options_of(*_UNASKED)]
 DataRoot = Annotated[Path | None, Parameter(help="where the data lies; $IADD_DATA if not given.")]
 Cluster = Annotated[str | None, Parameter(help="tasks run on Dask: local[:WORKERS] or tcp://HOST:PORT.")]
 RunsFolder = Annotated[Path | None, Parameter(help="folder of runs ($IADD_RUNS, or in the cache folder).")]
+Suggest = Annotated[bool, Parameter(help="settings that fit the data's size, but for those given.")]
 _PAIRS = ("--parameter", "-p")
+_ROOT = "data_root.json"  # in a folder of teachers or of a set: where the images lie that it was made from
 
 
 @command(data_app, name="list")
@@ -136,6 +150,8 @@ def data_check(
     size: int | None = None,
     seed: int = DataConfig.seed,
     bad_images: str = DataConfig.bad_images,
+    seen_test_images: str = DataConfig.seen_test_images,
+    groups: str | None = None,
 ) -> None:
     """Load a data set in full and show what is in it.
 
@@ -144,18 +160,21 @@ def data_check(
         size: side in pixels (the set's own).
         seed: of the validation split.
         bad_images: damaged image files: refuse or skip.
+        seen_test_images: test images that are training images too: keep or drop.
+        groups: what stays together in test and validation images: a CSV file in the folder with rows of file
+            and group, or a regular expression on the files' names.
     """
-    started = time.perf_counter()
-    data = lab.load_data(DataConfig(name=name, size=size, seed=seed, bad_images=bad_images), root=data_root)
+    started, policies = time.perf_counter(), {"seen_test_images": seen_test_images, "groups": groups}
+    config = DataConfig(name=name, size=size, seed=seed, bad_images=bad_images, **policies)
+    data = lab.load_data(config, root=data_root)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
-    print(class_table(data))
-    print(f"{'all':24}" + "".join(f"{len(data.split(name)):12}" for name in sets.SPLITS))
+    print(own_data.class_table(data))
     if data.remark:
         print(f"Note: {data.remark}")
 
 
-@command(app, group_parameters=Group("Options", validator=(whole_numbers, only_imported)))
+@command(app, group_parameters=Group("Options", validator=(only_numbers, note_given, only_imported)))
 def teach(
     *,
     data: Annotated[DataConfig, options_of(name="data", seed="data-seed")],
@@ -168,6 +187,7 @@ def teach(
     data_root: DataRoot = None,
     import_buffers: list[Path] | None = None,
     cluster: Cluster = None,
+    suggest: Suggest = False,
 ) -> None:
     """Train teachers on the real set and store their trajectories.
 
@@ -188,10 +208,15 @@ def teach(
     lab.pick_device(how.device)  # refused before images are read
     check_folder(out)
     config = replace(config, network=network, augment=_augment(augment))
+    data_root = _known_root(data_root, out)
+    if suggest and data.name == "image_folder" and data.size is None and data_root:
+        data = replace(data, size=own_data.suggest_size(data_root))
     images = lab.load_data(data, root=data_root)
+    _note_root(data_root, out)
+    if suggest:
+        config = _suggested("teachers", config, images)
     if import_buffers:
-        with how.environment():
-            trained = import_replay_buffers(import_buffers, images, config, out, device=how.place)
+        trained = import_replay_buffers(import_buffers, images, config, out, how=how)
     else:
         if cluster:
             given = prepare_teachers(images, config, out.absolute())
@@ -202,6 +227,30 @@ def teach(
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     note = f", {100 * fmean(known):.1f} % mean validation accuracy" if known else ""
     print(f"{len(trained)} teachers of {trained.config.epochs} epochs{note}, in {out}")
+
+
+def _suggested(part: str, config: Any, images: ImageData) -> Any:
+    """What is suggested for the images, but for what was given."""
+    own = getattr(own_data.suggest(images, mirror=False, seed=config.seed), part)
+    usual = vars(type(config)())
+    given = {name: value for name, value in vars(config).items() if name in _GIVEN or value != usual[name]}
+    chosen = replace(own, **given)
+    print(f"suggested: {chosen}")
+    return chosen
+
+
+def _known_root(given: Path | None, folder: Path) -> Path | None:
+    """Where the data lie: as given, or as an earlier command noted in `folder`."""
+    noted = folder / _ROOT
+    if given is None and noted.is_file():
+        with unpacking(noted):
+            return Path(jsons.loads(noted.read_text(encoding="utf-8")))
+    return given
+
+
+def _note_root(root: Path | None, folder: Path) -> None:
+    if root is not None:
+        save_text(folder / _ROOT, jsons.dumps(str(root.expanduser().absolute())))
 
 
 def _computed(parts: Sequence[Callable], images: ImageData, root: Path | None, cluster: str | None) -> list:
@@ -240,6 +289,7 @@ def distill(
     network: str | None = None,
     preprocess: str | None = None,
     tensorboard: Path | None = None,
+    suggest: Suggest = False,
 ) -> None:
     """Distil the teachers' data set; goes on from its checkpoint when run again after an interruption.
 
@@ -267,6 +317,9 @@ def distill(
     trained = lab.open_teachers(teachers)
     _require_teachers(trained, {"data": data, "network": network, "preprocess": preprocess})
     config = replace(config, matching=chosen, augment=_augment(augment))
+    data_root = _known_root(data_root, teachers)
+    if suggest:
+        config = _suggested("distillation", config, lab.load_data(trained.data, root=data_root))
     watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, ipc=config.ipc)
     with joined(place) as ranks, watched() if tensorboard and ranks.first else nullcontext() as watch:
         images = lab.load_data(trained.data, root=data_root, progress=ranks.first)
@@ -275,6 +328,7 @@ def distill(
         if watch is not None:
             watch(config.iterations, result.history)  # a finished run was only read
     if ranks.first:
+        _note_root(data_root, out)
         _show_distilled(result, out)
 
 
@@ -307,6 +361,7 @@ def evaluate(
     data_root: DataRoot = None,
     out: Path | None = None,
     cluster: Cluster = None,
+    suggest: Suggest = False,
 ) -> None:
     """Train fresh networks on a distilled set and test them on real images.
 
@@ -325,11 +380,14 @@ def evaluate(
     """
     lab.pick_device(how.device)  # refused before images are read
     distilled = set_file(distilled)
+    data_root = _known_root(data_root, distilled.parent)
     made = lab.DistilledSet.load(distilled, root=data_root)
     folder = check_folder(out or distilled.parent)
     architecture = _evaluation_network(distilled, network, width, depth)
     config = replace(config, network=architecture, augment=_augment(augment) or made.augment)
     real = lab.load_data(made.data, root=data_root)
+    if suggest:
+        config = _suggested("evaluation", config, real)
     if random or fair:
         check_class_sizes(real, made.ipc)
     if fair:
@@ -348,6 +406,9 @@ def evaluate(
         print(*_computed([part], real, data_root, cluster))
     if real.remark:
         print(f"Note: {real.remark}")
+    if own_data.folds_for(real) > 1:
+        few = f"{len(real.test)} test images are few"
+        print(f"Note: {few}; `teach --test-fold 1` to {real.folds - 1} keeps others aside for the test.")
     print(f"in {folder}/{name}*")
 
 
@@ -364,18 +425,31 @@ def _show_evaluations(results: Sequence[lab.Evaluation], folder: Path, name: str
         print(result)
         if result.remark:
             print(f"Note: {result.remark}")
+    if doubted := doubts(*results):
+        print(f"Note: {doubted}")
 
 
 @command(app)
-def export(distilled: Path, /, *, to: str, out: Path) -> None:
+def export(
+    distilled: Path,
+    /,
+    *,
+    to: str,
+    out: Path,
+    measure: bool = True,
+    how: How = Execution(),
+    data_root: DataRoot = None,
+) -> None:
     """Write a distilled set for other programs, with a data card, and say what the format loses.
 
     Args:
         distilled: a distilled.safetensors, or the folder that holds it.
         to: one of {formats}.
         out: folder of the export; empty, or not there yet.
+        measure: also train networks on exported pictures, as for each evaluation beside the set.
     """
-    print(lab.export_set(distilled, to, out))
+    root = _known_root(data_root, set_file(distilled).parent)
+    print(lab.export_set(distilled, to, out, measure=measure, root=root, how=how))
     print(f"in {out}, described in {out / CARD}")
 
 
@@ -414,12 +488,13 @@ def import_set(
         given = {"data": data, "preprocess": preprocess, "alpha": alpha, "size": size}
         named = " and ".join(f"--{name}" for name, value in given.items() if value is not None)
         require(not named, f"{named} was given, but {folder} says that itself: leave it out.")
-        made = reread_mtt(folder)
+        made = reread(folder)
     else:
         said = f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} says neither: give both."
         require(data is not None and preprocess is not None, said)
         images = lab.load_data(DataConfig(name=data, size=size, seed=data_seed), root=data_root)
         made = lab.import_mtt(folder, images, preprocess=preprocess, alpha=alpha, method=method)
+    _note_root(data_root, out)
     made.save(target, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})
     count = f"{len(made.images)} images of {len(made.classes)} classes"
     print(f"{count}, preprocessing {made.preprocess.kind}, α {made.alpha:.4g}; in {target}")
@@ -488,20 +563,25 @@ def reproduce(
 
 
 @command(app)
-def plan(*, selection: Chosen = Selection(), device: str = Execution.device) -> None:
+def plan(
+    *, selection: Chosen = Selection(), device: str = Execution.device, runs: Path = Path("runs")
+) -> None:
     """Show what reproduce would compute from an empty folder of runs: tasks, operations, hours, disk, memory.
 
-    Nothing of it is computed; small pieces of the real work are timed on this machine.
+    Nothing of it is computed; small pieces of the real work are timed on this machine. Then which cells of
+    tables and figures RUNS has already, and which are missing.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
+        runs: folder of what is computed only once.
     """
     from iadd_lab.notebooks.batch import chosen_pages
     from iadd_lab.study import plan as plans
 
     where = {"profile": selection.profile, "notebooks": selection.notebooks}
     pages = chosen_pages(selection.only, selection.parameters(), **where)
-    print(plans.describe(plans.plan(pages, device=device), notebooks=len(pages), jobs=selection.jobs))
+    found, cells = plans.plan(pages, device=device), plans.stored_cells(pages, runs=runs, device=device)
+    print(plans.describe(found, cells, notebooks=len(pages), jobs=selection.jobs))
 
 
 @command(app)

@@ -6,18 +6,26 @@ import functools
 import getpass
 import inspect
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 
 import torch
+from torch import Tensor
 
 from iadd_lab.errors import InputError, check_flag, check_kind, check_number, check_whole, choose, require
 
 MODES = ("auto", "always", "never")  # when to compile; see `iadd_lab.training.fast.compiling`
 # What may stand in for float32 inside matrix products and convolutions, in PyTorch's words for it.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+# What PyTorch, oneDNN and MKL are told, so that they give the same bytes on every x86-64 processor with AVX2.
+INSTRUCTIONS = {
+    "own": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
+}
 
 
 def name_user() -> None:
@@ -33,7 +41,7 @@ name_user()
 
 @dataclass(frozen=True)
 class Execution:
-    """How a thing runs. Nothing of it changes what is computed on a CPU, but for `precision`.
+    """How a thing runs. On a CPU only `precision` and `instructions` change what is computed.
 
     Everything that computes takes one as `how`, and its fields by name as well: `distill(…, device="cpu")`.
 
@@ -48,6 +56,8 @@ class Execution:
             takes; 0 saves after every unit of work.
         cuda_graphs: whether a student's steps are replayed as CUDA graphs, which changes nothing but the
             time; None does so on every GPU.
+        instructions: of an x86-64 processor: "own", all that it has; or "avx2", so that with one thread every
+            such processor gives the same last digits; see `hold`.
 
     Raises:
         InputError: a field is not one of these.
@@ -60,10 +70,12 @@ class Execution:
     progress: bool = True
     checkpoint_seconds: float = 60.0
     cuda_graphs: bool | None = None
+    instructions: str = "own"
 
     def __post_init__(self):
         choose("precision", self.precision, PRECISIONS)
         choose("compile", self.compile, dict.fromkeys(MODES))
+        choose("instructions", self.instructions, INSTRUCTIONS)
         check_whole("threads", self.threads, minimum=0, maximum=4096)
         check_flag("progress", self.progress)
         if sys.stderr is None:  # as in a service: there is nowhere to show it
@@ -93,9 +105,23 @@ class Execution:
         require(kind == "cuda" or not self.cuda_graphs, sentence)
         return kind == "cuda" if self.cuda_graphs is None else self.cuda_graphs
 
+    def hold(self) -> None:
+        """Keep this process, and those that it starts, to these instructions from now on.
+
+        The libraries ask once, when they first compute: where that is over, a line on stderr says so.
+        """
+        if self.instructions == "own" or platform.machine() not in ("x86_64", "AMD64"):
+            return
+        os.environ.update(INSTRUCTIONS[self.instructions])
+        found = torch.backends.cpu.get_cpu_capability().lower()
+        if found != self.instructions:
+            said = f"instructions is {self.instructions!r}, but this process computes with {found} already"
+            print(f"{said}: last digits will differ; start Python or the kernel anew.", file=sys.stderr)
+
     @contextmanager
     def environment(self) -> Iterator[None]:
         """Where to compute: PyTorch's threads and precision are these in the block, and put back after it."""
+        self.hold()
         with ExitStack() as after:
             after.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             after.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
@@ -176,23 +202,28 @@ def set_precision(name: str = "float32") -> None:
     torch.backends.cudnn.allow_tf32 = name != "float32"
 
 
-def finite(*tensors: torch.Tensor) -> bool:
+def computed_with() -> str:
+    """What last digits may depend on, beside a GPU: versions, the CPU's instructions, and what holds them."""
+    versions = [f"iadd-lab {version('iadd-lab')}", f"PyTorch {torch.__version__}"]
+    held = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS["avx2"] if name in os.environ]
+    return ", ".join([*versions, torch.backends.cpu.get_cpu_capability(), *held])
+
+
+def finite(*tensors: Tensor) -> bool:
     """Whether every value of every tensor is finite; one wait for the device."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
-def all_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The tensors on `device`. To a GPU they go as one of each dtype: every transfer costs a launch."""
     if device.type == "cpu":
         return [to_device(tensor, device) for tensor in tensors]
     return joined(tensors, lambda tensor: to_device(tensor, device))
 
 
-def joined(
-    tensors: Sequence[torch.Tensor], move: Callable[[torch.Tensor], torch.Tensor]
-) -> list[torch.Tensor]:
+def joined(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """What `move` makes of the tensors, called once for all those of a dtype; it must keep their elements."""
-    moved: dict[int, torch.Tensor] = {}
+    moved: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
         joint = move(torch.cat([tensors[place].flatten() for place in places]))
@@ -201,7 +232,15 @@ def joined(
     return [moved[place] for place in range(len(tensors))]
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def root(values: Tensor) -> Tensor:
+    """The square root by operations that round alike on all processors, as those of `Tensor.sqrt` do not.
+
+    MKL's starts from the processor's own approximation of 1/√x: one value in ten is a last digit away.
+    """
+    return values.rsqrt().reciprocal()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; on its way to a GPU through pinned memory, so that nobody waits for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -54,10 +54,9 @@ def choose(kind: str, name: str, registry: Mapping[str, Value]) -> Value:
 def check_whole(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
     """Require an int in [minimum, maximum], at most 64 bits; `name` is the field as the user wrote it."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if maximum is None and whole and value > _LARGEST:
-        maximum = _LARGEST
-    inside = whole and value >= minimum and (maximum is None or value <= maximum)
-    limit = "" if maximum is None else f" and at most {maximum}"
+    most = _LARGEST if maximum is None else maximum
+    limit = f" and at most {most}" if maximum is not None or (whole and value > most) else ""
+    inside = whole and minimum <= value <= most
     require(inside, f"{name} is {value!r}; it must be a whole number of at least {minimum}{limit}.")
 
 
@@ -77,6 +76,15 @@ def check_number(
     bound = f"above {minimum:g}" if above else f"of at least {minimum:g}"
     limit = "" if maximum == math.inf else f" and at most {maximum:g}"
     require(bool(inside), f"{name} is {value!r}; it must be a finite number {bound}{limit}.")
+
+
+def check_like(name: str, value: object, usual: object) -> None:
+    """Require a finite number, or a list, where the `usual` value is a number, and a flag where it is one."""
+    if isinstance(usual, bool):
+        check_flag(name, value)
+    elif isinstance(usual, (int, float)) and not isinstance(value, (list, tuple, dict)):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+        require(fits, f"{name} is {value!r}; it must be a finite number, as {usual!r} is.")
 
 
 def check_kind(name: str, value: object, kind: type, *, optional: bool = False) -> None:

@@ -4,9 +4,16 @@ import hashlib
 
 import torch
 
+from iadd_lab.errors import check_whole
+
 
 def derive_seed(seed: int, *stream: str | int) -> int:
-    """A 63-bit seed for the stream named by `stream`, as in `derive_seed(0, "teacher", 3)`."""
+    """A 63-bit seed for the stream named by `stream`, as in `derive_seed(0, "teacher", 3)`.
+
+    Raises:
+        InputError: `seed` is no whole number of at least 0.
+    """
+    check_whole("seed", seed, minimum=0)
     text = "/".join(map(str, (seed, *stream)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -12,6 +12,7 @@ import torch
 from iadd_lab.baselines import descent
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DataConfig, ImageData, load_data, locate
+from iadd_lab.device import Execution
 from iadd_lab.store.configs import fingerprint
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig, Teachers, train_teachers
@@ -25,10 +26,15 @@ hypothesis.settings.register_profile(
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile(
+    "fuzz", hypothesis.settings.get_profile("repeatable"), derandomize=False, max_examples=4000
+)
 hypothesis.settings.load_profile("repeatable")
 
 # Networks this small lose more to waiting for a second thread than they gain, above all on a busy machine.
 torch.set_num_threads(1)
+# The same numbers on every x86-64 processor, here and in what tests start; before anything is computed.
+Execution(instructions="avx2").hold()
 
 AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"))
 REAL_DATA = os.environ.get("IADD_DATA", "")  # the caller's, for tests of real data sets alone

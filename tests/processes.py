@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm import tqdm
 
 from iadd_lab import cli
+from iadd_lab.__main__ import main
 
 PATIENCE = 600  # seconds after which something hangs, however busy the machine is
 FORKS = multiprocessing.get_context("forkserver")
@@ -99,7 +101,8 @@ def held_command(words: list[str], step: int, place: Path) -> None:
             wait_until((place / "go").exists)
 
     register_optimizer_step_post_hook(hold)
-    sys.exit(invoke(words))
+    sys.argv[1:] = words
+    main()
 
 
 def start(words: list[str], output: Path) -> subprocess.Popen:
@@ -117,13 +120,15 @@ def exit_code(process: subprocess.Popen | multiprocessing.Process) -> int | None
     return process.exitcode
 
 
-def check_stopped(process: subprocess.Popen | multiprocessing.Process, output: Path) -> str:
-    """The last line of a command that was interrupted."""
-    assert exit_code(process) == 130, output.read_text()
+def check_stopped(
+    process: subprocess.Popen | multiprocessing.Process, output: Path, number: int = signal.SIGINT
+) -> str:
+    """The line in which a command that was interrupted, by default by Ctrl-C, says how to go on."""
+    assert exit_code(process) == 128 + number, output.read_text()
     assert "Traceback" not in output.read_text()
-    lines = [line.strip() for line in re.split(r"[\r\n]", output.read_text()) if line.strip()]
-    assert [line for line in lines if line.startswith("stopped: ")] == lines[-1:]
-    return lines[-1]
+    lines = re.split(r"[\r\n]", output.read_text())
+    (said,) = (line for line in lines if line.startswith("stopped: "))
+    return said
 
 
 def wait_until(condition: Callable[[], object]) -> None:

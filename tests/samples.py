@@ -10,6 +10,8 @@ from PIL import Image
 from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError
+from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.study.study import Cell
 
 # For `parametrize`: where there is no GPU, its cases are skipped.
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -31,6 +33,14 @@ def assert_refused(message, function, *arguments, **options):
         function(*arguments, **options)
 
 
+def make_cell(method, confusion, setting, network=None, *, losses=None, diverged=""):
+    """A cell of a table of two classes, with these counts of each of its networks."""
+    network = network or setting.network()
+    config = EvaluateConfig(networks=len(confusion), network=network)
+    found = Evaluation(torch.tensor(confusion), ("zero", "one"), "learned", config, losses=losses)
+    return Cell(setting, method, network, None if diverged else found, ("lossy",), diverged)
+
+
 def noise(shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -41,11 +51,11 @@ def save(path: Path, pixels, **options):
     image.save(path, **options)
 
 
-def make_tree(folder: Path, classes=("cat", "dog"), count=6, shape=(8, 8, 3), suffix=".png"):
-    """A folder per class; every image differs from every other."""
+def make_tree(folder: Path, classes=("cat", "dog"), count=6, shape=(8, 8, 3), suffix=".png", seed=0):
+    """A folder per class; every image differs from every other, and from those of another hundred as seed."""
     for label, name in enumerate(classes):
         for index in range(count):
-            save(folder / name / f"{index:03}{suffix}", noise(shape, seed=1000 * label + index))
+            save(folder / name / f"{index:03}{suffix}", noise(shape, seed=1000 * label + index + seed))
     return folder
 
 

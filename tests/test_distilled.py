@@ -24,13 +24,10 @@ def test_real_pictures_stay_as_they_are():
 
 def test_wild_pictures_come_into_range_and_keep_their_order():
     generator = torch.Generator().manual_seed(0)
-    images = (
-        50 * torch.randn(4, 1, 16, 16, generator=generator)
-        + torch.tensor([0, 5, -300, 300.0])[:, None, None, None]
-    )
+    levels = torch.tensor([0, 5, -300, 300.0])[:, None, None, None]
+    images = 50 * torch.randn(4, 1, 16, 16, generator=generator) + levels
     shown = displayable(images)
-    assert shown.min() >= 0
-    assert shown.max() <= 1
+    assert 0 <= shown.min() <= shown.max() <= 1
     for picture, image in zip(shown.flatten(1), images.flatten(1), strict=True):
         assert (picture.diff()[image.diff() > 0] >= 0).all()
         clipped = ((picture <= 0) | (picture >= 1)).double().mean()
@@ -44,19 +41,13 @@ def whitened():
     return random_real(data, fit_preprocess("zca", data.train.images), ipc=1, seed=0)
 
 
-def test_whitening_that_was_left_out_is_fitted_anew(whitened, tmp_path):
+def test_whitening_that_was_left_out_is_fitted_anew_on_the_same_images_or_not_at_all(whitened, tmp_path):
     whole, small = whitened.save(tmp_path / "whole"), whitened.save(tmp_path / "small", refit=True)
     assert small.stat().st_size < whole.stat().st_size / 3
-    assert (
-        DistilledSet.load(small).fingerprint == DistilledSet.load(whole).fingerprint == whitened.fingerprint
-    )
-
-
-def test_whitening_is_fitted_on_the_same_images_or_not_at_all(whitened, tmp_path):
+    assert {DistilledSet.load(path).fingerprint for path in (whole, small)} == {whitened.fingerprint}
     other = replace(whitened, data_fingerprint="0" * 16).save(tmp_path / "other", refit=True)
-    assert_refused(
-        "fitted on digits .fingerprint 0000000000000000., but the copy here", DistilledSet.load, other
-    )
+    message = "fitted on digits .fingerprint 0000000000000000., but the copy here"
+    assert_refused(message, DistilledSet.load, other)
 
 
 def test_preprocessing_is_fitted_where_the_real_set_lies(tmp_path, monkeypatch):
@@ -86,14 +77,10 @@ def test_what_made_a_set_is_stored_and_inferred_of_older_files(whitened, tmp_pat
 
 @pytest.mark.parametrize(
     ("file", "expected"),
-    [
-        ("learned/distilled.safetensors", "distillation"),
-        ("dm/distilled.safetensors", "descent"),
-        ("random.safetensors", "set"),
-    ],
+    [("learned/distilled", "distillation"), ("dm/distilled", "descent"), ("random", "set")],
 )
 def test_sets_stored_by_earlier_versions_stay_readable(file, expected):
-    path = Path(__file__).parent / "golden" / "stored" / file
+    path = Path(__file__).parent / "golden" / "stored" / f"{file}.safetensors"
     assert made_by(read_metadata(path, kind=KIND)) == expected
     found = DistilledSet.load(path)
     assert len(found.images) == len(found.labels) == found.ipc * len(found.classes)

@@ -1,29 +1,38 @@
 """What is refused, and that every refusal is one helpful sentence."""
 
 import math
+from functools import partial
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iadd_lab.baselines import real_images
+from iadd_lab.distillation.matching import Learned
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
+from iadd_lab.evaluation.fair import label_robust_score
+from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
+from iadd_lab.evaluation.training_set import load
+from iadd_lab.study.luck import repeat_segments
+from iadd_lab.study.own_data import folder_config, suggest
+from iadd_lab.study.settings import Setting
+from iadd_lab.training.teachers import open_teachers, train_teachers
+from tests.samples import assert_refused
 
 
 def test_bad_input_is_a_value_error_and_divergence_is_not():
     assert issubclass(InputError, ValueError)
     assert issubclass(DivergenceError, RuntimeError)
     assert not issubclass(DivergenceError, InputError)
-
-
-def test_require_raises_its_sentence_unless_the_condition_holds():
     require(True, "fine.")
     with pytest.raises(InputError, match=r"^x is 3; it must be 2\.$"):
         require(False, "x is 3; it must be 2.")
 
 
 def test_choose_returns_the_value_even_a_false_one():
-    assert choose("thing", "zero", {"zero": 0, "none": None}) == 0
-    assert choose("thing", "none", {"zero": 0, "none": None}) is None
+    for value in (0, None):
+        assert choose("thing", "name", {"name": value}) is value
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,57 @@ def test_what_is_no_finite_number_is_refused(value):
     with pytest.raises(InputError) as caught:
         check_number("rate", value)
     assert str(caught.value) == f"rate is {value!r}; it must be a finite number of at least 0."
+
+
+CALLS = {
+    "random_real": ("ipc", "seed", "alpha"),
+    "random_draws": ("ipc", "count", "seed", "alpha"),
+    "herding": ("ipc", "teacher", "alpha"),
+    "whole_set": ("alpha",),
+    "train_teachers": ("count",),
+    "open_teachers": ("count",),
+    "repeat_segments": ("start_epochs", "epochs", "count", "seed"),
+    "evaluate_random": ("ipc",),
+    "fit": ("epochs", "rate", "momentum", "weight_decay", "batch", "seed"),
+    "load": ("channels",),
+    "suggest": ("ipc", "width", "seed", "mirror"),
+    "folder_config": ("size", "seed"),
+    "distillation": ("number",),
+    "label_robust_score": ("weight",),
+}
+
+
+@pytest.fixture
+def functions(toy_data, toy_teachers, tmp_path):
+    """Each of `CALLS` with all but what it refuses."""
+    data, preprocess = toy_data, toy_teachers.preprocess
+    real_images.random_real(data, preprocess, ipc=1, seed=0).save(tmp_path / "distilled.safetensors")
+    quick = EvaluateConfig(toy_teachers.config.network, networks=1, epochs=1)
+    return {
+        "random_real": partial(real_images.random_real, data, preprocess, ipc=1, seed=0),
+        "random_draws": partial(real_images.random_draws, data, preprocess, ipc=1, count=1, seed=0),
+        "herding": partial(real_images.herding, data, toy_teachers, ipc=1),
+        "whole_set": partial(real_images.whole_set, data, preprocess),
+        "train_teachers": partial(train_teachers, data, toy_teachers.config, toy_teachers.folder),
+        "open_teachers": partial(open_teachers, toy_teachers.folder),
+        "repeat_segments": partial(repeat_segments, toy_teachers, data, start_epochs=1, epochs=1),
+        "evaluate_random": partial(evaluate_random, data, preprocess, quick),
+        "fit": partial(load(tmp_path).fit, toy_teachers.network(0)),
+        "load": partial(load, tmp_path),
+        "suggest": partial(suggest, data),
+        "folder_config": partial(folder_config, tmp_path, size=8),
+        "distillation": partial(Setting("digits").distillation, Learned()),
+        "label_robust_score": partial(label_robust_score, torch.zeros(1), torch.zeros(1)),
+    }
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, True, "3"])
+@pytest.mark.parametrize(
+    ("function", "name"), [(call, name) for call, names in CALLS.items() for name in names]
+)
+def test_functions_refuse_what_is_no_number_by_its_name(functions, function, name, bad):
+    if (name, bad) != ("mirror", True):
+        assert_refused(rf"^{name} is {bad!r}; it must be [^\n]*$", functions[function], **{name: bad})
 
 
 @pytest.mark.parametrize(

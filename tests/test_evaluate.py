@@ -1,5 +1,6 @@
 """The evaluation protocol: fresh networks, final states, the set's own preprocessing."""
 
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -10,16 +11,23 @@ import torch
 
 from iadd_lab.baselines.real_images import random_real
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.sets import load_data
-from iadd_lab.errors import InputError
-from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate, evaluate_each, evaluate_random
+from iadd_lab.evaluation.protocol import (
+    EvaluateConfig,
+    Evaluation,
+    doubts,
+    evaluate,
+    evaluate_each,
+    evaluate_random,
+    pooled,
+)
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import load_artefact, save_artefact
 from iadd_lab.training.fast.compiling import Kernels
 from iadd_lab.training.fast.losses import FusedStudentLoss
-from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.networks import NetworkConfig, network_for
 from iadd_lab.training.sgd import Training
 from tests.conftest import AUGMENT
+from tests.samples import assert_refused, load
 
 CONFIG = EvaluateConfig(network=NetworkConfig(width=4, depth=2), networks=3, epochs=40, augment=AUGMENT)
 FUSED = Kernels(compiled=True, transforms=True)  # the layers as they are compiled, but for the compiling
@@ -44,8 +52,6 @@ def test_random_real_images_are_training_images_of_their_class(toy_data, toy_tea
     rows = [(real == image).flatten(1).all(1).nonzero().flatten()[0].item() for image in random_set.images]
     assert len(set(rows)) == 6
     assert torch.equal(toy_data.train.labels[rows], random_set.labels)
-    with pytest.raises(InputError, match="ipc is 999, but class"):
-        random_real(toy_data, toy_teachers.preprocess, ipc=999, seed=0)
 
 
 def test_networks_learn_and_differ_and_see_every_test_image_once(toy_data, evaluation):
@@ -60,16 +66,78 @@ def test_accuracies_follow_from_the_confusion():
     made = Evaluation(confusion, ("a", "b"), "by hand", CONFIG)
     assert made.accuracies.tolist() == pytest.approx([9 / 12, 10 / 12])
     assert made.balanced_accuracies.tolist() == pytest.approx([(0.8 + 0.5) / 2, 0.5])
-    row = made.summary()
-    assert row["accuracy"] == pytest.approx(100 * (9 + 10) / 24)
-    assert row["std"] == pytest.approx(100 * (1 / 12) / 2**0.5)
-    assert "by hand: 79.2 ± 5.9 % test accuracy" in str(made)
+    assert list(made.summary().values())[:4] == ["by hand", "convnet", "test", 3]
+    assert str(made).startswith("by hand: 79.2 ± 5.9 % test accuracy, 57.5 ± 10.6 % balanced (2 × convnet)")
+
+
+def hits(*shares, method="learned", classes=2, images=10):
+    """Networks that have these shares right of so many images of each class."""
+    rows = []
+    for share in shares:
+        right = round(share * images)
+        wrong = (images - right) // (classes - 1)
+        rows.append(torch.eye(classes) * (right - wrong) + wrong)
+    names = tuple("abc"[:classes])
+    losses = torch.zeros(len(shares), dtype=torch.float64)
+    return Evaluation(torch.stack(rows).long(), names, method, CONFIG, losses=losses)
+
+
+def test_the_interval_covers_few_images_and_few_networks():
+    half = hits(0.5, 0.5, 0.5)
+    assert half.interval == pytest.approx((0.5, 0.29930, 0.70070), abs=1e-5)  # Wilson's of 10 in 20
+    # Student's t of two networks, 12.706 · 0.1 / √2 with a deviation of √2 · 0.1, added in squares
+    many = hits(0.4, 0.6, images=5000)
+    _, low, high = many.interval
+    assert (low, high) == pytest.approx((0, 1))
+    assert hits(0.49, 0.51, images=5000).interval[1] == pytest.approx(0.5 - 0.12706, abs=1e-3)
+    assert hits(1.0, 1.0).interval == pytest.approx((1, 0.83888, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made", "random", "said"),
+    [
+        (
+            hits(0.6, 0.6),
+            hits(0.1, 0.1),
+            "(95 % interval 38.7 to 78.1) on 20 test images cannot be told from chance (50.0 %).",
+        ),
+        (hits(0.9, 0.9), hits(0.8, 0.8), "cannot be told from random real images (80.0 %)."),
+        (
+            hits(0.1, 0.1),
+            hits(0.9, 0.9),
+            "is below chance (50.0 %) and is below random real images (90.0 %).",
+        ),
+        (hits(0.9, 0.9), None, ""),
+        (hits(0.9, 0.9), hits(0.2, 0.2), ""),
+    ],
+)
+def test_what_cannot_be_told_from_chance_or_random_images_says_so(made, random, said):
+    found = doubts(made, random)
+    assert found.endswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_chance_is_the_same_however_uneven_the_classes_are():
+    always = torch.tensor([[[90, 0], [10, 0]]])
+    assert "cannot be told from chance (50.0 %)" in doubts(Evaluation(always, ("a", "b"), "learned", CONFIG))
+
+
+def test_splits_are_pooled_and_count_as_the_independent_draws(tmp_path):
+    parts = [hits(0.6, 0.8), hits(0.8, 1.0), hits(0.6, 0.6)]
+    joint = pooled(parts)
+    assert joint.tested.tolist() == [30, 30]
+    mean, low, high = joint.interval
+    assert mean == pytest.approx(0.7333, abs=1e-4)
+    student = 4.3027 * torch.tensor([0.7, 0.9, 0.6]).std().item() / 3**0.5
+    assert (low, high) == pytest.approx((mean - math.hypot(0.1234, student), 1.0), abs=3e-3)
+    back = Evaluation.load(joint.save(tmp_path / "pooled.safetensors"))
+    assert (back.splits, back.interval, str(back)) == (3, joint.interval, str(joint))
+    assert doubts(pooled([hits(0.6, 0.6)] * 9)) == ""  # what twenty images leave open, many tell
 
 
 def test_last_training_losses_are_kept(toy_data, random_set, evaluation):
-    shape = {"channels": toy_data.channels, "size": toy_data.size, "classes": 2}
     training = Training(
-        [build_network(CONFIG.network, **shape, seed=derive_seed(0, "evaluation", 1))],
+        [network_for(toy_data, CONFIG.network, seed=derive_seed(0, "evaluation", 1))],
         [random_set.images],
         [random_set.labels],
         batch=256,
@@ -130,23 +198,19 @@ def test_any_network_evaluates_on_any_split(toy_data, random_set, name):
 
 
 def test_sets_of_other_data_or_of_different_preprocessing_are_refused(toy_data, random_set):
-    with pytest.raises(InputError, match=r"this set was made from .* but the data given is"):
-        evaluate(random_set, load_data("digits", progress=False), CONFIG, progress=False)
-    standardise = type(random_set.preprocess)(random_set.preprocess.mean + 1, random_set.preprocess.deviation)
-    other = replace(random_set, preprocess=standardise)
-    with pytest.raises(InputError, match="different preprocessing"):
-        evaluate_each([random_set, other], toy_data, CONFIG, progress=False)
+    sentence = r"this set was made from .* but the data given is"
+    assert_refused(sentence, evaluate, random_set, load("digits"), CONFIG)
+    fitted = random_set.preprocess
+    other = replace(random_set, preprocess=replace(fitted, mean=fitted.mean + 1))
+    assert_refused("different preprocessing", evaluate_each, [random_set, other], toy_data, CONFIG)
 
 
 def test_bad_values_are_named_before_training(toy_data, random_set):
     bad = {"networks": 0, "epochs": -1, "rate": 0.0, "momentum": 1.0, "weight_decay": -1.0, "batch": 0}
     for field, value in bad.items():
-        with pytest.raises(InputError, match=f"{field} is {value}"):
-            replace(CONFIG, **{field: value})
-    with pytest.raises(InputError, match=r"unknown split 'tset'.*did you mean 'test'"):
-        replace(CONFIG, split="tset")
-    with pytest.raises(InputError, match="sometimes"):
-        evaluate(random_set, toy_data, CONFIG, compile="sometimes", progress=False)
+        assert_refused(f"{field} is {value}", replace, CONFIG, **{field: value})
+    assert_refused(r"unknown split 'tset'.*did you mean 'test'", replace, CONFIG, split="tset")
+    assert_refused("sometimes", evaluate, random_set, toy_data, CONFIG, compile="sometimes")
 
 
 def test_networks_trained_side_by_side_are_as_good(toy_data, random_set, evaluation, monkeypatch):
@@ -201,9 +265,7 @@ def test_a_killed_evaluation_goes_on_bit_for_bit(toy_data, random_set, tmp_path,
     assert torch.equal(Evaluation.load(options["save_to"]).losses, whole.losses)
     assert len(seen) == 1 + (2 * 4 if kernels is not None else 3 * 4)  # nothing was done twice
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
-    # What a kill left of it, and workers of earlier revisions, goes when it is read.
-    for left in ("e.checkpoint", "e.1.checkpoint", ".e.1.checkpoint.lock"):
-        (tmp_path / left).touch()
+    (tmp_path / "e.checkpoint").touch()  # as a kill leaves it
     evaluate(random_set, toy_data, config, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
 
@@ -213,15 +275,12 @@ def test_evaluations_and_sets_are_stored_whole(tmp_path, evaluation, random_set)
     assert torch.equal(back.confusion, evaluation.confusion)
     assert (back.classes, back.method, back.config) == (evaluation.classes, "random real", CONFIG)
     again = DistilledSet.load(random_set.save(tmp_path / "set.safetensors"))
-    assert torch.equal(again.images, random_set.images)
+    assert again.fingerprint == random_set.fingerprint
     assert torch.equal(again.pictures(), random_set.pictures())
-    assert (again.alpha, again.classes, again.data) == (0.01, random_set.classes, random_set.data)
-    with pytest.raises(InputError, match="is of kind 'evaluation', but 'distilled' was expected"):
-        DistilledSet.load(tmp_path / "evaluation.safetensors")
-    losses = torch.zeros(2, dtype=torch.float64)
-    wrong = replace(evaluation, losses=losses).save(tmp_path / "wrong.safetensors")
-    with pytest.raises(InputError, match="its losses are not those of 3 networks"):
-        Evaluation.load(wrong)
+    assert (again.classes, again.data) == (random_set.classes, random_set.data)
+    for wrong in ({"losses": torch.zeros(2)}, {"classes": ("a",)}):
+        path = replace(evaluation, **wrong).save(tmp_path / "wrong.safetensors")
+        assert_refused(r"its counts \(3, 2, 2\) are not of . classes, or its losses", Evaluation.load, path)
 
 
 @pytest.mark.parametrize("older", [{}, {"losses": None}, {"losses": None, "identity": ""}])
@@ -237,8 +296,8 @@ def test_a_stored_evaluation_is_read_and_another_is_refused(
     assert torch.equal(again.confusion, first.confusion)
     if older:
         assert (again.losses, again.unfitted, again.remark) == (None, 0, "")
-    with pytest.raises(InputError, match=r"is the evaluation of another set or protocol: choose another"):
-        evaluate(random_set, toy_data, replace(config, seed=1), **options)
+    sentence, other = "is the evaluation of another set or protocol", replace(config, seed=1)
+    assert_refused(sentence, evaluate, random_set, toy_data, other, **options)
 
 
 def test_evaluations_and_checkpoints_of_the_revision_before_rooms_are_read(toy_data, tmp_path, monkeypatch):
@@ -247,9 +306,8 @@ def test_evaluations_and_checkpoints_of_the_revision_before_rooms_are_read(toy_d
     half = load_artefact(STORED / "half_evaluated.checkpoint", kind="checkpoint")
     without = {name: tensor for name, tensor in half.tensors.items() if name != "losses"}  # older still
     for name, tensors in {"half": half.tensors, "older": without}.items():
-        save_artefact(
-            tmp_path / f"{name}.checkpoint", kind=half.kind, tensors=tensors, metadata=half.metadata
-        )
+        path = tmp_path / f"{name}.checkpoint"
+        save_artefact(path, kind=half.kind, tensors=tensors, metadata=half.metadata)
     shutil.copy(STORED / "evaluation.safetensors", tmp_path)
     seen = killed_once(monkeypatch, 0)  # never
     whole, resumed, older = (

@@ -44,12 +44,11 @@ def runs(digits, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     config = TeacherConfig(network=NETWORK, epochs=1, batch=100)
     teachers = train_teachers(digits, config, root / "teachers-0", count=1, progress=False)
-    options = {"progress": False, "compile": "never"}
-    distill(digits, teachers, SHORT, folder=root / "digits-iadd-1", **options)
     uniform = replace(SHORT, matching=Uniform(), ipc=1, iterations=2, snapshots=2)
-    distill(digits, teachers, uniform, folder=root / "digits-mtt-2", **options)
-    plain = DistributionMatchingConfig(ipc=1, iterations=2, real_batch=8)
+    for name, matching in (("digits-iadd-1", SHORT), ("digits-mtt-2", uniform)):
+        distill(digits, teachers, matching, folder=root / name, progress=False, compile="never")
     options = {"folder": root / "digits-dm-3", "progress": False}
+    plain = DistributionMatchingConfig(ipc=1, iterations=2, real_batch=8)
     match_distributions(digits, teachers.preprocess, NETWORK, plain, **options)
     return root
 
@@ -145,11 +144,19 @@ def test_moving_a_widget_in_python_changes_the_picture(view, monkeypatch, capsys
     assert "can't be shown" not in capsys.readouterr().out
 
 
-def test_the_start_shows_no_change_and_no_point_on_the_curves(view):
-    loss = plots.exploration([view], iteration=0).axes[1]
-    assert loss.lines[-1].get_xdata() == [0, 0]
-    loss = plots.exploration([view], iteration=2).axes[1]
-    assert loss.lines[-1].get_ydata() == [view.history.loss[1]]
+def test_a_point_on_the_curves_marks_the_iteration_but_for_the_start(view):
+    start, later = (plots.exploration([view], iteration=number).axes[1].lines[-1] for number in (0, 2))
+    assert start.get_xdata() == [0, 0]
+    assert later.get_ydata() == [view.history.loss[1]]
+
+
+def test_what_stands_beside_each_other_is_level_and_equally_large(view, runs):
+    figure = plots.exploration([view, open_run(runs / "digits-mtt-2", runs=runs)])
+    figure.draw_without_rendering()
+    places = {ax.get_label(): ax.get_position() for ax in figure.axes}
+    for name in {label.split()[0] for label in places}:
+        left, right = (places[f"{name} {run}"] for run in range(2))
+        assert (left.y0, left.y1, left.width) == pytest.approx((right.y0, right.y1, right.width))
 
 
 def test_choosing_another_run_offers_what_that_one_has(view, runs, capsys):

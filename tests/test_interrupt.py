@@ -43,7 +43,13 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [*((name, signal.SIGINT) for name in COMMANDS), ("distill", signal.SIGKILL)]
+    ("name", "number"),
+    [
+        *((name, signal.SIGINT) for name in COMMANDS),
+        *(("distill", number) for number in (signal.SIGKILL, signal.SIGHUP, signal.SIGXCPU)),
+        ("teach", signal.SIGUSR1),
+        ("evaluate", signal.SIGTERM),
+    ],
 )
 def test_a_stopped_command_says_how_to_go_on_and_does(made, tmp_path, name, number):
     out, output = tmp_path / "out", tmp_path / "output.txt"
@@ -55,7 +61,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(made, tmp_path, name, numb
     if number == signal.SIGKILL:
         assert exit_code(process) == -number
     else:
-        said = check_stopped(process, output)
+        said = check_stopped(process, output, number)
         (kept,) = (path for path in out.rglob("*") if "checkpoint" in path.name)
         assert re.search(rf"after (epoch|iteration) [1-9][0-9]* is kept in {re.escape(str(kept))}", said)
         assert "run the same again to go on" in said

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from iadd_lab import plots
-from iadd_lab.errors import InputError
 from iadd_lab.seeds import generator
 from iadd_lab.study.luck import Repeat, luck_shares, repeat_segments, unmatched_shares
 from iadd_lab.study.replay import ReplayedSegment
 from iadd_lab.training.networks import ParameterLayout
+from tests.samples import assert_refused
 
 LAYOUT = ParameterLayout(("weight", "bias", "still"), ((3,), (1,), (1,)))
 OPTIONS = {"start_epochs": 2, "epochs": 1, "compile": "never", "progress": False}
@@ -71,13 +71,12 @@ def test_repeats_are_other_draws_and_the_same_every_time(toy_data, toy_teachers,
 def test_bad_values_other_images_and_teachers_with_momentum_are_refused(toy_data, toy_teachers):
     bad = {"count": (0, 99), "epochs": (0, 99), "start_epochs": (0, 99)}
     for name, value in ((name, value) for name, values in bad.items() for value in values):
-        with pytest.raises(InputError, match=f"^{name} is {value}; it must be a whole number of at least 1"):
-            repeat_segments(toy_teachers, toy_data, **OPTIONS | {name: value})
-    with pytest.raises(InputError, match=r"were trained on .* but the data is"):
-        repeat_segments(toy_teachers, replace(toy_data, fingerprint="of other images"), **OPTIONS)
+        sentence = f"^{name} is {value}; it must be a whole number of at least 1"
+        assert_refused(sentence, repeat_segments, toy_teachers, toy_data, **OPTIONS | {name: value})
+    other = replace(toy_data, fingerprint="of other images")
+    assert_refused("were trained on .* but the data is", repeat_segments, toy_teachers, other, **OPTIONS)
     pushed = replace(toy_teachers, config=replace(toy_teachers.config, momentum=0.9))
-    with pytest.raises(InputError, match=r"the teachers' momentum is 0.9"):
-        repeat_segments(pushed, toy_data, **OPTIONS)
+    assert_refused("the teachers' momentum is 0.9", repeat_segments, pushed, toy_data, **OPTIONS)
 
 
 def test_the_picture_shows_every_share_that_there_is(toy_teachers):
@@ -87,5 +86,5 @@ def test_the_picture_shows_every_share_that_there_is(toy_teachers):
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == pytest.approx([25, 0, 50, 0, 2, 1])
     assert ax.get_xticklabels()[-1].get_text() == "all\nparameters"
-    with pytest.raises(InputError, match="there is no share to show"):
-        plots.movement_shares({"unmatched": {}}, toy_teachers.layout)
+    empty = {"unmatched": {}}
+    assert_refused("there is no share to show", plots.movement_shares, empty, toy_teachers.layout)

@@ -41,18 +41,13 @@ def test_transparent_pixels_are_white(tmp_path):
     assert (got[:, 2:] == 255).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "second"), [({}, [200, 100, 50]), ({"transparency": bytes([255, 0])}, [255, 255, 255])]
-)
-def test_palette_images(tmp_path, options, second):
+def test_palettes_one_bit_and_colour_to_grey(tmp_path):
     image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8).repeat(2, 0).repeat(2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
-    assert only_image(tmp_path, image, **options)[:, 0, [0, 3]].T.tolist() == [[10, 20, 30], second]
-
-
-def test_one_bit_and_colour_to_grey(tmp_path):
+    for options, second in (({}, [200, 100, 50]), ({"transparency": bytes([255, 0])}, [255, 255, 255])):
+        assert only_image(tmp_path, image, **options)[:, 0, [0, 3]].T.tolist() == [[10, 20, 30], second]
     image = Image.fromarray(np.eye(4, dtype=np.uint8) * 255).convert("1")
-    assert np.array_equal(only_image(tmp_path, image)[0], np.eye(4) * 255)
+    assert np.array_equal(only_image(tmp_path / "a", image)[0], np.eye(4) * 255)
     red = np.zeros((4, 4, 3), dtype=np.uint8)
     red[..., 0] = 255
     assert (only_image(tmp_path / "b", red, channels=1) == 76).all()  # ITU-R 601 luma
@@ -87,7 +82,9 @@ def test_exif_orientation_is_honoured_and_damaged_exif_does_not_matter(tmp_path)
     assert only_image(tmp_path / "b", noise((4, 4)), name="image.jpg", exif=wrong).shape == (1, 4, 4)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".tif", ".tiff", ".webp"])
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".JPEG", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"]
+)
 def test_every_image_type(tmp_path, suffix):
     got = only_image(tmp_path, np.full((4, 4, 3), 90, dtype=np.uint8), name=f"image{suffix}")
     assert np.abs(got.astype(int) - 90).max() <= 3

@@ -1,5 +1,6 @@
 """The plan: what settings, methods and seeds come to, without computing any of it."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +11,11 @@ from iadd_lab.notebooks.notebook import notebook_folder
 from iadd_lab.notebooks.profiles import PROFILES
 from iadd_lab.study import plan as planning
 from iadd_lab.study.methods import METHODS
-from iadd_lab.study.plan import describe, plan
+from iadd_lab.study.plan import describe, plan, stored_cells
 from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Study
 from iadd_lab.training.fast.compiling import flops
+from iadd_lab.training.networks import NetworkConfig
 from tests.test_readers import make_tiny
 from tests.test_study import TINY
 
@@ -75,6 +77,27 @@ def test_the_plan_of_a_study_is_what_the_study_leaves(tmp_path):
     assert found.loc["teachers", "disk"] == trajectories
 
 
+def test_cells_are_there_when_sets_and_every_evaluation_are(tmp_path):
+    two = Shown(methods=("mtt", "random"), own={"other_networks": ["alexnet"]})
+    pages = {"a": (Shown(), 'cells(split="validation")'), "b": (Shown(), "result("), "c": (None, "cells(")}
+    pages |= {"d": (two, "cells("), "e": (Shown(), "snapshots(")}
+
+    def missing():
+        files = list(tmp_path.rglob("*"))
+        found = stored_cells(pages, runs=tmp_path / "runs", device="cpu")
+        assert list(tmp_path.rglob("*")) == files  # nothing is made, not even the folder
+        assert (found["of"] - found["there"]).equals(found["missing"].str.count(r"\w+"))
+        return dict(zip(found["notebook"], found["missing"], strict=True))
+
+    assert missing() == {"a": "MTT, IADD", "b": "MTT, IADD", "d": "MTT, Random", "e": "MTT, IADD"}
+    study = Study(tmp_path / "runs", device="cpu", threads=1, progress=False)
+    study.cells([TINY], ["mtt", "random"], networks=[None, NetworkConfig("alexnet")])
+    assert missing() == {"a": "MTT, IADD", "b": "IADD", "d": "", "e": "MTT, IADD"}
+    study.cells([TINY], ["mtt", "iadd"], split="validation")
+    study.snapshots(TINY, "mtt")
+    assert missing() == {"a": "IADD", "b": "", "d": "", "e": "IADD"}
+
+
 def test_what_is_needed_follows_settings_methods_seeds_and_source():
     networks, taught = TINY.evaluation_networks, {"teachers": TINY.teacher_count}
     both = taught | {"distillation": 2, "evaluation": 2 * networks}
@@ -104,11 +127,13 @@ def test_part_of_tiny_imagenet_is_planned_as_it_lies_there(monkeypatch, tmp_path
         make_tiny(tmp_path)
 
 
-def test_the_text_has_tasks_time_disk_and_memory(monkeypatch):
+def test_the_text_has_tasks_time_disk_memory_and_what_is_missing(tmp_path):
     found = plan({"a": (Shown(), "cells()"), "b": (Shown(), "cells()"), "c": (None, "")}, device="cpu")
     assert {*found["notebook"]} == {"a"}  # the others find everything computed
     found["seconds"] *= 3600 / found["seconds"].sum()
-    text = describe(found, notebooks=3, jobs=2)
-    for part in ("PFLOP", "teachers", "MTT, Digits, IPC 1", "disk ", " MB of it trajectories", "memory "):
+    cells = stored_cells({"a": (Shown(), "cells()")}, runs=tmp_path / "none", device="cpu")
+    text = describe(found, cells, notebooks=3, jobs=2)
+    assert re.search(r"memory .*\n\n.*\n *a *Digits, IPC 1 *0 *2 *MTT, IADD$", text, flags=re.DOTALL)
+    for part in ("PFLOP", "teachers", "MTT, Digits, IPC 1", "disk ", " MB of it trajectories", "missing"):
         assert part in text
     assert "time    1.00 h with 2 at once; 1.01 h one after another" in text

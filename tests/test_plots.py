@@ -1,14 +1,16 @@
 """Pictures: the right pixels and numbers in the right places."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib
 import nbformat
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from nbclient import NotebookClient
 
 from iadd_lab import plots
@@ -18,8 +20,11 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Learned, Uniform
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation
+from iadd_lab.plots import names
 from iadd_lab.plots.layers import layers, tensors
-from iadd_lab.plots.tiles import fit_name, tile
+from iadd_lab.plots.names import fit_name, readable
+from iadd_lab.plots.style import house_style
+from iadd_lab.plots.tiles import tile
 from iadd_lab.study.replay import hardness, one_iteration, replay
 from iadd_lab.training.networks import NetworkConfig, ParameterLayout, build_network
 from tests.conftest import AUGMENT
@@ -46,10 +51,9 @@ def paths(result, toy_teachers):
 
 @pytest.fixture
 def evaluations():
-    good = torch.tensor([[[9, 1], [1, 9]], [[8, 2], [0, 10]]])
-    poor = torch.tensor([[[5, 5], [5, 5]], [[6, 4], [6, 4]]])
     made = partial(Evaluation, classes=("zero", "one"), config=EvaluateConfig(networks=2))
-    return [made(good, method="learned"), made(poor, method="random real")]
+    counts = {"learned": [[[9, 1], [1, 9]], [[8, 2], [0, 10]]], "random real": [[[5, 5]] * 2, [[6, 4]] * 2]}
+    return [made(torch.tensor(confusion), method=method) for method, confusion in counts.items()]
 
 
 @pytest.fixture
@@ -64,7 +68,19 @@ def words(figure) -> str:
 
 
 def labels(ax) -> list[str]:
-    return [text.get_text() for text in ax.texts]
+    return texts(ax.texts)
+
+
+def texts(artists) -> list[str]:
+    return [text.get_text() for text in artists]
+
+
+def heights(ax) -> list[float]:
+    return [bar.get_height() for bar in ax.patches]
+
+
+def centres(ax) -> list[float]:
+    return [bar.get_center()[0] for bar in ax.patches]
 
 
 def as_bytes(pictures):
@@ -113,20 +129,70 @@ def test_a_grid_has_a_block_per_class_and_before_after_its_first_image(result):
 )
 def test_large_grids_fit_a_page_in_rows_of_blocks(classes, ipc, side, rows):
     pictures, labels = torch.rand(classes * ipc, 3, side, side), torch.arange(classes).repeat_interleave(ipc)
-    figure = plots.image_grid(pictures, labels, ["a very long class name"] * classes)
+    figure = plots.image_grid(pictures, labels, [f"a very long class n{n}" for n in range(classes)])
     (ax,) = figure.axes  # axes for each block would take seconds
     assert len({drawn.get_extent()[3] for drawn in ax.images}) == rows
     assert len(ax.images) == classes
-    assert ax.texts[0].get_text() in ("a very long\nclass name", "a very\nlong…")
+    assert ax.texts[0].get_text() in ("a very long\nclass n0", "a very\nlong…")
     width, height = figure.get_size_inches()
     assert width < 7.6
     assert height < 9.5
 
 
 def test_names_are_fitted_in_lines():
-    assert fit_name("aquarium_fish", 0.7) == "aquarium\nfish"
-    assert fit_name("German shepherd, German shepherd dog", 0.7) == "German\nshepherd"
-    assert fit_name("supercalifragilistic", 0.7) == "supercalifr…"
+    for name, fitted in (
+        ("aquarium_fish", "aquarium\nfish"),
+        ("German shepherd, German shepherd dog", "German\nshepherd"),
+        ("supercalifragilistic", "supercalifr…"),
+    ):
+        assert fit_name(*readable([name]), 0.7) == fitted
+
+
+def test_names_of_any_letters_are_told_apart(monkeypatch, caplog):
+    """Where no font has their letters, they are numbered, which is said once; dollars are no formulas."""
+    classes = (
+        "Ba$$in",
+        "日本",
+        "中文",
+        "a\nb\x1b",
+        "dog, large",
+        "dog, small",
+        "_",
+        "שלום",
+        "$x$",
+        "\udce9c",
+    )
+    expected = [
+        "Ba$$in",
+        "class 1",
+        "class 2",
+        "a b",
+        "dog, large",
+        "dog, small",
+        "class 6",
+        "שלום",
+        "$x$",
+        "c",
+    ]
+    monkeypatch.setattr(names, "findSystemFonts", list)
+    evaluation = Evaluation(torch.ones(1, 10, 10, dtype=int), classes, EvaluateConfig(networks=1), "日本")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matrix = plots.confusion_matrix(evaluation)
+        grid = plots.image_grid(torch.rand(10, 1, 8, 8), torch.arange(10), classes)
+        assert all(figure._repr_png_() for figure in (matrix, grid))
+    assert texts(matrix.axes[0].get_yticklabels()) == labels(grid.axes[0]) == expected
+    assert [record.getMessage()[:17] for record in caplog.records] == ["No font here has "]
+
+
+def test_fonts_with_letters_that_the_usual_one_has_not_join_it(monkeypatch):
+    usual, other = (findfont(family) for family in ("DejaVu Sans", "STIXGeneral"))
+    letter = min(names._letters_of(other) - names._letters_of(usual))
+    monkeypatch.setattr(names, "findSystemFonts", lambda: [__file__, other])
+    monkeypatch.setattr(names, "FAMILIES", ["DejaVu Sans"])
+    with house_style():
+        assert readable([letter]) == [letter]
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "STIXGeneral"]
 
 
 def test_real_images_stand_left_of_distilled_ones(result, toy_data):
@@ -152,9 +218,8 @@ def test_history_shows_every_iteration_and_marks_each_place_of_a_back_off_once(r
         assert np.array_equal(line.get_ydata(), getattr(result.history, name))
     history = replace(result.history, back_off_iterations=[2, 2, 4], back_off_rates=[0] * 3)
     for ax in plots.history_plot(history).axes:
-        marks = [line for line in ax.lines if line.get_linestyle() == ":"]
-        assert [mark.get_xdata()[0] for mark in marks] == [2, 4]
-        assert [text.get_text() for text in ax.get_legend().get_texts()].count("rate halved") == 1
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [2, 4]
+        assert texts(ax.get_legend().get_texts()).count("rate halved") == 1
 
 
 def test_a_long_history_gets_its_running_mean():
@@ -185,7 +250,7 @@ def test_importance_by_layer_has_a_box_per_tensor(toy_teachers):
     layout = toy_teachers.layout
     importance = torch.arange(layout.count) / layout.count
     ax = plots.importance_by_layer(importance, layout).axes[0]
-    titles = [label.get_text() for label in ax.get_yticklabels()]
+    titles = texts(ax.get_yticklabels())
     assert titles[:4] == ["conv 1 weight", "conv 1 bias", "norm 1 weight", "norm 1 bias"]
     assert len(set(titles)) == len(layout.names)
     medians = {line.get_xdata()[0] for line in ax.lines if line.get_color() == "black"}
@@ -234,15 +299,14 @@ def test_differences_are_the_first_segments(paths, toy_teachers):
     parts = layers(layout)
     panels, bars = figure.axes[: len(parts)], figure.axes[-1]
     unit = 10.0 ** round(np.log10(paths[0].difference.double().square().mean().sqrt().item()))
-    everything = torch.stack([path.difference for path in paths]).double()
-    moved = torch.stack([path.movement for path in paths]).double()
+    kinds = ("difference", "movement")
+    found = {kind: torch.stack([getattr(path, kind) for path in paths]) for kind in kinds}
     for ax, part, bar in zip(panels, parts, bars.patches, strict=True):
         expected = paths[0].difference[part.place].double().numpy() / unit
         assert ax.lines[0].get_ydata() == pytest.approx(expected)
-        rms = everything[:, part.place].square().mean().sqrt()
-        assert f"RMS {rms.item() / unit:.2f}" in ax.get_title()
-        share = 100 * rms / moved[:, part.place].square().mean().sqrt()
-        assert bar.get_height() == pytest.approx(share.item())
+        rms, moved = (each[:, part.place].double().square().mean().sqrt().item() for each in found.values())
+        assert f"RMS {rms / unit:.2f}" in ax.get_title()
+        assert bar.get_height() == pytest.approx(100 * rms / moved)
     student = paths[0].student.clone()
     student[-1, 0] += 1000.0
     extreme = replace(paths[0], student=student)
@@ -250,15 +314,13 @@ def test_differences_are_the_first_segments(paths, toy_teachers):
 
 
 def test_concept_draws_every_pair(paths, result):
-    figure = plots.concept(paths, result.importance)
-    cloud = figure.axes[1].collections[0]
-    x, y = np.asarray(cloud.get_offsets()).T
-    teacher = torch.cat([path.movement for path in paths]).double()
-    assert len(x) == len(teacher)
-    unit = (np.sort(teacher.numpy())[-1] / np.max(x)).item()
-    assert np.sort(x) * unit == pytest.approx(np.sort(teacher.numpy()), abs=1e-9)
-    student = torch.cat([path.end - path.trajectory[path.start_epoch] for path in paths]).double()
-    assert np.sort(y) * unit == pytest.approx(np.sort(student.numpy()), abs=1e-9)
+    cloud = plots.concept(paths, result.importance).axes[1].collections[0]
+    starts = [path.trajectory[path.start_epoch] for path in paths]
+    moved = [[path.target for path in paths], [path.end for path in paths]]
+    moved = [np.sort((torch.cat(ends) - torch.cat(starts)).double().numpy()) for ends in moved]
+    unit = moved[0][-1] / np.max(cloud.get_offsets()[:, 0])
+    for drawn, expected in zip(np.asarray(cloud.get_offsets()).T, moved, strict=True):
+        assert np.sort(drawn) * unit == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_plane_is_that_of_the_principal_components(result, paths):
@@ -279,14 +341,12 @@ def test_the_plane_is_that_of_the_principal_components(result, paths):
 def test_the_diagram_carries_the_runs_numbers(result, uniform, toy_teachers):
     iteration = one_iteration(result, toy_teachers, real_images=291)
     said = words(plots.iteration_diagram(iteration, title="One iteration"))
-    weights = f"{len(result.importance):,} weights"
-    for count in ("291 real images", "4 distilled images", f"teacher {iteration.teacher + 1} of 2",
-                  f"J = 2 steps, α = {result.alpha:.3g}", weights):  # fmt: skip
-        assert count in said
-    for name in ("loss", "unweighted_loss", "image_gradient", "importance_gradient"):
-        assert f"= {getattr(iteration, name):.3g}" in said
-    for name in ("start_distance", "end_distance"):
-        assert f"distance {getattr(iteration, name):.3g}" in said
+    names = ("loss", "unweighted_loss", "image_gradient", "importance_gradient")
+    numbers = [f"= {getattr(iteration, name):.3g}" for name in names]
+    numbers += [f"distance {getattr(iteration, name):.3g}" for name in ("start_distance", "end_distance")]
+    numbers += [f"teacher {iteration.teacher + 1} of 2", f"J = 2 steps, α = {result.alpha:.3g}"]
+    numbers += ["291 real images", "4 distilled images", f"{len(result.importance):,} weights"]
+    assert [number for number in numbers if number not in said] == []
     plain = words(plots.iteration_diagram(one_iteration(uniform, toy_teachers, real_images=291)))
     assert "for every" in plain
     assert "as it is learned" not in plain
@@ -297,8 +357,8 @@ def test_the_diagram_carries_the_runs_numbers(result, uniform, toy_teachers):
 
 def test_bars_stand_at_the_mean_accuracy(result, evaluations):
     ax = plots.accuracy_bars(evaluations).axes[0]
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([90.0, 50.0])
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["learned", "random real"]
+    assert heights(ax) == pytest.approx([90.0, 50.0])
+    assert texts(ax.get_xticklabels()) == ["learned", "random real"]
     assert ax.get_ylabel() == "test accuracy (%)"
     images, bars = plots.overview(result, evaluations).axes
     assert len(images.images) == 1
@@ -308,9 +368,8 @@ def test_bars_stand_at_the_mean_accuracy(result, evaluations):
 def test_groups_have_a_bar_for_each_value():
     rows = {"MTT": {"IPC 1": (40.0, 1.0), "IPC 10": (60.0, 2.0)}, "IADD": {"IPC 10": (65.0, 0.5)}, "DM": {}}
     ax = plots.accuracy_groups(rows, ylabel="test accuracy (%)").axes[0]
-    assert [bar.get_height() for bar in ax.patches] == [40.0, 60.0, 65.0]
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
-    assert centres == pytest.approx([-0.28, 0.72, 1.0])
+    assert heights(ax) == [40.0, 60.0, 65.0]
+    assert centres(ax) == pytest.approx([-0.28, 0.72, 1.0])
     assert labels(ax) == ["40.0", "60.0", "65.0"]
 
 
@@ -322,20 +381,14 @@ def test_confusion_is_in_per_cent_of_the_true_class(evaluations):
 
 # What engines cost.
 
-TITLES = {"full": "full unroll", "adjoint": "adjoint", "frozen": "frozen"}
 TIMES = {"full": 0.08, "adjoint": 0.04, "frozen": 0.02}  # seconds per step with ten images
+FIELDS = ("engine", "title", "images", "steps", "seconds", "peak_mb", "conv_gflops")
 
 
 def record(engine, images, steps):
-    return {
-        "engine": engine,
-        "title": TITLES[engine],
-        "images": images,
-        "steps": steps,
-        "seconds": TIMES[engine] * steps * images / 10,
-        "peak_mb": 100.0 + (images * steps if engine == "full" else images),
-        "conv_gflops": 2.0 / TIMES[engine],  # 2 GFLOP per step with ten images
-    }
+    title, seconds = engine.replace("full", "full unroll"), TIMES[engine] * steps * images / 10
+    memory, rate = 100.0 + images * (steps if engine == "full" else 1), 2.0 / TIMES[engine]
+    return dict(zip(FIELDS, (engine, title, images, steps, seconds, memory, rate), strict=True))
 
 
 @pytest.fixture
@@ -343,9 +396,8 @@ def measured():
     training = [("teacher epoch", "plain loop", 40.0), ("teacher epoch", "iadd-lab", 10.0),
                 ("evaluation", "plain loop", 4.0), ("evaluation", "iadd-lab", 3.0)]  # fmt: skip
     return {
-        "machine": {"processor": "some", "threads": 2, "torch": "2", "device": "cpu"},
         "matmul_gflops": 100.0,
-        "engines": [record(e, n, j) for e in TITLES for n in (1, 10) for j in (5, 20, 50)],
+        "engines": [record(e, n, j) for e in TIMES for n in (1, 10) for j in (5, 20, 50)],
         "training": [dict(zip(("task", "way", "seconds"), row, strict=True)) for row in training],
     }
 
@@ -355,7 +407,7 @@ def test_memory_is_a_bar_for_each_engine_and_number_of_steps(measured):
     few, _, many, _ = figure.axes
     assert figure.get_suptitle() == "some machine"
     assert [few.get_title(), many.get_title()] == ["1 image per step", "10 images per step"]
-    assert [bar.get_height() for bar in many.patches] == [150, 300, 600] + [110] * 6
+    assert heights(many) == [150, 300, 600] + [110] * 6
     assert labels(many) == ["150", "300", "600"] + ["110"] * 6
     assert many.get_ylabel() == "peak memory (MB)"
     assert few.get_ylim() == many.get_ylim()
@@ -368,44 +420,39 @@ def test_memory_is_a_bar_for_each_engine_and_number_of_steps(measured):
 def test_time_is_one_too_with_its_ratio_and_its_limit(measured):
     figure = plots.engine_costs(measured)
     ax = figure.axes[3]
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([80] * 3 + [40] * 3 + [20] * 3)
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
-    assert centres == pytest.approx([-0.28, 0.72, 1.72, 0, 1, 2, 0.28, 1.28, 2.28])
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["5", "20", "50"]
+    assert heights(ax) == pytest.approx([80] * 3 + [40] * 3 + [20] * 3)
+    assert centres(ax) == pytest.approx([-0.28, 0.72, 1.72, 0, 1, 2, 0.28, 1.28, 2.28])
+    assert texts(ax.get_xticklabels()) == ["5", "20", "50"]
     assert labels(ax) == [""] * 3 + ["×0.50"] * 3 + ["×0.25"] * 3
     limits = [path.vertices[:, 1] for lines in ax.collections for path in lines.get_paths()]
-    assert len(limits) == 9
     assert limits == [pytest.approx([20, 20])] * 9  # ms: 2 GFLOP at 100 GFLOP/s
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    names = texts(figure.legends[0].get_texts())
     assert names[:3] == ["full unroll", "adjoint", "frozen"]
     assert "100 GFLOP/s" in names[3]
     assert names[4] == "×: time relative to full unroll"
 
 
 def test_engines_look_alike_in_every_figure_and_what_was_left_out_is_not_compared(measured):
-    def look():
-        ax = plots.engine_costs(measured).axes[-1]
+    def look(*engines):
+        ax = plots.engine_costs({**measured, "engines": engines}).axes[-1]
         return {bars.get_label(): bars[0].get_facecolor() for bars in ax.containers}, labels(ax)
 
-    everything, _ = look()
-    measured["engines"] = [e for e in measured["engines"] if e["engine"] != "full" or e["steps"] < 50]
-    _, ratios = look()
+    some = [each for each in measured["engines"] if each["engine"] != "full" or each["steps"] < 50]
+    colours, ratios = look(*some)
     assert ratios == [""] * 2 + (["×0.50"] * 2 + [""]) + (["×0.25"] * 2 + [""])
-    measured["engines"] = [record("frozen", 1, 5), record("adjoint", 1, 5)]
-    two, ratios = look()
+    two, ratios = look(record("frozen", 1, 5), record("adjoint", 1, 5))
     assert ratios == ["", ""]
-    assert two == {name: everything[name] for name in two}
-    assert len(set(everything.values())) == 3
+    assert two == {name: colours[name] for name in two}
+    assert len(set(colours.values())) == 3
 
 
 def test_training_is_a_bar_for_each_way(measured):
     (ax,) = plots.training_costs(measured).axes
     assert [bar.get_width() for bar in ax.patches] == [1.0, 1.0, 0.25, 0.75]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["teacher epoch", "evaluation"]
+    assert texts(ax.get_yticklabels()) == ["teacher epoch", "evaluation"]
     assert ax.get_xlabel() == "time of an epoch, relative to the plain loop"
     assert labels(ax) == ["40 s", "4.0 s", "10 s, ×0.25", "3.0 s, ×0.75"]
-    places = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
-    assert places == pytest.approx([-0.21, 0.79, 0.21, 1.21])
+    assert [bar.get_center()[1] for bar in ax.patches] == pytest.approx([-0.21, 0.79, 0.21, 1.21])
 
 
 # Refusing, showing and saving.
@@ -444,45 +491,34 @@ def test_what_can_not_be_drawn_is_refused_in_one_sentence(result, uniform, paths
             make(*arguments)
 
 
-class Shown:
-    """Stands for a notebook's output: what was drawn in it, at what time of its own clock."""
+@pytest.fixture
+def moments(monkeypatch, result):
+    """When `live` draws, on a clock of its own, during iterations that take so many seconds each."""
+    drawn, clock = [], SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("iadd_lab.plots.curves.time", clock)
+    monkeypatch.setattr(plots.LivePlot, "draw", lambda *_: drawn.append(clock.now))
 
-    def __init__(self, monkeypatch):
-        self.now, self.calls = 100.0, []
-        monkeypatch.setattr("IPython.core.display_functions.display", self.display)
-        monkeypatch.setattr("iadd_lab.plots.curves.time", SimpleNamespace(monotonic=lambda: self.now))
-
-    def display(self, figure, *, display_id, update=False):
-        self.calls.append((display_id, update, self.now, figure))
-
-    def run(self, live, history, *, seconds, iterations):
-        """Call `live` after each of so many iterations, which take so many seconds; returns when it drew."""
+    def run(live, *, seconds, iterations):
+        drawn.clear()
         for iteration in range(1, iterations + 1):
-            self.now += seconds
-            live(iteration, history)
-        return [now for *_, now, _ in self.calls]
+            clock.now += seconds
+            live(iteration, result.history)
+        return list(drawn)
+
+    return run
 
 
-def test_live_plot_redraws_one_output_every_few_seconds(result, toy_teachers, monkeypatch):
-    shown = Shown(monkeypatch)
+def test_live_plot_redraws_every_few_seconds_ever_more_seldom_and_so_often_at_most(moments, toy_teachers):
     live = plots.LivePlot(toy_teachers.preprocess, seconds=2.0, iterations=8)
     live(0, History())  # a divergence at once: there is nothing to show
-    times = shown.run(live, result.history, seconds=0.75, iterations=8)
-    outputs, updates, _, figures = zip(*shown.calls, strict=True)
-    assert len(set(outputs)) == 1
-    assert updates == (False, True, True, True)
-    assert times == [100.75, 103.0, 105.25, 106.0]  # the last one is not waited for
-    assert all(isinstance(figure, Figure) for figure in figures)
-
-
-def test_live_plot_draws_so_often_at_most_and_ever_more_seldom(result, toy_teachers, monkeypatch):
-    monkeypatch.setattr(plots.LivePlot, "draw", lambda *_: Figure())
+    # The last one is not waited for.
+    assert moments(live, seconds=0.75, iterations=8) == [100.75, 103.0, 105.25, 106.0]
     live = plots.LivePlot(toy_teachers.preprocess, seconds=0.5, most=5, iterations=60)
-    shown = Shown(monkeypatch)
-    assert len(shown.run(live, result.history, seconds=1.0, iterations=59)) == live.drawn == 5
-    assert len(shown.run(live, result.history, seconds=1.0, iterations=60)) == 6  # once in the end
+    assert len(moments(live, seconds=1.0, iterations=59)) == live.drawn == 5
+    assert len(moments(live, seconds=1.0, iterations=60)) == 1  # once in the end
     live = plots.LivePlot(toy_teachers.preprocess, seconds=10.0, most=40)
-    gaps = np.diff(Shown(monkeypatch).run(live, result.history, seconds=1.0, iterations=600))
+    gaps = np.diff(moments(live, seconds=1.0, iterations=600))
     assert (gaps[:19] == 10).all()  # then half of its drawings are used
     assert (np.diff(gaps[19:]) >= 0).all()
     assert gaps[-1] > 20
@@ -513,12 +549,20 @@ print(live.drawn)
 
 def test_saving_writes_both_formats_or_nothing(tmp_path, evaluations):
     figure = plots.accuracy_bars(evaluations)
-    assert plots.save_figure(figure, tmp_path / "new", "bars") is figure
+    for folder in (tmp_path / "new", ""):
+        assert plots.save_figure(figure, folder, "bars") is figure
     assert (tmp_path / "new" / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "new" / "bars.pdf").read_bytes().startswith(b"%PDF")
-    assert plots.save_figure(figure, "", "bars") is figure
     assert {path.name for path in tmp_path.iterdir()} == {"new"}
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+
+
+def test_a_users_own_style_changes_nothing(evaluations):
+    expected = plots.accuracy_bars(evaluations)._repr_png_()
+    own = {"text.usetex": True, "font.family": ["serif"], "font.size": 30, "savefig.bbox": "tight",
+           "savefig.transparent": True, "axes.formatter.use_locale": True, "lines.linewidth": 9}  # fmt: skip
+    with matplotlib.rc_context(own):
+        assert plots.accuracy_bars(evaluations)._repr_png_() == expected
 
 
 def test_files_are_small_and_the_same_every_time(tmp_path, result, paths, toy_teachers, curve, measured):
@@ -537,6 +581,6 @@ def test_files_are_small_and_the_same_every_time(tmp_path, result, paths, toy_te
         for folder in ("once", "again"):
             plots.save_figure(make(), tmp_path / folder, name)
         for suffix in ("png", "pdf"):
-            once, again = (tmp_path / folder / f"{name}.{suffix}" for folder in ("once", "again"))
-            assert once.read_bytes() == again.read_bytes()
-            assert suffix == "png" or once.stat().st_size < 200_000
+            once, again = (path.read_bytes() for path in tmp_path.glob(f"*/{name}.{suffix}"))
+            assert once == again
+            assert suffix == "png" or len(once) < 200_000

@@ -1,6 +1,7 @@
 """Profiles and pages: what a notebook works with, from a table of settings and what the reader changed."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from operator import attrgetter
@@ -153,6 +154,9 @@ def test_data_and_ipc_choose_rows(mine, page, chosen, expected):
         ({"published_data": None, "unheard_of": None}, "unheard_of is None"),
         ({"name": "your_data", "change": {"alpha": 1}}, "goes by its data"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"change": {"alpha": math.nan}}, "alpha is nan"),
+        ({"name": "your_data", "width": "nan"}, "width is 'nan'; it must be a finite number, as 32 is"),
+        ({"name": "your_data", "evaluation_networks": True}, "evaluation_networks is True; it must be"),
     ],
 )
 def test_what_is_impossible_is_refused_in_one_sentence(tmp_path, given, said):
@@ -170,6 +174,8 @@ def test_what_is_impossible_is_refused_in_one_sentence(tmp_path, given, said):
         ("ipc: 10, ", "", "row large of mine.yaml needs data_name and ipc"),
         ("[0.03, 0.04]", "[0.03]", "alpha has 1 values for 2 settings"),
         ("every: {width", "every: {{width", "can't be read as YAML"),
+        ("[0.03, 0.04]", "[0.03, .nan]", "alpha is '.nan'; it must be a finite number"),
+        ("threads: 1", "threads: yes", "threads is True"),
     ],
 )
 def test_a_mistake_in_a_profile_is_found(mine, old, new, said):
@@ -179,10 +185,16 @@ def test_a_mistake_in_a_profile_is_found(mine, old, new, said):
 
 
 def test_text_is_read_as_it_is_meant():
-    texts = ["1e-5", "010", "null", "2024-01-01", "[1, x]", "{a: 1e3}", "", "mtt"]
-    meant = [1e-5, 10, None, "2024-01-01", [1, "x"], {"a": 1e3}, "", "mtt"]
+    texts = ["1e-5", "010", "null", "2024-01-01", "[1, x]", "{a: 1e3}", "", "mtt", "[-2, 0, .5, 1.e2, true]"]
+    meant = [1e-5, 10, None, "2024-01-01", [1, "x"], {"a": 1e3}, "", "mtt", [-2, 0, 0.5, 100.0, True]]
     assert [read_value(text) for text in texts] == meant
-    for text in ("[1", "{1: 2}", "!!set {a}"):
+    for word in ("nan", "-inf", ".nan", "1:30", "0x10"):  # no number in any list or mapping either
+        assert [read_value(text) for text in (word, f"[{word}]", f"{{a: {word}}}")] == [
+            word,
+            [word],
+            {"a": word},
+        ]
+    for text in ("[1", "{1: 2}", "!!set {a}", "1e999", "[!!float .nan]"):
         assert_refused("can't be read", read_value, text)
 
 

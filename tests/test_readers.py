@@ -18,8 +18,7 @@ def test_digits_are_the_known_set():
     data = load("digits")
     assert data.classes == tuple("0123456789")
     assert (data.name, data.channels, data.size) == ("digits", 1, 8)
-    assert sum(map(len, three(data))) == 1797
-    assert len(data.test) == round(1797 / 4)
+    assert (sum(map(len, three(data))), len(data.test)) == (1797, round(1797 / 4))
     assert set(data.train.images.unique().tolist()) == {round(value * 255 / 16) for value in range(17)}
 
 
@@ -28,8 +27,7 @@ def test_idx_files(tmp_path, name, folder):
     raw = make_idx(tmp_path, folder)
     data = load(name, tmp_path)
     assert data.classes == tuple(getattr(torchvision.datasets, folder).classes)
-    assert data.train.images.shape == (20, 1, 28, 28)
-    assert counts(data.validation) == [1] * 10
+    assert (data.train.images.shape, counts(data.validation)) == ((20, 1, 28, 28), [1] * 10)
     assert np.array_equal(data.test.images[:, 0].numpy(), noise((20, 28, 28), seed=2))
     assert data.test.labels.tolist() == np.repeat(np.arange(10), 2).tolist()
     assert locate(name, root=tmp_path) == raw
@@ -107,12 +105,10 @@ def test_a_tampered_pickle_is_refused_unopened(tmp_path, monkeypatch, victim):
 def test_cifar10_tree_and_its_remark(tmp_path, monkeypatch):
     classes = [f"c{label}" for label in range(10)]
     for part, count in (("train", 3), ("test", 1)):
-        make_tree(tmp_path / "cifar10" / part, classes, count=count, shape=(32, 32, 3))
+        make_tree(tmp_path / "cifar10" / part, classes, count=count, shape=(32, 32, 3), seed=count)
     data = load("cifar10", tmp_path)
-    assert data.remark == ""
-    assert data.classes == tuple(classes)
-    assert counts(data.train) == [2] * 10
-    assert np.array_equal(data.test.images[1].numpy().transpose(1, 2, 0), noise((32, 32, 3), seed=1000))
+    assert (data.remark, data.classes, counts(data.train)) == ("", tuple(classes), [2] * 10)
+    assert np.array_equal(data.test.images[1].numpy().transpose(1, 2, 0), noise((32, 32, 3), seed=1001))
     save(tmp_path / "cifar10/test/c0/more.JPG", noise((32, 32, 3)), format="JPEG")
     assert "lossy JPEGs" in load("cifar10", tmp_path).remark
     folder = make_cifar(tmp_path, monkeypatch, torchvision.datasets.CIFAR10)
@@ -122,19 +118,18 @@ def test_cifar10_tree_and_its_remark(tmp_path, monkeypatch):
 
 def make_tiny(root: Path):
     folder = root / "tiny-imagenet-200"
-    identifiers = ["n02", "n01"]
-    for label, identifier in enumerate(identifiers):
-        for index in range(4):
-            shape = (64, 64) if index == 0 else (64, 64, 3)  # some of the official ones are grey
-            name = f"{identifier}_{index}.JPEG"
-            save(folder / "train" / identifier / "images" / name, noise(shape, seed=10 * label + index))
-        (folder / "train" / identifier / f"{identifier}_boxes.txt").write_text("n02_0.JPEG\t0\t0\t1\t1\n")
+    pictures = {"classes": ("images",), "count": 4, "shape": (64, 64, 3), "suffix": ".JPEG"}
+    for label, identifier in enumerate(["n02", "n01"]):
+        make_tree(folder / "train" / identifier, **pictures, seed=100 * label)
+        grey = noise((64, 64), seed=label)  # as some of the official ones are
+        save(folder / "train" / identifier / "images" / "000.JPEG", grey)
+        (folder / "train" / identifier / f"{identifier}_boxes.txt").write_text("001.JPEG\t0\t0\t1\t1\n")
     make_tree(folder / "train", ("n03",), count=1)  # there, but not listed
-    lines = []
-    for index, identifier in enumerate(["n01", "n02", "n03", "n01"]):
-        save(folder / "val" / "images" / f"val_{index}.JPEG", noise((64, 64, 3), seed=50 + index))
-        lines.append(f"val_{index}.JPEG\t{identifier}\t0\t0\t62\t62\n")
-    (folder / "wnids.txt").write_text("".join(f"{identifier}\n" for identifier in identifiers))
+    make_tree(folder / "val", **pictures, seed=200)
+    lines = [
+        f"00{index}.JPEG\t{name}\t0\t0\t62\t62\n" for index, name in enumerate(("n01", "n02", "n03", "n01"))
+    ]
+    (folder / "wnids.txt").write_text("n02\nn01\n")
     (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tnail\nn09\tother\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     return folder
@@ -143,10 +138,8 @@ def make_tiny(root: Path):
 def test_tiny_imagenet(tmp_path, monkeypatch):
     folder = make_tiny(tmp_path)
     data = load("tiny_imagenet", tmp_path)
-    assert data.classes == ("nail", "goldfish")
-    assert (data.channels, data.size) == (3, 64)
-    assert data.test.labels.tolist() == [1, 0, 1]
-    assert counts(data.train) == [3, 3]
+    assert (data.classes, data.channels, data.size) == (("nail", "goldfish"), 3, 64)
+    assert (data.test.labels.tolist(), counts(data.train)) == ([1, 0, 1], [3, 3])
     assert data.remark == "Tiny ImageNet with 2 of its 200 classes"
     (folder / "words.txt").unlink()
     assert load("tiny_imagenet", tmp_path).classes == ("n02", "n01")
@@ -157,18 +150,14 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("val/val_annotations.txt", "../../wnids.txt\tn01\n", "plain name"),
-        ("val/val_annotations.txt", "/etc/image.png\tn01\n", "plain name"),
-        ("val/val_annotations.txt", "..\\image.png\tn01\n", "plain name"),
         ("val/val_annotations.txt", "absent.JPEG\tn01\n", "absent.JPEG is missing, though line 1"),
-        ("val/val_annotations.txt", "val_0.JPEG n01\n", "line 1 .* names no class"),
-        ("val/val_annotations.txt", 2 * "val_0.JPEG\tn01\n", "line 2 .* names val_0.JPEG a second time"),
+        ("val/val_annotations.txt", "000.JPEG n01\n", "line 1 .* names no class"),
+        ("val/val_annotations.txt", 2 * "000.JPEG\tn01\n", "line 2 .* names 000.JPEG a second time"),
         ("wnids.txt", "", "empty"),
         ("wnids.txt", "n01\nn01\n", "twice"),
-        ("wnids.txt", "n01\n../n02\n", "plain name"),
         ("wnids.txt", "n01\nn77\n", "n77 is missing"),
         ("wnids.txt", None, r"can't be read .*wnids\.txt"),
-    ],
+    ],  # names that lead elsewhere are in test_corruption
 )
 def test_tiny_imagenets_lists_are_checked(tmp_path, file, text, message):
     path = make_tiny(tmp_path) / file
@@ -187,8 +176,7 @@ def test_covid19_flat_and_kaggle_layouts_agree(tmp_path):
     (kaggle / "README.md.txt").write_text("about")
     first, second = (load("covid19", tmp_path / root) for root in ("one", "two"))
     assert first.fingerprint == second.fingerprint
-    assert (first.channels, first.size) == (1, 112)
-    assert counts(first.test) == [2, 2]
+    assert (first.channels, first.size, counts(first.test)) == (1, 112, [2, 2])
     other = load("covid19", tmp_path / "one", seed=5)
     assert torch.equal(first.test.images, other.test.images)
 
@@ -202,28 +190,21 @@ def test_image_folder_both_ways(tmp_path):
         make_tree(tmp_path / "parts" / part, count=4 if part == "train" else 2)
     data = load("image_folder", tmp_path / "parts")
     assert [len(split) for split in three(data)] == [6, 2, 4]
-    (tmp_path / "parts" / "test").rename(tmp_path / "parts" / "val")
-    assert_refused("only one of train and test", load, "image_folder", tmp_path / "parts")
 
 
-def test_links_and_nested_folders_are_read_and_what_is_not_an_image_is_ignored(tmp_path):
+def test_linked_files_and_classes_and_nested_folders_are_read(tmp_path):
     plain = make_tree(tmp_path / "plain")
     root = tmp_path / "mine"
     (root / "cat" / "deeper").mkdir(parents=True)
     for path in (plain / "cat").iterdir():
         (root / "cat" / "deeper" / path.name).symlink_to(path)
     (root / "dog").symlink_to(plain / "dog")
-    (root / "cat" / "loop").symlink_to(root / "cat")
-    (root / "cat" / ".000.png").write_text("hidden")
-    (root / "cat" / "notes.txt").write_text("text")
-    (root / "__MACOSX").mkdir()
-    (root / ".git").mkdir()
     assert load("image_folder", root).fingerprint == load("image_folder", plain).fingerprint
 
 
 def test_class_folders_must_agree_and_have_images(tmp_path):
     make_tree(tmp_path / "cifar10" / "train")
-    assert_refused("test is missing", load, "cifar10", tmp_path)
+    assert_refused("cifar10 needs a folder train and a folder test", load, "cifar10", tmp_path)
     make_tree(tmp_path / "cifar10" / "test", ("cat", "fox"))
     assert_refused(r"only one of train and test \(dog, fox\)", load, "cifar10", tmp_path)
     root = make_tree(tmp_path / "mine")

@@ -10,11 +10,11 @@ from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.distillation.segments import draw_place, draw_segment
 from iadd_lab.distillation.unroll import StudentLoss, Variables, full, walk
-from iadd_lab.errors import InputError
 from iadd_lab.seeds import generator
 from iadd_lab.study.replay import ReplayedSegment, hardness, one_iteration, replay
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
+from tests.samples import assert_refused
 
 CONFIG = DistillConfig(
     ipc=2,
@@ -78,8 +78,7 @@ def test_segments_differ_and_follow_the_seed(learned, toy_teachers, replayed):
     ends = torch.stack([each.end for each in longer])
     assert len(ends.unique(dim=0)) == 6
     assert not torch.equal(replay(learned, toy_teachers, segments=1, seed=1)[0].end, ends[0])
-    with pytest.raises(InputError, match="segments is 0"):
-        replay(learned, toy_teachers, segments=0)
+    assert_refused("segments is 0", replay, learned, toy_teachers, segments=0)
 
 
 def test_two_results_are_replayed_on_the_same_segments(learned, uniform, toy_teachers, replayed):
@@ -93,15 +92,12 @@ def test_two_results_are_replayed_on_the_same_segments(learned, uniform, toy_tea
         assert torch.equal(each.student, same.student)
 
 
-def root_mean_square(vectors):
-    """In float64: (P,)."""
-    return torch.stack(list(vectors)).double().pow(2).mean(0).pow(0.5)
-
-
 def test_hardness_is_the_root_mean_square_of_the_difference(replayed):
     """And relative hardness its share of the movement."""
-    difference = root_mean_square(e.student[-1] - e.trajectory[e.start_epoch + 2] for e in replayed)
-    moved = root_mean_square(e.trajectory[e.start_epoch + 2] - e.trajectory[e.start_epoch] for e in replayed)
+    pairs = [(e.student[-1], e.trajectory[e.start_epoch]) for e in replayed]
+    aims = torch.stack([e.trajectory[e.start_epoch + 2] for e in replayed]).double()
+    ends, starts = (torch.stack(each).double() for each in zip(*pairs, strict=True))
+    difference, moved = ((aims - each).pow(2).mean(0).pow(0.5) for each in (ends, starts))
     assert torch.allclose(hardness(replayed).double(), difference, rtol=1e-5, atol=1e-9)
     moving, found = moved > 1e-6 * moved.max(), hardness(replayed, relative=True).double()
     assert torch.isfinite(found).all()
@@ -120,31 +116,23 @@ def test_what_the_teacher_does_not_move_is_not_hard():
     assert hardness([still], relative=True).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_without_weights_the_loss_is_a_ratio_of_distances(uniform, toy_teachers, seed):
-    iteration = one_iteration(uniform, toy_teachers, real_images=10, seed=seed)
-    (each,) = replay(uniform, toy_teachers, segments=1, seed=seed)
-    end, start = (vector.double().norm().item() for vector in (each.difference, each.movement))
-    losses = (iteration.loss, iteration.unweighted_loss)
-    assert losses == pytest.approx(((end / start) ** 2,) * 2, rel=1e-5)
-    assert (iteration.end_distance, iteration.start_distance) == pytest.approx((end, start), rel=1e-5)
-    place = (iteration.teacher, iteration.start_epoch, iteration.target_epoch)
-    assert place == (each.teacher, each.start_epoch, each.target_epoch)
-    assert iteration.importance_gradient == 0
-
-
-@pytest.mark.parametrize("matching", [Learned(rate=0.3), Pruned(fraction=0.2)])
-def test_with_weights_the_loss_is_the_matchings(learned, toy_teachers, matching):
+@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("matching", [Uniform(), Learned(rate=0.3), Pruned(fraction=0.2)])
+def test_an_iterations_numbers_are_those_of_its_segment_and_matching(learned, toy_teachers, matching, seed):
     result = replace(learned, config=replace(CONFIG, matching=matching))
-    iteration = one_iteration(result, toy_teachers, real_images=10, seed=2)
-    _, _, segment, variables = drawn(result, toy_teachers, 2, 0)
+    iteration = one_iteration(result, toy_teachers, real_images=10, seed=seed)
+    teacher, epoch, segment, variables = drawn(result, toy_teachers, seed, 0)
+    place = (iteration.teacher, iteration.start_epoch, iteration.target_epoch)
+    assert place == (teacher, epoch, epoch + 2)
     loss = StudentLoss(toy_teachers.network(0))
     end = walk(loss, segment, variables)[-1]
+    left, moved = ((vector - segment.target).double().norm().item() for vector in (end, segment.start))
+    distances = (iteration.end_distance, iteration.start_distance, iteration.unweighted_loss)
+    assert distances == pytest.approx((left, moved, (left / moved) ** 2), rel=1e-5)
     places = {"start": segment.start, "target": segment.target, "layout": toy_teachers.layout}
     assert iteration.loss == pytest.approx(matching.loss(end, result.raw, **places).item(), rel=1e-6)
-    plain = (end - segment.target).square().sum() / (segment.start - segment.target).square().sum()
-    assert iteration.unweighted_loss == pytest.approx(plain.item(), rel=1e-5)
-    assert abs(iteration.loss - iteration.unweighted_loss) > 1e-3 * iteration.loss
+    weighted = abs(iteration.loss - iteration.unweighted_loss) > 1e-3 * iteration.loss
+    assert weighted == (not isinstance(matching, Uniform))
     # One graph over all steps has the same gradients as the adjoint engine of the configuration.
     gradients = full(loss, segment, variables, lambda end, raw: matching.loss(end, raw, **places))
     assert iteration.image_gradient == pytest.approx(gradients.images.norm().item(), rel=1e-3)
@@ -170,9 +158,8 @@ def test_an_iteration_describes_its_run(learned, toy_teachers):
 @pytest.mark.parametrize("look", [replay, lambda r, t: one_iteration(r, t, real_images=10)])
 def test_other_teachers_are_refused(learned, toy_teachers, look):
     fewer = open_teachers(toy_teachers.folder, count=1)
-    sentence = f"have fingerprint {fewer.fingerprint}, but .* distilled from {toy_teachers.fingerprint}"
-    with pytest.raises(InputError, match=sentence):
-        look(learned, fewer)
+    sentence = f"of fingerprint {fewer.fingerprint}, but .* distilled from {toy_teachers.fingerprint}"
+    assert_refused(sentence, look, learned, fewer)
 
 
 def test_looking_changes_nothing(learned, toy_teachers, tmp_path):

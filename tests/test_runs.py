@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from iadd_lab.cli import _bytes
+from iadd_lab.store import locks
 from iadd_lab.store.artefacts import atomic_path, save_artefact
 from iadd_lab.store.locks import is_held, lock_of, locked, try_lock
 from iadd_lab.store.runs import Criteria, is_temporary, prune, stored
@@ -87,14 +88,6 @@ def test_every_run_says_what_it_is(root):
     assert sum(each.size for each in found) == sum((root / name).stat().st_size for name in names(root))
 
 
-def test_a_checkpoint_alone_is_unfinished(root):
-    checkpoint(root / "half")
-    found = next(each for each in stored(root) if each.name == "half")
-    assert (found.state, found.about) == ("unfinished", "only a checkpoint, after 7 iterations")
-    assert gone(root, unfinished=True) == {"half/checkpoint.safetensors"}
-    assert not (root / "half").exists()
-
-
 def test_teachers_and_evaluations_underway_leave_the_finished_ones(root):
     teachers = the(root, "teachers-*")
     save_artefact(teachers / "checkpoint_002.safetensors", kind="checkpoint", tensors={}, metadata={})
@@ -112,11 +105,13 @@ def test_what_an_interrupted_write_leaves_goes_after_an_hour(root):
     with atomic_path(folder / "distilled.safetensors") as temporary:
         shutil.copy(folder / "distilled.safetensors", temporary)
         old, new = folder / temporary.name, root / "evaluations" / temporary.name
-    for path in (old, new):  # as SIGKILL leaves it
+    inner = folder / ".tmpQf6aZ9"  # of safetensors
+    for path in (old, new, inner):  # as SIGKILL leaves it
         path.write_bytes(b"half")
-    make_old(old, 0.05)
-    assert is_temporary(old)
-    assert gone(root, unfinished=True) == {str(old.relative_to(root))}
+    for path in (old, inner):
+        make_old(path, 0.05)
+        assert is_temporary(path)
+    assert gone(root, unfinished=True) == {str(path.relative_to(root)) for path in (old, inner)}
     assert new.exists()
     for name in ("distilled.png", ".lock", ".ab.lock", ".git", "x.12345678", ".a.b_345678.png"):
         assert not is_temporary(Path(name))
@@ -169,9 +164,29 @@ def test_what_is_not_ours_stays(root):
     (root / "mine" / "thesis.pdf").write_text("mine")
     extra = the(root, "digits-ipc1-dm-*") / "thesis.pdf"
     extra.write_text("mine")
+    (extra.parent / "notes").mkdir()
     kept = {each.path: kept for each, kept in prune(root, Criteria(name="*"), delete=True)}
     assert names(root) == {"notes.txt", "mine/thesis.pdf", str(extra.relative_to(root))}
-    assert kept[extra.parent] == "all but thesis.pdf, which iadd-lab did not write"
+    assert kept[extra.parent] == "all but notes, thesis.pdf, which iadd-lab did not write"
+
+
+FOREIGN = ["poetry.lock", ".lock", "model.checkpoint", "checkpoint_5.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "empty", "empty/inside"])
+def test_what_is_unfinished_but_not_ours_stays(tmp_path, name):
+    mine, run = tmp_path / "mine", tmp_path / f"digits-ipc1-dm-{'0' * 16}"
+    for folder in (mine, tmp_path / "killed", run):
+        folder.mkdir()
+    (tmp_path / "killed" / ".lock").touch()
+    if "." in name:
+        (mine / "thesis.pdf").write_text("mine")
+        (mine / name).touch()
+    else:
+        (mine / name).mkdir(parents=True)
+    prune(tmp_path, Criteria(unfinished=True), delete=True)
+    assert (mine / name).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_another_version_is_not_damaged(root, monkeypatch):
@@ -223,18 +238,24 @@ def test_a_lock_nests_goes_and_is_known(tmp_path):
     assert not lock.parent.exists()
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
-def test_without_locks_one_line_says_so(tmp_path, monkeypatch, capsys, number):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_one_line_says_so_and_no_run_is_in_use(root, monkeypatch, capsys, number):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path / "run" / ".lock", "the run"):
-        pass
+    monkeypatch.setattr(locks, "_without", set())
+    for _ in range(2):
+        with locked(root / "new" / ".lock", "the run"):
+            assert not is_held(root / "new" / ".lock")
+    assert not (root / "new").exists()
+    (the(root, "digits-ipc1-dm-*") / ".lock").touch()  # as an earlier version left it
+    assert not any(each.busy for each in stored(root))
+    assert len(gone(root, unfinished=True)) == 1
+    assert gone(root, name="*") > {"reproduce/quick/table1.json"}
     said = capsys.readouterr().err
+    assert said.startswith(f"{root / 'new'} can't be locked ({os.strerror(number)}): let no other process")
     assert said.count("\n") == 1
-    assert f"{tmp_path / 'run'} can't be locked" in said
-    assert said.endswith("let no other process compute the run meanwhile\n")
 
 
 def test_the_commands_list_show_and_delete(root):

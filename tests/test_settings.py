@@ -6,7 +6,7 @@ import pytest
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
-from iadd_lab.study.methods import METHODS, matching_methods
+from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 from tests.samples import assert_refused
 
@@ -41,7 +41,7 @@ def test_bad_values_are_named(field, value, sentence):
 
 def test_every_method_of_the_family_follows_from_a_setting():
     setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
-    kinds = {name: METHODS[name].matching(setting) for name in matching_methods()}
+    kinds = {name: method.matching(setting) for name, method in METHODS.items() if method.matching}
     assert (kinds.pop("mtt"), kinds.pop("ddpp")) == (Uniform(), Pruned(fraction=0.3))
     learned = {"": {}, "_literal": {"normalised": False}, "_tensor": {"granularity": "tensor"}}
     learned |= {"_frozen": {"learn_until": 5}, "_late": {"learn_from": 5}, "_slow": {"rate": 0.05}}
@@ -74,6 +74,7 @@ def test_every_field_reaches_a_configuration():
 
 
 def _configurations(setting):
-    made = [setting.distillation(METHODS[name].matching(setting)) for name in matching_methods()]
+    matchings = [method.matching(setting) for method in METHODS.values() if method.matching]
+    made = [setting.distillation(matching) for matching in matchings]
     made += [setting.gradient_matching(AugmentConfig()), setting.distribution_matching()]
     return [*made, setting.data(), setting.teachers(), setting.evaluation()]

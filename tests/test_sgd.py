@@ -34,8 +34,8 @@ def trained(*, seed=0, count=10, width=4, **options):
     """The network after training, and the losses."""
     options = {"epochs": 3, "batch": 4, "rate": 0.05, "augment": PLAIN} | options
     network = toy_network(width=width)
-    losses = train(network, *toy_set(count), generator=torch.Generator().manual_seed(seed), **options)
-    return network, losses
+    options |= {"rates": [options.pop("rate")], "generators": [torch.Generator().manual_seed(seed)]}
+    return network, train(network, *toy_set(count), **options)
 
 
 def by_hand(*, epochs, batch, rates, augment, momentum=0.0, weight_decay=0.0):
@@ -79,6 +79,20 @@ def test_training_equals_a_loop_by_hand(options):
     )
     assert distance(found, expected) < 1e-6
     assert losses == pytest.approx(expected_losses, rel=1e-5)
+
+
+def test_towards_probabilities_the_loss_is_soft_cross_entropy():
+    """As TESLA and DATM have it: −Σ p log softmax(z), the mean over images."""
+    images, labels = toy_set()
+    targets = (functional.one_hot(labels, CLASSES) * 2.0 + images[:, 0, 0, :CLASSES]).softmax(1)
+    network, by_hand = toy_network(), toy_network()
+    options = {"rates": [0.05], "generators": [torch.Generator().manual_seed(0)], "batch": 10}
+    (loss,) = train(network, images, targets, epochs=1, augment=PLAIN, **options)
+    expected = -(targets * by_hand(images).log_softmax(1)).sum(1).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    slopes = torch.autograd.grad(expected, list(by_hand.parameters()))
+    torch._foreach_sub_([parameter.data for parameter in by_hand.parameters()], [0.05 * s for s in slopes])
+    assert distance(network, by_hand) < 1e-6
 
 
 @pytest.mark.parametrize("decay_at", [0, 1, 3, 4, None])
@@ -126,9 +140,9 @@ def test_the_network_is_up_to_date_after_every_epoch():
 def test_divergence_is_refused_and_says_what_to_lower(rate, pixel, message):
     images, labels = toy_set()
     images[3, 0, 0, 0] = pixel
-    options = {"epochs": 3, "batch": 4, "augment": PLAIN, "generator": torch.Generator().manual_seed(0)}
+    options = {"epochs": 3, "batch": 4, "augment": PLAIN, "generators": [torch.Generator().manual_seed(0)]}
     with pytest.raises(DivergenceError, match=message):
-        train(toy_network(), images, labels, rate=rate, **options)
+        train(toy_network(), images, labels, rates=[rate], **options)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 10, 1024])
@@ -163,8 +177,8 @@ def test_networks_side_by_side_end_as_each_alone():
     networks, losses = side_by_side(PLAIN_KERNELS)
     images, labels = toy_set()
     for number, (network, rate) in enumerate(zip(networks, RATES, strict=True)):
-        alone, generator = toy_network(seed=number), torch.Generator().manual_seed(number)
-        own = train(alone, images + number, labels, epochs=3, rate=rate, generator=generator, **OPTIONS)
+        alone, own = toy_network(seed=number), {"generators": [torch.Generator().manual_seed(number)]}
+        own = train(alone, images + number, labels, epochs=3, rates=[rate], **own, **OPTIONS)
         assert own == [epoch[number] for epoch in losses]
         assert distance(network, alone) == 0
 

@@ -72,6 +72,23 @@ def test_the_seed_alone_moves_validation_and_never_test():
     assert not torch.equal(first.validation.images, other.validation.images)
 
 
+def test_each_fold_tests_other_images_and_the_first_is_the_usual_one(tmp_path):
+    root = make_tree(tmp_path / "mine", ("a", "b", "c"), count=20)
+    for path in sorted((root / "c").iterdir())[10:]:
+        path.unlink()
+    folds = [load("image_folder", root, size=8, test_fold=fold) for fold in range(5)]
+    assert [counts(each.test) for each in folds] == [[4, 4, 2]] * 5
+    assert len({row for each in folds for row in rows(each.test)}) == 50
+    assert folds[0].fingerprint == load("image_folder", root, size=8).fingerprint
+    assert folds[0].folds == 5
+    refused = "test_fold of .* is 5; it must be a whole number of at least 0 and at most 4"
+    assert_refused(refused, load, "image_folder", root, size=8, test_fold=5)
+    for part in ("train", "test"):
+        make_tree(tmp_path / "own" / part)
+    assert load("image_folder", tmp_path / "own").folds == 1
+    assert_refused("at most 0", load, "image_folder", tmp_path / "own", test_fold=1)
+
+
 def test_train_limit_is_stratified_nested_and_only_of_train():
     full, hundred, ten = load("digits"), load("digits", train_limit=100), load("digits", train_limit=10)
     assert len(hundred.train) == 100

@@ -1,13 +1,17 @@
 """Artefacts come out whole or not at all; configurations are told by what they say."""
 
 import dataclasses
+import errno
 import json
+import os
 import struct
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.sets import DataConfig
@@ -15,16 +19,19 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned
 from iadd_lab.errors import InputError
 from iadd_lab.store import artefacts as store
+from iadd_lab.store import runs
 from iadd_lab.store.artefacts import (
     atomic_path,
     load_artefact,
     open_artefact,
+    read_checksum,
     read_metadata,
     save_artefact,
     save_text,
     tensor_fingerprint,
 )
 from iadd_lab.store.configs import describe, fingerprint, restore, run_folder
+from iadd_lab.store.locks import locked
 from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
 
@@ -37,6 +44,20 @@ TENSORS = {
 METADATA = {"x": 1, "y": [1, 2.5, None, "é"]}
 
 
+def test_a_file_says_what_it_was_computed_with_and_is_called_the_same_elsewhere(tmp_path, monkeypatch):
+    found, sums = [], []
+    for held in ("COMPATIBLE", "AVX2"):
+        monkeypatch.setenv("MKL_CBWR", held)
+        path = save_artefact(tmp_path / held, kind="thing", tensors=TENSORS, metadata=METADATA)
+        found.append(load_artefact(path, kind="thing"))
+        sums.append(read_checksum(path, kind="thing"))
+        assert found[-1].computed_with.endswith(f"MKL_CBWR={held}")
+        assert torch.backends.cpu.get_cpu_capability() in found[-1].computed_with
+        assert f"PyTorch {torch.__version__}" in found[-1].computed_with
+    assert sums[0] == sums[1]
+    assert found[0].metadata == found[1].metadata == METADATA
+
+
 # Configurations ------------------------------------------------------------------------------------------
 
 
@@ -45,10 +66,7 @@ def test_a_fingerprint_ignores_the_order_of_keys_and_keeps_that_of_parts():
     assert fingerprint(1, 2) != fingerprint(2, 1)
     assert fingerprint(1, 2) != fingerprint([1, 2])
     assert fingerprint((1, 2)) == fingerprint([1, 2])
-
-
-def test_fingerprints_stay_the_same_between_releases():
-    """Stored runs are found again by them."""
+    # The same in all releases: stored runs are found again by them.
     assert fingerprint("teachers", 3, 0.25, {"x": None}) == "9df5f41c42e2788f"
 
 
@@ -162,29 +180,45 @@ def test_an_interrupted_write_leaves_the_old_file_alone_or_nothing(error, tmp_pa
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_artefact_whole(tmp_path, monkeypatch):
+def test_what_can_not_be_written_leaves_the_old_artefact_whole(tmp_path, monkeypatch):
     path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={"run": 1})
+    with pytest.raises(TypeError):
+        save_artefact(path, kind="toy", tensors=TENSORS, metadata={"x": object()})
 
     def half(tensors, filename, metadata):
-        save_file(tensors, filename, metadata=metadata)
-        content = Path(filename).read_bytes()
-        Path(filename).write_bytes(content[: len(content) // 2])
-        raise OSError("No space left on device")
+        Path(filename).write_bytes(path.read_bytes()[:100])
+        raise SafetensorError("I/O error: (os error 28)")
 
     monkeypatch.setattr(store, "save_file", half)
-    with pytest.raises(OSError, match="No space left"):
+    told = r"a\.safetensors could not be written \(No space left on device\): make room on its disk, then run"
+    with pytest.raises(OSError, match=told):
         save_artefact(path, kind="toy", tensors=TENSORS, metadata={"run": 2})
     assert load_artefact(path, kind="toy").metadata == {"run": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_metadata_that_is_not_json_leaves_no_file_and_others_may_read_what_was_written(tmp_path):
-    path = tmp_path / "a.safetensors"
-    with pytest.raises(TypeError):
-        save_artefact(path, kind="toy", tensors=TENSORS, metadata={"x": object()})
-    assert list(tmp_path.iterdir()) == []
-    save_artefact(path, kind="toy", tensors=TENSORS, metadata={})
-    assert path.stat().st_mode & 0o777 == 0o644
+def test_files_get_the_mode_of_any_new_file_and_need_nothing_that_mounts_refuse(tmp_path, monkeypatch):
+    """Neither chmod nor, where there is none, fsync; a disk that fails to sync is an error all the same."""
+
+    def refuse(*_, number=errno.EOPNOTSUPP, **__):
+        raise OSError(number, os.strerror(number))
+
+    for mask in (0o077, 0o002, 0o027):
+        before = os.umask(mask)
+        try:
+            path = save_artefact(tmp_path / f"{mask}", kind="toy", tensors=TENSORS, metadata={})
+            with locked(tmp_path / ".lock", "x"):
+                made = (path, tmp_path / ".lock")
+                assert {each.stat().st_mode & 0o777 for each in made} == {0o666 & ~mask}
+        finally:
+            os.umask(before)
+    for name in ("chmod", "fchmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata=METADATA)
+    assert load_artefact(path, kind="toy").metadata == METADATA
+    monkeypatch.setattr(os, "fsync", partial(refuse, number=errno.EIO))
+    with pytest.raises(OSError, match=r"could not be written \(Input/output error\)"):
+        save_text(path, "new")
 
 
 # Damaged and foreign files -------------------------------------------------------------------------------
@@ -214,8 +248,10 @@ def test_every_bit_and_every_length_counts(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert_refused(path, match="not a whole safetensors file")
-    path.write_bytes(whole + b"\0")
-    assert_refused(path, match="not a whole safetensors file")
+    others = (b"\0" * 8, b"not a safetensors file at all", b"PK\x03\x04" + b"\xff" * 99)
+    for content in (whole + b"\0", *others):
+        path.write_bytes(content)
+        assert_refused(path, match="not a whole safetensors file")
     for place in range(len(whole)):
         for bit in range(8):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
@@ -229,14 +265,6 @@ def test_every_bit_and_every_length_counts(tmp_path):
         assert whole.count(old) == 1
         path.write_bytes(whole.replace(old, new))
         assert_refused(path, match=sentence)
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"\0" * 8, b"not a safetensors file at all", b"PK\x03\x04" + b"\xff" * 99]
-)
-def test_a_file_of_another_format_is_refused(text, tmp_path):
-    (tmp_path / "a").write_bytes(text)
-    assert_refused(tmp_path / "a", match="not a whole safetensors file")
 
 
 FORMAT = store.FORMAT_VERSION
@@ -261,12 +289,11 @@ def test_a_safetensors_file_of_others_is_refused(header, tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path):
-    content = json.dumps({"format": FORMAT + 1, "kind": "toy", "metadata": {}})
-    header = json.dumps({"content": content, "sha256": "0"})
-    path = tmp_path / "a.safetensors"
-    save_file(TENSORS, path, metadata={"iadd_lab": header})
+    content = json.dumps({"format": FORMAT + 1})
+    header = json.dumps({"content": content})
+    write_safetensors(tmp_path / "a", {"__metadata__": {"iadd_lab": header}})
     told = f"has format version {FORMAT + 1}, but this iadd-lab reads version {FORMAT}: make"
-    assert_refused(path, match=told)
+    assert_refused(tmp_path / "a", match=told)
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "C64", "F99"])
@@ -282,13 +309,18 @@ def test_tensors_of_types_that_we_never_write_are_refused(tmp_path, dtype):
 
 
 def test_what_is_no_file_of_the_kind_or_cannot_be_read_is_refused(tmp_path, monkeypatch):
-    path = save_artefact(tmp_path / "a.safetensors", kind="toy", tensors=TENSORS, metadata={})
+    path = save_artefact(tmp_path / "run" / "distilled.safetensors", kind="toy", tensors={}, metadata={})
     assert_refused(path, kind="trajectory", match="toy.* but .*trajectory.* was expected")
     for missing in (tmp_path / "b.safetensors", path / "b", tmp_path):
         assert_refused(missing, match="is not there")
 
-    def unreadable(*args, **options):
-        raise PermissionError("Permission denied")
-
-    monkeypatch.setattr(store, "safe_open", unreadable)
-    assert_refused(path, match="Permission denied")
+    raised = {
+        PermissionError(errno.EACCES, "Permission denied"): r"can't be read \(Permission denied\): see to it",
+        SafetensorError(
+            "I/O error: (os error 24)"
+        ): r"can't be read \(Too many open files\): raise the limit",
+    }
+    for error, told in raised.items():
+        monkeypatch.setattr(store, "safe_open", Mock(side_effect=error))
+        assert_refused(path, match=told)
+        assert runs.stored(tmp_path)[0].state == "foreign"  # which nobody deletes

@@ -61,9 +61,7 @@ distill(data, trained, config, progress=False, on_iteration=lambda *_: note())
 print(len(trained), max(peak))
 """
 _TRAIN = """
-flatten = teachers.ParameterLayout.flatten  # called for each snapshot
-teachers.ParameterLayout.flatten = lambda *given: note() or flatten(*given)
-teachers.Training.advance = lambda self: setattr(self, "epoch", self.epoch + 1) or [0.5]
+teachers.Training.advance = lambda self: note() or setattr(self, "epoch", self.epoch + 1) or [0.5]
 teachers.predict = lambda *_, **__: note() or data.validation.labels
 config = teachers.TeacherConfig(network=NetworkConfig(width=128, depth=2), epochs=101, batch=2048)
 for name, teachers._LARGE in (("file", 0), ("memory", 2**40)):
@@ -121,13 +119,6 @@ def test_teachers_differ_and_learn(toy_teachers, toy_config):
         assert history["validation_accuracy"] > 0.8
 
 
-def test_a_biased_convolution_before_instance_norm_never_moves(toy_teachers):
-    """A fact that measures of importance must live with: its gradient is zero but for rounding."""
-    first, last = (toy_teachers.layout.split(toy_teachers.snapshot(0, epoch)) for epoch in (0, 3))
-    name = next(name for name in toy_teachers.layout.names if name.endswith("bias"))
-    assert torch.allclose(first[name], last[name], atol=1e-6)
-
-
 def test_more_teachers_join_and_the_old_ones_stay(toy_data, toy_config, copied, toy_teachers):
     stamp = (copied / "teacher_000.safetensors").stat().st_mtime_ns
     (copied / "teacher_001.safetensors").unlink()  # as if the run had been killed there
@@ -160,15 +151,9 @@ def test_a_folder_of_other_settings_is_refused(toy_data, toy_config, copied):
         train_teachers(load_data("digits", progress=False), toy_config, copied, count=1, progress=False)
 
 
-def test_damaged_foreign_and_missing_trajectories_are_named(copied, toy_teachers):
+def test_foreign_and_missing_trajectories_are_named(copied, toy_teachers):
     first, path = copied / "teacher_000.safetensors", copied / "teacher_001.safetensors"
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"teacher_001.safetensors is not a whole"):
-        open_teachers(copied)
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(InputError, match=r"teacher_001.safetensors is damaged"):
-        open_teachers(copied)
     tensors = {"trajectory": torch.zeros(4, toy_teachers.layout.count)}
     save_artefact(path, kind="trajectory", tensors=tensors, metadata={"teachers": "other"})
     with pytest.raises(InputError, match="another set of teachers"):
@@ -198,15 +183,9 @@ def test_a_diverging_teacher_says_what_to_lower(toy_data, toy_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("momentum", "epoch", "store_dtype", "large"),
-    [
-        (0.0, 1, "float32", 2**40),
-        (0.9, 2, "float32", 0),
-        (0.9, 1, "float16", 2**40),
-        (0.0, 2, "float16", 0),
-        (0.9, 1, "bfloat16", 0),
-        (0.0, 2, "bfloat16", 2**40),
-    ],
-)
+    [(0.0, 1, "float32", 2**40), (0.9, 2, "float32", 0), (0.9, 1, "float16", 2**40),
+     (0.0, 2, "float16", 0), (0.9, 1, "bfloat16", 0), (0.0, 2, "bfloat16", 2**40)],
+)  # fmt: skip
 def test_a_killed_teacher_goes_on_bit_for_bit(
     toy_data, toy_config, tmp_path, monkeypatch, momentum, epoch, store_dtype, large
 ):

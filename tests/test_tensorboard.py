@@ -1,9 +1,8 @@
 """What TensorBoard is given, read back from its files: every iteration once, whatever happened to the run."""
 
-import os
 import signal
-import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.plots.tensorboard import IMAGES, SCALARS, WEIGHTS, TensorBoard
-from tests.processes import complete
+from tests.processes import complete, run
 from tests.samples import assert_refused
 from tests.test_distill import CONFIG, STEEP, Killed
 
@@ -68,6 +67,15 @@ def test_a_killed_run_goes_on_without_a_point_twice(watched, tmp_path, killed, s
     assert_watched(tmp_path / "watch", watched(checkpoint_seconds=seconds, **places))
 
 
+def test_a_clock_that_goes_back_loses_no_point(watched, tmp_path, monkeypatch):
+    places = {"watch_in": tmp_path / "watch", "folder": tmp_path / "run", "checkpoint_seconds": 0.0}
+    now = time.time()
+    for killed, hours in ((2, 0), (3, 5), (None, 9)):  # iteration at which it is killed, hours back by then
+        monkeypatch.setattr(time, "time", lambda hours=hours: now - 3600 * hours)
+        history = watched(kill_at=killed, **places)
+    assert_watched(tmp_path / "watch", history)
+
+
 def test_what_a_kill_kept_from_the_disk_is_written_from_the_history(watched, toy_teachers, tmp_path):
     history = watched(ipc=2, watch_in=tmp_path / "whole")
     image = events(tmp_path / "whole").Images(IMAGES)[-1]
@@ -95,8 +103,8 @@ def test_points_of_a_state_that_diverged_are_taken_back(watched, tmp_path, confi
 def test_a_folder_of_another_run_is_refused(watched, tmp_path):
     config = replace(CONFIG, iterations=2)
     watched(config)
-    other = replace(config, seed=1)
-    assert_refused(r"points of another run \(a loss of .* in iteration 1, not ", watched, other)
+    sentence = r"points of another run \(a loss of .* in iteration 1, not "
+    assert_refused(sentence, watched, replace(config, seed=1))
     assert points(tmp_path) == [1, 2]
 
 
@@ -111,26 +119,20 @@ DISTILL = (
     "distill --iterations 40 --student-steps 2 --teacher-epochs 1 --max-start-epoch 2 --alpha 0.02 "
     "--alpha-rate 1e-6 --device cpu --compile never --teachers {teachers} --out {out} --tensorboard {watch}"
 )
-# Presses Ctrl-C after the tenth iteration.
-STOPPING = """
-import os, signal, sys
-from iadd_lab.__main__ import main
-from iadd_lab.plots.tensorboard import TensorBoard
-def stop(self, iteration, history, write=TensorBoard.__call__):
-    write(self, iteration, history)
-    iteration == 10 and os.kill(os.getpid(), signal.SIGINT)
-TensorBoard.__call__ = stop
-main()
-"""
 
 
-def test_a_command_stopped_and_run_again_has_one_point_per_iteration(tmp_path):
+def test_a_command_stopped_and_run_again_has_one_point_per_iteration(tmp_path, monkeypatch):
     paths = {name: tmp_path / name for name in ("teachers", "out", "watch")}
     complete(TEACH, **paths)
-    words = [sys.executable, "-c", STOPPING, *DISTILL.format(**paths).split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
+
+    def ctrl_c(self, iteration, history, write=TensorBoard.__call__):
+        write(self, iteration, history)
+        if iteration == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorBoard, "__call__", ctrl_c)
+        assert run(DISTILL, **paths).code == 128 + signal.SIGINT
     assert points(paths["watch"]) == list(range(1, 11))
     for _ in range(2):  # the second time, the finished run is only read
         complete(DISTILL, **paths)

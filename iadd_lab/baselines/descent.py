@@ -1,15 +1,19 @@
 """Distilled images by plain gradient descent on a loss of each class: the loop of the matching baselines.
 
 Gradient matching and distribution matching differ in that loss, and in what the network does between two
-steps. Real images, fresh networks, siamese augmentation, the steps, checkpoints and results are here.
+steps: their configurations have both. Real images, fresh networks, siamese augmentation, the steps,
+checkpoints and results are here.
 """
+
+from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +23,10 @@ from iadd_lab.data.distilled import KIND, DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution, finite
+from iadd_lab.device import DEFAULT, Execution, executes, finite
+from iadd_lab.distillation.config import check_images
 from iadd_lab.distillation.history import History
-from iadd_lab.errors import DivergenceError, check_kind, check_number, check_rate, check_whole, choose
+from iadd_lab.errors import DivergenceError, check_whole
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, unpacking
 from iadd_lab.store.configs import added_field, describe, fingerprint
@@ -37,8 +42,12 @@ ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `
 class DescentConfig:
     """The fields that every such baseline has; the subclass documents them, and has defaults of its own.
 
-    It also has `method`, the name of the method in tables.
+    It also has `method`, the name of the method in tables; `distance(network, pair)`, the scalar that is to
+    fall for each class; and, where it has several matches per network, `between(network, images, labels,
+    generator)`: what happens to the network between two of them.
     """
+
+    matches_per_network: ClassVar[int | None] = 1  # steps of the images in an iteration
 
     ipc: int = 1
     iterations: int = 1000
@@ -51,14 +60,12 @@ class DescentConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("ipc", "iterations", "real_batch"):
-            check_whole(name, getattr(self, name), minimum=1)
-        check_rate("image_rate", self.image_rate)
-        for name in ("back_offs", "seed"):
-            check_whole(name, getattr(self, name), minimum=0)
-        check_number("momentum", self.momentum, maximum=0.999)
-        choose("initial_images", self.initial_images, INITIAL_IMAGES)
-        check_kind("augment", self.augment, AugmentConfig, optional=True)
+        check_images(self)
+        check_whole("real_batch", self.real_batch, minimum=1)
+
+    def resolved(self, data: ImageData) -> Self:
+        """Nothing left to defaults: the augmentation of `data`, among others."""
+        return replace(self, augment=data.augmentation(self.augment))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +77,31 @@ class Pair:
     distilled: Tensor  # (ipc, channels, height, width), differentiable in the distilled images
 
 
+@executes
 @locked_folder("folder")
 def descend(
-    *parts: object,
-    folder: Path | None,
-    how: Execution,
-    on_iteration: Callable[[int, History], None] | None,
-    **loop: object,
+    data: ImageData,
+    preprocess: Preprocess,
+    network: NetworkConfig,
+    config: DescentConfig,
+    *,
+    folder: Path | None = None,
+    how: Execution = DEFAULT,
+    on_iteration: Callable[[int, History], None] | None = None,
 ) -> DistilledSet:
-    """Iterate from the initial images to the end, from a checkpoint in `folder` on, or read what is done.
+    """Distil `data` as `config` says, from its initial images or a checkpoint in `folder` on.
 
-    Args: `parts` and `loop` are those of `Descent`, the others those of the method that calls it.
+    Args:
+        data: the real set; only its training images are used.
+        preprocess: fitted on them.
+        network: the architecture that sees real and distilled images, freshly initialised again and again.
+        config: everything else that the result depends on.
+        folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
+            from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
+        how: where it runs, and what is shown and kept meanwhile.
+        on_iteration: called with (iteration, history) after every iteration; its loss is the mean over the
+            matches of one network.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: the data has too few images, the network does not fit them, or `folder` holds another run.
@@ -89,21 +110,20 @@ def descend(
     """
     target = Path(folder) / "distilled.safetensors" if folder is not None else None
     path = target and target.with_name("checkpoint.safetensors")
-    with how.environment():
-        run = Descent(*parts, device=how.place, **loop)
-        if target and target.exists():
-            path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
-            artefact = load_artefact(target, kind=KIND)
-            check_result(target, artefact.metadata.get("run"), run.identity)
-            with unpacking(target):
-                return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
-        reuse_freed_memory()
-        hooks = {
-            "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
-            "save": lambda: target and run.save(target),
-        }
-        complete(run, path=path, identity=run.identity, title=run.config.method, how=how, **hooks)
-        return run.result()
+    run = Descent(data, preprocess, network, config.resolved(data), how.place)
+    if target and target.exists():
+        path.unlink(missing_ok=True)  # left by a kill between writing the result and removing it
+        artefact = load_artefact(target, kind=KIND)
+        check_result(target, artefact.metadata.get("run"), run.identity)
+        with unpacking(target):
+            return DistilledSet.from_parts(artefact.tensors, artefact.metadata)
+    reuse_freed_memory()
+    hooks = {
+        "on_advance": lambda: on_iteration and on_iteration(run.done, run.history),
+        "save": lambda: target and run.save(target),
+    }
+    complete(run, path=path, identity=run.identity, title=run.config.method, how=how, **hooks)
+    return run.result()
 
 
 class Descent:
@@ -113,12 +133,8 @@ class Descent:
         data: the real set.
         preprocess: fitted on it.
         network: the architecture of the fresh networks.
-        config: with `augment` resolved.
-        distance: what is to fall, for each class: a scalar.
+        config: with nothing left to defaults.
         device: where images and networks are.
-        steps: of the images in an iteration, all with one network.
-        between: given the network, the images, their labels and a generator, what happens to the network
-            between two steps.
 
     Raises:
         InputError: the data has too few images, or the network does not fit them.
@@ -132,14 +148,10 @@ class Descent:
         preprocess: Preprocess,
         network: NetworkConfig,
         config: DescentConfig,
-        distance: Callable[[nn.Module, Pair], Tensor],
-        *,
         device: torch.device,
-        steps: int = 1,
-        between: Callable[[nn.Module, Tensor, Tensor, torch.Generator], None] | None = None,
     ):
         self.data, self.preprocess, self.network, self.config = data, preprocess, network, config
-        self.distance, self.device, self.steps, self.between = distance, device, steps, between
+        self.device = device
         check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
         self.fresh_network(0)  # before anything expensive: does it fit the images at all?
         preprocessing = preprocess_fingerprint(preprocess)
@@ -208,8 +220,8 @@ class Descent:
         """The steps with one fresh network; their mean loss."""
         network = self.fresh_network(int(torch.randint(2**62, (), generator=random)))
         losses = [self.step(network, random)]
-        while len(losses) < self.steps:
-            self.between(network, self.images, self.labels, random)
+        while len(losses) < self.config.matches_per_network:
+            self.config.between(network, self.images, self.labels, random)
             losses.append(self.step(network, random))
         return torch.stack(losses).mean()
 
@@ -221,7 +233,7 @@ class Descent:
         total, gradients = torch.zeros((), device=self.images.device), []
         for label, own in enumerate(self.images.split(self.config.ipc)):
             own = own.clone().requires_grad_()  # (ipc, channels, height, width)
-            loss = self.distance(network, self.pair(label, own, random))
+            loss = self.config.distance(network, self.pair(label, own, random))
             gradients += torch.autograd.grad(loss, own)
             total += loss.detach()
         self.images.grad = torch.cat(gradients)

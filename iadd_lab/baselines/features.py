@@ -3,9 +3,8 @@
 After Zhao & Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import wraps
 from typing import ClassVar
 
 import torch
@@ -13,11 +12,6 @@ from torch import nn
 
 from iadd_lab.baselines.descent import DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.preprocess import Preprocess
-from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
-from iadd_lab.distillation.history import History
-from iadd_lab.training.networks import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -40,42 +34,18 @@ class DistributionMatchingConfig(DescentConfig):
     image_rate: float = 1.0
     method: ClassVar[str] = "distribution matching"  # its name in tables
 
+    def distance(self, network: nn.Module, pair: Pair) -> torch.Tensor:
+        """The squared distance between the mean features of a class's real and distilled batch: a scalar."""
+        with torch.no_grad():
+            real = network.embed(pair.real).mean(0)  # (features,)
+        return (real - network.embed(pair.distilled).mean(0)).square().sum()
 
-def match_distributions(
-    data: ImageData,
-    preprocess: Preprocess,
-    network: NetworkConfig,
-    config: DistributionMatchingConfig,
-    *,
-    folder: Path | None = None,
-    how: Execution | None = None,
-    on_iteration: Callable[[int, History], None] | None = None,
-    **options: object,
-) -> DistilledSet:
+
+@wraps(descend, assigned=())
+def match_distributions(*given: object, **options: object) -> DistilledSet:
     """Images whose mean features, class by class, are those of real ones in freshly initialised networks.
 
-    Args:
-        data: the real set; only its training images are used.
-        preprocess: fitted on them.
-        network: the architecture whose features, those that its linear layer sees, are matched.
-        config: everything else that the result depends on.
-        folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
-            from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
-        how: where it runs, and what is shown and kept meanwhile.
-        on_iteration: called with (iteration, history) after every iteration.
-        options: fields of `Execution` by name, as in `device="cpu"`.
-
-    Raises:
-        InputError: data, network and config do not fit together, or `folder` holds another run.
-        DivergenceError: the loss is not finite. The error's `result` is the set with the last good images.
+    Args: those of `iadd_lab.baselines.descent.descend`, with a `DistributionMatchingConfig`. The features are
+    those that the linear layer of `network` sees.
     """
-    config = replace(config, augment=data.augmentation(config.augment))
-    given = {"folder": folder, "how": Execution.of(how, options), "on_iteration": on_iteration}
-    return descend(data, preprocess, network, config, pair_distance, **given)
-
-
-def pair_distance(network: nn.Module, pair: Pair) -> torch.Tensor:
-    """The squared distance between the mean features of a class's real and distilled batch: a scalar."""
-    with torch.no_grad():
-        real = network.embed(pair.real).mean(0)  # (features,)
-    return (real - network.embed(pair.distilled).mean(0)).square().sum()
+    return descend(*given, **options)

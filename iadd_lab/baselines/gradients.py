@@ -6,10 +6,9 @@ with siamese augmentation DSA (Zhao & Bilen, ICML 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from functools import wraps
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,12 +16,8 @@ from torch.nn import functional
 
 from iadd_lab.baselines.descent import DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
-from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_number, check_whole
-from iadd_lab.training.networks import NetworkConfig
 from iadd_lab.training.sgd import train
 
 # Rows of gradients with a smaller norm count for less: their direction is rounding.
@@ -80,55 +75,27 @@ class GradientMatchingConfig(DescentConfig):
         steps = 1 if self.ipc == 1 else min(50, 500 // matches)
         loops = {"matches_per_network": self.matches_per_network or matches}
         loops["network_steps"] = self.network_steps or steps
-        return replace(self, augment=data.augmentation(self.augment), **loops)
+        return replace(super().resolved(data), **loops)
+
+    def distance(self, network: nn.Module, pair: Pair) -> Tensor:
+        """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
+        real = weight_gradients(network, pair.real, pair.label)
+        distilled = weight_gradients(network, pair.distilled, pair.label, create_graph=True)
+        return gradient_distance(real, distilled)
+
+    def between(self, network: nn.Module, images: Tensor, labels: Tensor, random: Generator) -> None:
+        """Train the network on the distilled images."""
+        options = {"batch": self.network_batch, "rates": [self.network_rate], "augment": self.augment}
+        train(network, images, labels, epochs=self.network_steps, generators=[random], **options)
 
 
-def match_gradients(
-    data: ImageData,
-    preprocess: Preprocess,
-    network: NetworkConfig,
-    config: GradientMatchingConfig,
-    *,
-    folder: Path | None = None,
-    how: Execution | None = None,
-    on_iteration: Callable[[int, History], None] | None = None,
-    **options: object,
-) -> DistilledSet:
+@wraps(descend, assigned=())
+def match_gradients(*given: object, **options: object) -> DistilledSet:
     """Images on which `network`, on its way from a fresh initialisation, has the gradients of real ones.
 
-    Args:
-        data: the real set; only its training images are used.
-        preprocess: fitted on them.
-        network: the architecture whose gradients are matched.
-        config: everything else that the result depends on.
-        folder: where `distilled.safetensors`, with the history, and the checkpoint go. A finished run is read
-            from there, an interrupted one goes on, on the CPU bit for bit. None keeps nothing.
-        how: where it runs, and what is shown and kept meanwhile.
-        on_iteration: called with (iteration, history) after every iteration; its loss is the mean over the
-            matches.
-        options: fields of `Execution` by name, as in `device="cpu"`.
-
-    Raises:
-        InputError: data, network and config do not fit together, or `folder` holds another run.
-        DivergenceError: a loss is not finite. The error's `result` is the set with the last good images.
+    Args: those of `iadd_lab.baselines.descent.descend`, with a `GradientMatchingConfig`.
     """
-    config = config.resolved(data)
-    loop = {"steps": config.matches_per_network, "between": partial(_train_on, config)}
-    given = {"folder": folder, "how": Execution.of(how, options), "on_iteration": on_iteration}
-    return descend(data, preprocess, network, config, pair_distance, **given, **loop)
-
-
-def _train_on(
-    config: GradientMatchingConfig, network: nn.Module, images: Tensor, labels: Tensor, random: Generator
-) -> None:
-    options = {"batch": config.network_batch, "rate": config.network_rate, "augment": config.augment}
-    train(network, images, labels, epochs=config.network_steps, generator=random, **options)
-
-
-def pair_distance(network: nn.Module, pair: Pair) -> Tensor:
-    """How far the gradients on a class's distilled batch are from those on its real one: a scalar."""
-    real = weight_gradients(network, pair.real, pair.label)
-    return gradient_distance(real, weight_gradients(network, pair.distilled, pair.label, create_graph=True))
+    return descend(*given, **options)
 
 
 def weight_gradients(

@@ -6,7 +6,7 @@ from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.data.sampling import check_class_sizes, draw_rows
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution
+from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import check_number, check_whole
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.training.teachers import Teachers
@@ -47,6 +47,8 @@ def random_draws(
     return [random_real(data, preprocess, ipc=ipc, seed=own, alpha=alpha) for own in seeds]
 
 
+@executes
+@torch.no_grad()
 def herding(
     data: ImageData,
     teachers: Teachers,
@@ -54,8 +56,7 @@ def herding(
     ipc: int,
     teacher: int = 0,
     alpha: float = 0.01,
-    how: Execution | None = None,
-    **options: object,
+    how: Execution = DEFAULT,
 ) -> DistilledSet:
     """The `ipc` training images of each class whose mean stays closest to the class's, as they are.
 
@@ -79,14 +80,15 @@ def herding(
     check_whole("teacher", teacher, minimum=0, maximum=len(teachers) - 1)
     teachers.check_data(data)
     check_class_sizes(data, ipc)
-    how = Execution.of(how, options)
-    with how.environment():
-        features = _features(data, teachers, teacher, how.place)
-    chosen = []
-    for label in range(len(data.classes)):
-        rows = torch.nonzero(data.train.labels == label).flatten()
-        chosen.append(rows[herd(features[rows], ipc)])
-    return _real_set(data, teachers.preprocess, torch.cat(chosen), alpha=alpha, method="herding")
+    network = teachers.network(0)
+    network.load_state_dict(teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs)))
+    network.to(how.place)
+    images = teachers.preprocess.apply(data.train.images)
+    # What the linear layer sees: (count, dimensions), on the CPU.
+    features = torch.cat([network.embed(chunk.to(how.place)).cpu() for chunk in images.split(1024)])
+    own = [torch.nonzero(data.train.labels == label).flatten() for label in range(len(data.classes))]
+    chosen = torch.cat([rows[herd(features[rows], ipc)] for rows in own])
+    return _real_set(data, teachers.preprocess, chosen, alpha=alpha, method="herding")
 
 
 def herd(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -119,16 +121,6 @@ def whole_set(data: ImageData, preprocess: Preprocess, *, alpha: float = 0.01) -
         alpha: the learning rate to train with; 0.01 is the field's.
     """
     return _real_set(data, preprocess, torch.arange(len(data.train)), alpha=alpha, method="whole set")
-
-
-@torch.no_grad()
-def _features(data: ImageData, teachers: Teachers, teacher: int, device: torch.device) -> torch.Tensor:
-    """What the teacher's linear layer sees of all training images: (count, dimensions), on the CPU."""
-    network = teachers.network(0)
-    network.load_state_dict(teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs)))
-    network.to(device)
-    images = teachers.preprocess.apply(data.train.images)
-    return torch.cat([network.embed(chunk.to(device)).cpu() for chunk in images.split(1024)])
 
 
 def _real_set(

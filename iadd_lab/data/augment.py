@@ -53,16 +53,15 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         given, names = self.operations, ", ".join(OPERATIONS)
         listed = isinstance(given, (tuple, list)) and all(isinstance(name, str) for name in given)
-        require(listed, f"operations is {given!r}; it must be a list of names, such as {names}.")
+        once = listed and len(set(given)) == len(given)
+        require(once, f"operations is {given!r}; it must be a list of names, each once, such as {names}.")
         for name in given:
             choose("augmentation operation", name, OPERATIONS)
-        once = len(set(given)) == len(given)
-        require(once, f"operations {given!r} names one twice; give each name once.")
         object.__setattr__(self, "operations", tuple(given))  # a list, as JSON and YAML give it
-        largest = {"flip": 1.0, "crop": 1.0, "cutout": 1.0, "rotate": 180.0}
-        for strength in ("flip", "crop", "cutout", "brightness", "saturation", "contrast", "rotate"):
-            check_number(strength, getattr(self, strength), maximum=largest.get(strength, math.inf))
         check_number("scale", self.scale, minimum=1.0)
+        largest = {"flip": 1.0, "crop": 1.0, "cutout": 1.0, "rotate": 180.0}
+        for strength in ("brightness", "saturation", "contrast", *largest):
+            check_number(strength, getattr(self, strength), maximum=largest.get(strength, math.inf))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class Augmentation:
         if self.operation == "identity":
             return images
         here = {name: to_device(value, images.device) for name, value in self.parameters.items()}
-        return OPERATIONS[self.operation].apply(images, here)
+        return OPERATIONS[self.operation].apply(images, **here)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters without their names, for `with_tensors`."""
@@ -147,10 +146,10 @@ class _Draws:
 
 @dataclass(frozen=True)
 class Operation:
-    """How an operation draws its parameters, and how it applies them to a batch of images."""
+    """How an operation draws its parameters, (batch,) each, and how it applies them, by name, to images."""
 
     draw: Callable[[AugmentConfig, _Draws], Parameters]
-    apply: Callable[[Tensor, Parameters], Tensor]
+    apply: Callable[..., Tensor]
 
 
 def _draw_color(config: AugmentConfig, draws: _Draws) -> Parameters:
@@ -161,11 +160,9 @@ def _draw_color(config: AugmentConfig, draws: _Draws) -> Parameters:
     }
 
 
-def _apply_color(images: Tensor, parameters: Parameters) -> Tensor:
-    brightness, saturation, contrast = (
-        parameters[name].to(images.dtype)[:, None, None, None]  # (batch, 1, 1, 1)
-        for name in ("brightness", "saturation", "contrast")
-    )
+def _apply_color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    strengths = (brightness, saturation, contrast)
+    brightness, saturation, contrast = (each.to(images.dtype)[:, None, None, None] for each in strengths)
     images = images + brightness
     grey = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
     images = (images - grey) * saturation + grey
@@ -178,12 +175,12 @@ def _draw_crop(config: AugmentConfig, draws: _Draws) -> Parameters:
     return {"row_shift": draws.whole(-rows, rows), "column_shift": draws.whole(-columns, columns)}
 
 
-def _apply_crop(images: Tensor, parameters: Parameters) -> Tensor:
+def _apply_crop(images: Tensor, row_shift: Tensor, column_shift: Tensor) -> Tensor:
     height, width = images.shape[2:]
     rows, columns = _pixel_numbers(images)
     # Positions in the image with a border of one zero pixel, to which all that lies outside is mapped.
-    row = (rows + parameters["row_shift"][:, None] + 1).clamp(0, height + 1)  # (batch, height)
-    column = (columns + parameters["column_shift"][:, None] + 1).clamp(0, width + 1)  # (batch, width)
+    row = (rows + row_shift[:, None] + 1).clamp(0, height + 1)  # (batch, height)
+    column = (columns + column_shift[:, None] + 1).clamp(0, width + 1)  # (batch, width)
     return _gather(F.pad(images, (1, 1, 1, 1)), row[:, :, None] * (width + 2) + column[:, None])
 
 
@@ -198,16 +195,15 @@ def _draw_cutout(config: AugmentConfig, draws: _Draws) -> Parameters:
     return spans
 
 
-def _apply_cutout(images: Tensor, parameters: Parameters) -> Tensor:
+def _apply_cutout(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
     rows, columns = _pixel_numbers(images)
-    top, bottom, left, right = (parameters[name][:, None] for name in ("top", "bottom", "left", "right"))
-    within_rows = (rows >= top) & (rows < bottom)  # (batch, height)
-    within_columns = (columns >= left) & (columns < right)  # (batch, width)
+    within_rows = (rows >= top[:, None]) & (rows < bottom[:, None])  # (batch, height)
+    within_columns = (columns >= left[:, None]) & (columns < right[:, None])  # (batch, width)
     return images.masked_fill((within_rows[:, :, None] & within_columns[:, None, :])[:, None], 0.0)
 
 
-def _apply_flip(images: Tensor, parameters: Parameters) -> Tensor:
-    return torch.where(parameters["flipped"][:, None, None, None], images.flip(3), images)
+def _apply_flip(images: Tensor, flipped: Tensor) -> Tensor:
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
 def _draw_scale(config: AugmentConfig, draws: _Draws) -> Parameters:
@@ -215,9 +211,9 @@ def _draw_scale(config: AugmentConfig, draws: _Draws) -> Parameters:
     return {axis: draws.uniform(1.0 / config.scale, config.scale) for axis in ("horizontal", "vertical")}
 
 
-def _apply_scale(images: Tensor, parameters: Parameters) -> Tensor:
-    none = torch.zeros_like(parameters["horizontal"])
-    return _sample_affine(images, parameters["horizontal"], none, none, parameters["vertical"])
+def _apply_scale(images: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
+    none = torch.zeros_like(horizontal)
+    return _sample_affine(images, horizontal, none, none, vertical)
 
 
 def _draw_rotate(config: AugmentConfig, draws: _Draws) -> Parameters:
@@ -225,8 +221,8 @@ def _draw_rotate(config: AugmentConfig, draws: _Draws) -> Parameters:
     return {"angle": draws.uniform(-largest, largest)}
 
 
-def _apply_rotate(images: Tensor, parameters: Parameters) -> Tensor:
-    cosine, sine = parameters["angle"].cos(), parameters["angle"].sin()
+def _apply_rotate(images: Tensor, angle: Tensor) -> Tensor:
+    cosine, sine = angle.cos(), angle.sin()
     return _sample_affine(images, cosine, -sine, sine, cosine)
 
 

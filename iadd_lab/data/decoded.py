@@ -2,17 +2,18 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from iadd_lab.data.pixels import decode_file
+from iadd_lab.data.folders import LeftOut
+from iadd_lab.data.pixels import MoreBits, decode_file
 from iadd_lab.data.splits import Split
 from iadd_lab.errors import InputError, require
 from iadd_lab.store.artefacts import load_artefact, save_artefact, unpacking
@@ -21,7 +22,7 @@ from iadd_lab.store.configs import fingerprint
 logger = logging.getLogger(__name__)
 
 KIND = "decoded images"
-CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are passed over
+CACHE_VERSION = 2  # raise it when decoding changes, so that older caches are passed over
 FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it over
 
 
@@ -29,19 +30,16 @@ FILES_PER_TASK = 64  # a thread's task: one tiny JPEG costs less than handing it
 class Request:
     """What a reader is asked for.
 
-    `channels` None means the files' own, `cache` is for decoded images; files that are bad images are
-    refused, or left out if `skip_bad`.
+    `config` is the `DataConfig`, `channels` None means the files' own, `cache` is for decoded images.
     """
 
-    name: str
+    config: Any
     title: str
-    root: Path
     folder: Path
     cache: Path
     size: int
     channels: int | None
     progress: bool
-    skip_bad: bool = False
 
 
 class ImageFile(NamedTuple):
@@ -54,16 +52,20 @@ class ImageFile(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What `decode_tree` returns: the parts of the tree, and why which paths were skipped."""
+    """What `decode_tree` returns: the parts of the tree, why which paths were skipped, and which value is
+    white in pictures of more than 8 bits, if there are any.
+    """
 
     parts: dict[str, Split]
     skipped: dict[str, str]
+    white: int | None
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a set's parts ("train" and "test", or "all" if it has no split of its own)."""
+    """The files of a set's parts ("train" and "test", or "all" if it has no such split), and what is none."""
 
+    left: LeftOut
     classes: tuple[str, ...]
     parts: dict[str, list[ImageFile]]
 
@@ -81,14 +83,15 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     Raises:
         InputError: a file can't be decoded, or not even read.
     """
-    variant = f"{request.name}-{request.channels}x{request.size}x{request.size}"
-    key = fingerprint(CACHE_VERSION, variant, tree.classes, tree.parts)  # paths, sizes and times included
+    variant = f"{request.config.name}-{request.channels}x{request.size}x{request.size}"
+    # Paths, sizes and times of the files are in it.
+    key = fingerprint(CACHE_VERSION, variant, request.config.white, tree.classes, tree.parts)
     path = request.cache / f"{variant}-{key}.safetensors"
     decoded = _from_cache(path, key, tree)
-    if decoded is None or (decoded.skipped and not request.skip_bad):
+    if decoded is None or (decoded.skipped and request.config.bad_images == "refuse"):
         decoded = _decode_files(tree, request)
         images = {part: split.images for part, split in decoded.parts.items()}
-        metadata = {"key": key} | ({"skipped": decoded.skipped} if decoded.skipped else {})
+        metadata = {"key": key, "skipped": decoded.skipped, "white": decoded.white}
         try:
             save_artefact(path, kind=KIND, tensors=images, metadata=metadata)
         except OSError as error:
@@ -96,41 +99,55 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     return decoded
 
 
-def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> Decoded:
+def _labelled(
+    tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str], white: int | None
+) -> Decoded:
     """`images` (by part, those of the files that were not skipped) with the files' labels."""
     parts = {}
     for part, files in tree.parts.items():
-        labels = [file.label for file in files if file.path not in skipped]
-        parts[part] = Split(images[part], torch.tensor(labels, dtype=torch.int64))
-    return Decoded(parts, skipped)
+        kept = [file for file in files if file.path not in skipped]
+        names = [Path(os.path.relpath(file.path, tree.left.root)).as_posix() for file in kept]
+        labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
+        parts[part] = Split(images[part], labels, np.array(names, dtype=object))
+    return Decoded(parts, skipped, white)
 
 
 def _decode_files(tree: Tree, request: Request) -> Decoded:
-    """The files decoded, (count, channels, size, size) uint8 for each part, by threads."""
-    files = tree.files
+    """The files decoded, (count, channels, size, size) uint8 for each part, by threads.
+
+    Those of more than 8 bits come last, on one scale: to the largest number of bits that a value of them has.
+    """
+    files, white = tree.files, None
     images = np.empty((len(files), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
+    deep: dict[int, int] = {}  # their largest values
 
-    def decode(start: int) -> int:
-        numbers = range(len(files))[start : start + FILES_PER_TASK]
+    def decode(numbers: Sequence[int]) -> int:
         for number in numbers:
             try:
-                images[number] = decode_file(files[number].path, request.size, request.channels)
+                images[number] = decode_file(files[number].path, request.size, request.channels, white)
+            except MoreBits as found:
+                (deep[number],) = found.args
             except InputError as error:
-                if not request.skip_bad or _passing(error):
+                if request.config.bad_images == "refuse" or _passing(error):
                     raise
                 reasons[number] = str(error)
         return len(numbers)
 
-    bar = tqdm(total=len(files), desc=request.name, unit="image", disable=not request.progress)
+    tasks = np.array_split(np.arange(len(files)), -(-len(files) // FILES_PER_TASK))
+    bar = tqdm(total=len(files), desc=request.config.name, unit="image", disable=not request.progress)
     with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         # After the first bad file, `map` cancels the rest: its message does not wait for them.
-        for count in pool.map(decode, range(0, len(files), FILES_PER_TASK)):
+        for count in pool.map(decode, tasks):
             bar.update(count)
+        if deep:
+            white = request.config.white or 2 ** max(max(deep.values()).bit_length(), 8) - 1
+            list(pool.map(decode, [[number] for number in deep]))
     good = np.delete(images, list(reasons), axis=0) if reasons else images
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}
     lengths = [sum(file.path not in skipped for file in part) for part in tree.parts.values()]
-    return _labelled(tree, dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True)), skipped)
+    parts = dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True))
+    return _labelled(tree, parts, skipped, white)
 
 
 def _passing(error: InputError) -> bool:
@@ -150,7 +167,8 @@ def _from_cache(path: Path, key: str, tree: Tree) -> Decoded | None:
         cached = load_artefact(path, kind=KIND)
         with unpacking(path):
             require(cached.metadata["key"] == key, "it holds other images")
-            return _labelled(tree, cached.tensors, dict(cached.metadata.get("skipped", {})))
+            about = cached.metadata
+            return _labelled(tree, cached.tensors, dict(about["skipped"]), about["white"])
     except (InputError, OSError) as error:
         logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
         return None

@@ -25,7 +25,8 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
-_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment")  # fields, as metadata
+# Fields, as metadata; older files lack the last two.
+_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", "remark")
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
 
@@ -54,6 +55,11 @@ def displayable(images: torch.Tensor) -> torch.Tensor:
     return moved.clamp(0, 1).view(images.shape)
 
 
+def are_shares(soft: torch.Tensor) -> bool:
+    """Whether soft labels (count, classes) are probabilities, not logits."""
+    return bool((soft >= 0).all()) and bool(((soft.sum(1) - 1).abs() < 1e-4).all())
+
+
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
     """A few images per class, with the preprocessing without which they mean nothing.
@@ -71,12 +77,18 @@ class DistilledSet:
     data_fingerprint: str
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
+    remark: str = ""  # of the real set, on the copy that it was made from
+    # (classes * ipc, classes) float32, logits or shares that sum to 1; the largest of each is its label.
+    soft_labels: torch.Tensor | None = None
+
+    def __post_init__(self):
+        check_number("alpha", self.alpha, above=True)
 
     @classmethod
     def of(cls, data: ImageData, preprocess: Preprocess, **parts: Any) -> DistilledSet:
         """A set that stands for `data`; `parts` are the fields that neither it nor `preprocess` has."""
         source = {"classes": data.classes, "data": data.config, "data_fingerprint": data.fingerprint}
-        return cls(preprocess=preprocess, **source, **parts)
+        return cls(preprocess=preprocess, remark=data.remark, **source, **parts)
 
     @property
     def ipc(self) -> int:
@@ -88,11 +100,24 @@ class DistilledSet:
         """What networks that train on it see of it: the operations that it was made for."""
         return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """What networks are trained towards by cross-entropy: labels, or probabilities (count, classes).
+
+        Soft labels are logits whose softmax counts, as in TESLA, DATM and PAD, unless they are shares.
+        """
+        if self.soft_labels is None:
+            return self.labels
+        return self.soft_labels if are_shares(self.soft_labels) else self.soft_labels.softmax(1)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        soft = {} if self.soft_labels is None else {"soft_labels": self.soft_labels}
+        return {"images": self.images, "labels": self.labels, **soft}
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over all that training on the set, and testing beside it, depends on."""
-        state = preprocess_fingerprint(self.preprocess)
-        content = tensor_fingerprint({"images": self.images, "labels": self.labels})
+        state, content = preprocess_fingerprint(self.preprocess), tensor_fingerprint(self._tensors())
         return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
 
     def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -128,13 +153,12 @@ class DistilledSet:
             more_tensors: stored beside the set's own.
             more_metadata: likewise.
         """
-        tensors = {"images": self.images, "labels": self.labels, **(more_tensors or {})}
-        metadata = {name: describe(getattr(self, name)) for name in _DESCRIBED} | dict(more_metadata or {})
+        tensors = self._tensors() | dict(more_tensors or {})
+        said = [name for name in _DESCRIBED if name != "remark" or self.remark]
+        metadata = {name: describe(getattr(self, name)) for name in said} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
-        if refit:
-            metadata[REFIT] = self.preprocess.kind
-        else:
-            tensors |= preprocess_tensors(self.preprocess)
+        metadata |= {REFIT: self.preprocess.kind} if refit else {}
+        tensors |= {} if refit else preprocess_tensors(self.preprocess)
         return save_artefact(path, kind=KIND, tensors=tensors, metadata=metadata)
 
     @classmethod
@@ -145,17 +169,17 @@ class DistilledSet:
             InputError: images, labels and classes do not belong together.
         """
         images, labels = tensors["images"], tensors["labels"]
-        require(
-            images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1],
-            f"a distilled set has images {tuple(images.shape)} {images.dtype} and labels "
-            f"{tuple(labels.shape)}; it needs (count, channels, height, width) floats and (count,).",
-        )
-        check_number("alpha", metadata["alpha"], above=True)
+        found = f"images {tuple(images.shape)} {images.dtype} and labels {tuple(labels.shape)}"
+        fit = images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1]
+        needs = "it needs (count, channels, height, width) floats and (count,)"
+        require(fit, f"a distilled set has {found}; {needs}.")
+        soft, shape = tensors.get("soft_labels"), (len(images), len(metadata["classes"]))
+        fits = soft is None or (tuple(soft.shape) == shape and soft.is_floating_point())
+        require(fits, f"soft labels of a distilled set must be {shape} floats: make it again.")
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        stored = {"augment": None, **metadata}  # older files have no "augment"
-        about = restore_fields(cls, _DESCRIBED, stored)
-        return cls(images=images, labels=labels, preprocess=preprocess, **about)
+        about = restore_fields(cls, _DESCRIBED, {"augment": None, "remark": "", **metadata})
+        return cls(images=images, labels=labels, soft_labels=soft, preprocess=preprocess, **about)
 
     @classmethod
     def load(cls, path: Path, *, root: Path | None = None) -> DistilledSet:
@@ -175,12 +199,9 @@ class DistilledSet:
             with unpacking(path):
                 config, made_from = restore(DataConfig, metadata["data"]), metadata["data_fingerprint"]
             data = load_data(config, root=root)
-            fitted_on = f"{config.name} (fingerprint {made_from})"
-            require(
-                data.fingerprint == made_from,
-                f"this file leaves its preprocessing to be fitted on {fitted_on}, but the copy here has "
-                f"fingerprint {data.fingerprint}: point IADD_DATA at the one that the set is from.",
-            )
+            needs = f"{path} leaves its preprocessing to be fitted on {config.name} (fingerprint {made_from})"
+            mend = f"the copy here has fingerprint {data.fingerprint}: point IADD_DATA at the right one"
+            require(data.fingerprint == made_from, f"{needs}, but {mend}.")
             tensors = tensors | preprocess_tensors(fit_preprocess(metadata[REFIT], data.train.images))
         with unpacking(path):
             return cls.from_parts(tensors, metadata)

@@ -2,12 +2,12 @@
 
 The format holds preprocessed images and their labels, and nothing about the preprocessing. MTT's code
 (Cazenavette et al., CVPR 2022) either whitens by ZCA, fitted on all training images, or standardises by
-constants; its successors keep that. A set that this package writes carries a third file,
-`iadd_lab.safetensors`, with the fitted preprocessing and α, so that reading it back gives the very same set.
+constants; its successors keep that. Some of them (TESLA, DATM, PAD) have soft labels, as logits, and a
+learned rate in a file of its own. A set that this package writes carries `iadd_lab.safetensors` as well, with
+the fitted preprocessing and α, so that reading it back gives the very same set.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,11 +55,14 @@ FITS = {"standardise": _standardise, "zca": lambda data: Zca.fit(_training_image
 
 def export_mtt(distilled: DistilledSet, folder: Path) -> None:
     """Write `distilled` into `folder` in MTT's format, with a companion that holds what the format lacks."""
-    for name, tensor in ((IMAGES, distilled.images), (LABELS, distilled.labels)):
+    files = {IMAGES: distilled.images.detach().cpu().clone(), LABELS: distilled.labels.detach().cpu().clone()}
+    if distilled.soft_labels is not None:
+        files |= {LABELS: distilled.soft_labels.detach().cpu().clone(), RATES[0]: distilled.alpha}
+    for name, content in files.items():
         with atomic_path(Path(folder) / name) as temporary:
-            torch.save(tensor.detach().cpu().clone(), temporary)
-    empty = replace(distilled, images=distilled.images[:0], labels=distilled.labels[:0])
-    empty.save(Path(folder) / COMPANION)
+            torch.save(content, temporary)
+    nothing = {"images": distilled.images[:0], "labels": distilled.labels[:0], "soft_labels": None}
+    replace(distilled, **nothing).save(Path(folder) / COMPANION)
 
 
 def has_companion(folder: Path) -> bool:
@@ -75,8 +78,7 @@ def reread_mtt(folder: Path) -> DistilledSet:
     """
     folder = Path(folder)
     stored = DistilledSet.load(folder / COMPANION)
-    images, labels = _read(folder, tuple(stored.images.shape[1:]), stored.classes)
-    return replace(stored, images=images, labels=labels)
+    return replace(stored, **_read(folder, tuple(stored.images.shape[1:]), stored.classes))
 
 
 def import_mtt(
@@ -87,7 +89,7 @@ def import_mtt(
     What the images' statistics say against `preprocess` is logged as a warning.
 
     Args:
-        folder: holds images_best.pt and labels_best.pt.
+        folder: holds images_best.pt and labels_best.pt, (count,) labels or (count, classes) soft ones.
         data: the real set, all of its training images.
         preprocess: a key of `FITS`: how the makers preprocessed images.
         alpha: the learning rate to train with; None takes lr_best.pt where it is there, else 0.01.
@@ -99,44 +101,43 @@ def import_mtt(
     fit = choose("preprocess", preprocess, FITS)
     whole = data.config.train_limit is None
     require(whole, "train_limit is set, but others fitted on all training images: load the data without it.")
-    images, labels = _read(Path(folder), (data.channels, data.size, data.size), data.classes)
-    likely = likely_preprocess(images, data)
+    found = _read(Path(folder), (data.channels, data.size, data.size), data.classes)
+    likely = likely_preprocess(found["images"], data)
     if likely != preprocess:
-        logger.warning(
-            f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given: "
-            "if the accuracy is poor, import them again with the other one."
-        )
+        look = f"the images look as if their preprocessing was {likely!r}, but {preprocess!r} was given"
+        logger.warning("%s: if the accuracy is poor, import them again with the other one.", look)
     warn_of_class_order(data)
     rate = _rate(Path(folder)) if alpha is None else alpha
     check_number("alpha", rate, above=True)
-    return DistilledSet.of(data, fit(data), images=images, labels=labels, alpha=float(rate), method=method)
+    return DistilledSet.of(data, fit(data), **found, alpha=float(rate), method=method)
 
 
-def _read(folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]) -> Sequence[torch.Tensor]:
-    """Images and labels that fit images of `shape` and `classes`, checked."""
+def _read(folder: Path, shape: tuple[int, ...], classes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Images and labels that fit images of `shape` and `classes`, checked: fields of `DistilledSet`."""
     expected, at, named = f"{IMAGES} and {LABELS} as MTT's code writes them", folder / IMAGES, folder / LABELS
     images, labels = (load_safely(path, expected=expected) for path in (at, named))
     tensors = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
     require(tensors, f"{folder} holds no single tensors: expected {expected}.")
-    require(
-        images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape,
-        f"{at} holds {tuple(images.shape)} {images.dtype}; this data set needs floats "
-        f"(count, {', '.join(map(str, shape))}): name the data set and size that it was made from.",
-    )
+    needs = f"this data set needs floats (count, {', '.join(map(str, shape))})"
+    fit = images.ndim == 4 and images.is_floating_point() and tuple(images.shape[1:]) == shape
+    require(fit, f"{at} holds {tuple(images.shape)} {images.dtype}; {needs}: name the data set and its size.")
     require(bool(images.isfinite().all()), f"{at} holds values that are not finite: get it again.")
-    require(
-        labels.shape == images.shape[:1] and not labels.is_floating_point(),
-        f"{named} holds {tuple(labels.shape)} {labels.dtype}; {len(images)} whole numbers are needed (soft "
-        "labels are not supported): pass a set with hard labels.",
-    )
-    mend = "name the data set it was made from"
-    inside = len(labels) > 0 and bool((labels >= 0).all()) and int(labels.max()) < len(classes)
-    require(inside, f"{named} has labels outside of 0 to {len(classes) - 1}: {mend}.")
+    count, soft = len(images), labels.is_floating_point()
+    needs = f"{count} whole numbers or ({count}, {len(classes)}) logits are needed"
+    fit = count > 0 and labels.shape == ((count, len(classes)) if soft else (count,))
+    require(fit, f"{named} holds {tuple(labels.shape)} {labels.dtype}; {needs}: pass those of these images.")
+    found = {"images": images.detach().float().contiguous()}
+    if soft:
+        finite = bool(labels.isfinite().all())
+        require(finite, f"{named} holds values that are not finite: get it again.")
+        return found | {"labels": labels.argmax(1), "soft_labels": labels.detach().float().contiguous()}
+    inside = labels.min() >= 0 and labels.max() < len(classes)
+    outside = f"{named} has labels outside of 0 to {len(classes) - 1}"
+    require(bool(inside), f"{outside}: name the data set it was made from.")
     counts = torch.bincount(labels.long(), minlength=len(classes))
-    found = f"{named} has from {counts.min()} to {counts.max()} images of a class"
-    alike = bool((counts == counts[0]).all())
-    require(alike, f"{found}; each of the data set's classes needs as many: {mend}.")
-    return images.detach().float().contiguous(), labels.detach().long()
+    uneven = f"{named} has from {counts.min()} to {counts.max()} images of a class"
+    require(len(counts.unique()) == 1, f"{uneven}; each class of its data set needs as many.")
+    return found | {"labels": labels.detach().long()}
 
 
 def _rate(folder: Path) -> float:

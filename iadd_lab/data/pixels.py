@@ -1,23 +1,71 @@
 """Images, from a file or an array each, as uint8 planes (channels, size, size)."""
 
 import contextlib
+import importlib
+import os
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from iadd_lab.errors import InputError, require
 
-# Only these parsers ever see a file: Pillow's full list holds ones that start other programs (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+# Parsers that start other programs, open what is inside of a file by any parser, or read no pixels.
+_REFUSED = {"EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG"}
+# Files that are called so are pictures, or bad ones; others are pictures if their content says so.
+_USUAL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".heic", ".avif")
+# Cameras' raw data: TIFF by their content, but what a parser finds there is a small preview.
+_RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf", b"ftypavi")  # after four bytes, of AVIF too
 LARGEST_PIXELS = 2**26  # 8192 × 8192: far above what is kept, far below what fills a memory
 LARGEST_SIZE = 224  # side in pixels, of any data set or network
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+WHITE = 65_535  # of pictures of more than 8 bits, where nothing else is known
 
 
-def decode_file(path: str, size: int, channels: int) -> np.ndarray:
-    """The image file as (channels, size, size) uint8; InputError if Pillow can't make sense of it."""
+class MoreBits(Exception):
+    """A picture of more than 8 bits, with its largest value: which is white depends on the whole set."""
+
+
+@cache
+def _parsers(ending: str) -> list[str]:
+    """Pillow's parsers that know their files by the content, and one that knows them by `ending` alone."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    named = Image.registered_extensions().get(ending)
+    return [name for name in Image.ID if name not in _REFUSED and (Image.OPEN[name][1] or name == named)]
+
+
+def open_picture(path: str) -> Image.Image:
+    """The image file, opened by its content: its header is read, no pixels yet. Parsers raise any error."""
+    return Image.open(path, formats=_parsers(os.path.splitext(path)[1].lower()))
+
+
+def is_picture(path: str) -> bool:
+    """Whether the file is an image by its content, or says so by its name: reading it meets what is wrong."""
+    if path.lower().endswith(_USUAL + _RAW) or not os.path.isfile(path):  # a pipe would wait for ever
+        return path.lower().endswith(_USUAL)
+    with contextlib.suppress(Exception), open_picture(path):
+        return True
+    return _is_heif(path)
+
+
+def _is_heif(path: str) -> bool:
+    """Whether it is a picture as telephones write it, though mail programs may call it .jpg."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(11)[4:] in _HEIF
+    return False
+
+
+def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) -> np.ndarray:
+    """The image file as (channels, size, size) uint8; InputError if Pillow can't make sense of it.
+
+    `white` is what becomes 255 in a picture of more than 8 bits; None raises `MoreBits` for such a picture.
+    """
+    require(os.path.isfile(path), f"{path} is no regular file, or a link to none: remove it.")
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:  # reads the header, but no pixels yet
+        with open_picture(path) as image:
             # A file of a few bytes may unpack to an image that fills the memory, and several are at once.
             (width, height), most = image.size, f"at most {LARGEST_PIXELS} are decoded"
             few = width * height <= LARGEST_PIXELS
@@ -25,25 +73,30 @@ def decode_file(path: str, size: int, channels: int) -> np.ndarray:
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.
                 image.draft(None, (2 * size, 2 * size))
+            # Of 16 bits for each of several channels Pillow keeps the upper 8.
+            image.info["deep"] = image.mode == "RGB" and ";16" in str(image.tile)
             image.load()
-            return _planes(image, size, channels)
-    except InputError:
+            return _planes(image, size, channels, white)
+    except (InputError, MoreBits):
         raise
     except Exception as error:  # whatever a parser met; Pillow promises no common class
         reason = " ".join(str(error).split())
+        if _is_heif(path):
+            needs = "" if "HEIF" in Image.OPEN else "; install pillow-heif to read it"
+            reason = f"it is a HEIC or AVIF picture, whatever its name{needs}: {reason}"
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
 
 
-def planes_of(image: Image.Image, size: int, channels: int) -> np.ndarray:
+def planes_of(image: Image.Image, size: int, channels: int, white: int = WHITE) -> np.ndarray:
     """An open image as `decode_file` would read it from its file, (channels, size, size) uint8."""
-    return _planes(image.copy(), size, channels)
+    return _planes(image.copy(), size, channels, white)
 
 
-def _planes(image: Image.Image, size: int, channels: int) -> np.ndarray:
+def _planes(image: Image.Image, size: int, channels: int, white: int | None = WHITE) -> np.ndarray:
     """`image`, turned upright, as (channels, size, size) uint8: opaque, covering the square and cropped."""
     with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
         ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image)
+    image = _eight_bits(image, white)
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")  # what lies under transparent pixels is arbitrary
         opaque.alpha_composite(image.convert("RGBA"))
@@ -54,15 +107,18 @@ def _planes(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of more than 8 bits scaled by their full 16-bit range; Pillow alone would clip them."""
-    if not image.mode.startswith(("I", "F")):
+def _eight_bits(image: Image.Image, white: int | None) -> Image.Image:
+    """Images of more than 8 bits scaled so that `white` becomes 255; Pillow alone would clip them."""
+    colour = image.info.get("deep", False)
+    if not (colour or image.mode.startswith(("I", "F"))):
         return image
-    values = np.asarray(image)
+    values = np.asarray(image) * np.uint16(257 if colour else 1)
     sixteen = image.mode != "F" and values.min() >= 0 and values.max() <= 65_535
     name = getattr(image, "filename", "an image")
     require(bool(sixteen), f"{name} has pixels beyond 16 bits: save it with 8 or 16 bits, or remove it.")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if white is None:
+        raise MoreBits(int(values.max()))
+    return Image.fromarray(np.rint(values * (255 / white)).clip(max=255).astype(np.uint8))
 
 
 def resize_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -78,8 +134,6 @@ def resize_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def is_grey(path: str) -> bool:
     """Whether the image file is grey, or can't be opened: decoding meets it again, and names it."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return image.mode in GREY_MODES
-    except Exception:
-        return True
+    with contextlib.suppress(Exception), open_picture(path) as image:
+        return image.mode in GREY_MODES
+    return True

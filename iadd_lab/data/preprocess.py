@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from iadd_lab.device import root
 from iadd_lab.errors import InputError, choose, require
 from iadd_lab.store.artefacts import tensor_fingerprint
 
@@ -50,7 +51,7 @@ class Standardise(Preprocess):
         count = images.numel() // images.shape[1]
         mean = sum(chunk.double().sum((0, 2, 3)) for chunk in _chunks(images)) / count
         centred = (chunk.double() - mean[:, None, None] for chunk in _chunks(images))
-        deviation = (sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count).sqrt()
+        deviation = root(sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count)
         # A constant channel carries nothing; dividing by a tiny number would only blow up rounding.
         return cls(mean=mean.float(), deviation=deviation.float().clamp_min(1e-3))
 
@@ -110,7 +111,7 @@ class Zca(Preprocess):
 
     @cached_property
     def _colour(self) -> torch.Tensor:
-        scale = (self.eigenvalues + self.regularisation).sqrt()
+        scale = root(self.eigenvalues + self.regularisation)
         return (self.eigenvectors * scale) @ self.eigenvectors.T
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,7 @@
 import importlib
 import logging
 import os
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
@@ -12,15 +11,13 @@ import numpy as np
 import torch
 
 from iadd_lab.data.decoded import Decoded, ImageFile, Request, Tree, decode_tree
+from iadd_lab.data.folders import LeftOut, class_folders, innermost, is_text, listed, pictures, split_folders
 from iadd_lab.data.pixels import is_grey, resize_arrays
-from iadd_lab.data.splits import Split, hold_out
+from iadd_lab.data.splits import Split, group, hold_out
 from iadd_lab.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-HIDDEN = (".", "__MACOSX")  # what unpacking leaves behind
-NAMED = 10  # skipped images are named up to so many
 TEST_SEED = 20_240  # a set without a test part of its own always gets the same one
 TINY_CLASSES = 200  # of the whole of Tiny ImageNet
 PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the original CIFAR-10
@@ -28,12 +25,17 @@ PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the orig
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """What a reader returns: the data before validation is held out."""
+    """What a reader returns: the data before validation is held out.
+
+    `white` is the value that became 255 in pictures of more than 8 bits, if there are any.
+    """
 
     classes: tuple[str, ...]
     train: Split
     test: Split
     remark: str = ""
+    folds: int = 1  # of test images: how often others can be held out; 1 for a set's own test part
+    white: int | None = None
 
 
 def read_digits(request: Request) -> RawData:
@@ -42,8 +44,8 @@ def read_digits(request: Request) -> RawData:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    train, test = hold_out(_from_arrays(images, digits.target, request), 0.25, seed=[TEST_SEED])
-    return RawData(tuple(str(name) for name in digits.target_names), train, test)
+    parts = _hold_out_test(_from_arrays(images, digits.target, request), 0.25, request)
+    return RawData(tuple(str(name) for name in digits.target_names), *parts, folds=4)
 
 
 def read_torchvision(dataset: str, request: Request) -> RawData:
@@ -53,14 +55,17 @@ def read_torchvision(dataset: str, request: Request) -> RawData:
     """
     kind = _torchvision_class(dataset)
     try:
-        parts = [kind(request.root, train=train, download=False) for train in (True, False)]
+        deeper = request.folder / request.folder.name
+        folder = deeper if deeper.is_dir() else request.folder
+        root = folder.parents[1 if folder.name == "raw" else 0]  # torchvision adds the rest
+        parts = [kind(root, train=train, download=False) for train in (True, False)]
         classes = tuple(parts[0].classes)
         train, test = (_from_arrays(np.asarray(part.data), part.targets, request) for part in parts)
         highest = int(torch.cat([train.labels, test.labels]).max())
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a parser that meets damaged files may raise almost anything
-        again = f"delete that folder, then `iadd-lab data fetch {request.name}`"
+        again = f"delete that folder, then `iadd-lab data fetch {request.config.name}`"
         raise InputError(f"{request.title} in {request.folder} is incomplete or damaged: {again}.") from error
     known = highest < len(classes)
     require(known, f"{request.title} in {request.folder} has a label {highest}, but {len(classes)} classes.")
@@ -86,25 +91,20 @@ def read_cifar10(request: Request) -> RawData:
     """CIFAR-10 from torchvision's pickles, or from a tree {train,test}/<class>/*.jpg|png."""
     if request.folder.name == PICKLES:
         return read_torchvision("CIFAR10", request)
-    tree = _split_tree(request.folder)
+    tree = _find_tree(request.folder)
+    require(len(tree.parts) == 2, f"{request.folder} needs a folder train and a folder test.")
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
     return _read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
 
 
 def read_covid19(request: Request) -> RawData:
-    """Chest X-rays in a folder per class, masks aside; a quarter is the test part."""
-    return _read_tree(_one_tree(request.folder), request, test_fraction=0.25)
+    """Chest X-rays in a folder per class, masks aside; a quarter is the test part, if there is none."""
+    return _read_tree(_find_tree(request.folder), request, test_fraction=0.25)
 
 
 def read_image_folder(request: Request) -> RawData:
-    """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part.
-
-    Beside train and test, other folders are left alone.
-    """
-    parts = [(request.folder / part).is_dir() for part in ("train", "test")]
-    odd = f"{request.folder} has only one of train and test: give both, or a folder per class."
-    require(all(parts) or not any(parts), odd)
-    tree = _split_tree(request.folder) if all(parts) else _one_tree(request.folder)
+    """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part."""
+    tree = _find_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
         request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
@@ -112,17 +112,25 @@ def read_image_folder(request: Request) -> RawData:
 
 
 def read_tiny_imagenet(request: Request) -> RawData:
-    """Tiny ImageNet in its official layout; its validation images, which have labels, are the test part."""
-    folder = request.folder
-    listed = folder / "wnids.txt"
-    identifiers = [_plain_name(line, listed) for line in _read_text(listed).split()]
+    """Tiny ImageNet; its validation images, which have labels, are the test part.
+
+    Their labels are in val_annotations.txt, as in the official layout, or they lie in a folder per class.
+    """
+    left = LeftOut(request.folder)
+    folder = innermost(request.folder, left)
+    listing = folder / "wnids.txt"
+    identifiers = [_plain_name(line, listing) for line in _read_text(listing).split()]
     twice = len(set(identifiers)) < len(identifiers)
-    require(bool(identifiers) and not twice, f"{listed} is empty or names a class twice: unpack it again.")
-    parts = {"train": _class_files(folder / "train", identifiers), "test": _tiny_test(folder, identifiers)}
+    require(bool(identifiers) and not twice, f"{listing} is empty or names a class twice: unpack it again.")
+    folders = {part: {name: [folder / part / name] for name in identifiers} for part in ("train", "val")}
+    sorted_in = any(path.is_dir() for (path,) in folders["val"].values())
+    test = _class_files(folders["val"], left) if sorted_in else _tiny_test(folder, identifiers)
+    parts = {"train": _class_files(folders["train"], left), "test": test}
+    left.names["no picture"] = {name for name in left.names["no picture"] if not name.endswith("_boxes.txt")}
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
-    return _read_tree(Tree(_tiny_names(folder, identifiers), parts), request, remark=remark)
+    return _read_tree(Tree(left, _tiny_names(folder, identifiers), parts), request, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -156,90 +164,72 @@ def _read_text(path: Path) -> str:
 def _plain_name(name: str, source: Path) -> str:
     """`name`, unless it could lead out of its folder."""
     alone = name not in ("", ".", "..") and PureWindowsPath(name).name == name and "/" not in name
-    require(alone and _is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
+    require(alone and is_text(name), f"{source} names {name!r}; it must be a plain name without a path.")
     return name
 
 
-def _is_text(name: str) -> bool:
-    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
-
-
-def _split_tree(folder: Path) -> Tree:
-    """The tree {train,test}/<class>/...; both parts must have the same classes."""
-    for part in ("train", "test"):
-        require((folder / part).is_dir(), f"{folder / part} is missing: {folder} needs train and test.")
-    train, test = (_one_tree(folder / part) for part in ("train", "test"))
-    odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+def _find_tree(root: Path) -> Tree:
+    """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them."""
+    left = LeftOut(root)
+    folder = innermost(root, left)
+    parts = split_folders(folder, left) or {"all": folder}
+    folders = {part: class_folders(path, left) for part, path in parts.items()}
+    names = [set(each) for each in folders.values()]
+    odd = listed(names[0] ^ names[-1])
     require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
-    return Tree(train.classes, {"train": train.files, "test": test.files})
+    files = {part: _class_files(each, left) for part, each in folders.items()}
+    return Tree(left, tuple(next(iter(folders.values()))), files)
 
 
-def _one_tree(folder: Path) -> Tree:
-    """The tree <class>/..., classes by name."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
-    )
-    require(len(classes) >= 2, f"{folder} has {len(classes)} class folders; it needs at least two.")
-    for name in classes:
-        require(_is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
-    return Tree(tuple(classes), {"all": _class_files(folder, classes)})
-
-
-def _class_files(root: Path, classes: Sequence[str]) -> list[ImageFile]:
-    """The images of each class's folder below `root`, sorted; only those in its `images`, if it has that."""
+def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[ImageFile]:
+    """The images in each class's folders, sorted."""
     files: list[ImageFile] = []
-    extensions = " ".join(IMAGE_EXTENSIONS)
-    for label, folder in enumerate(root / name for name in classes):
-        require(folder.is_dir(), f"the class folder {folder} is missing: unpack the set again.")
-        inner = folder / "images"  # masks lie beside it
-        paths = sorted(image_paths(inner if inner.is_dir() else folder))
-        require(bool(paths), f"the class folder {folder} has no images ({extensions}): fill it or remove it.")
+    for label, folders in enumerate(classes.values()):
+        require(folders[0].is_dir(), f"the class folder {folders[0]} is missing: unpack the set again.")
+        paths = [path for folder in folders for path in pictures(folder, left)]
+        lack = f"the class folder {folders[0]} has no images ({listed(os.listdir(folders[0]))})"
+        require(bool(paths), f"{lack}: fill it or remove it.")
         files += [_image_file(path, label) for path in paths]
     return files
 
 
-def image_paths(folder: Path) -> Iterator[str]:
-    """Image files below `folder`, hidden ones aside; linked folders are not entered, they might be loops."""
-    folders = [str(folder)]
-    while folders:  # not by recursion, which a deep tree would exhaust
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith(HIDDEN):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():
-                    yield entry.path
-
-
 def _image_file(path: str, label: int) -> ImageFile:
-    status = os.stat(path)
-    require(Path(path).is_file(), f"{path} is no regular file: remove it.")  # a pipe would wait for ever
+    status = (os.stat if os.path.exists(path) else os.lstat)(path)  # decoding names a link to nothing
     return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
 def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
     """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
     decoded = decode_tree(tree, request)
-    skipped = _say_skipped(tree, decoded, request) if decoded.skipped else ""
-    parts = decoded.parts.values()
-    train, test = parts if len(parts) == 2 else hold_out(*parts, test_fraction, seed=[TEST_SEED])
-    return RawData(tree.classes, train, test, "; ".join(filter(None, (skipped, remark))))
+    skipped = _say_skipped(tree, decoded) if decoded.skipped else ""
+    white = f"{decoded.white} is white in pictures of more than 8 bits" if decoded.white else ""
+    parts, folds = [*decoded.parts.values()], 1
+    if rule := request.config.groups:
+        parts = [group(part, rule, tree.left.root) for part in parts]
+        tree.left.names["outside of the class folders"].discard(rule)  # that file is used
+    if len(parts) == 1:
+        parts, folds = _hold_out_test(*parts, test_fraction, request), round(1 / test_fraction)
+    said = "; ".join(filter(None, (skipped, white, str(tree.left), remark)))
+    return RawData(tree.classes, *parts, said, folds, decoded.white)
 
 
-def _say_skipped(tree: Tree, decoded: Decoded, request: Request) -> str:
+def _hold_out_test(split: Split, fraction: float, request: Request) -> tuple[Split, Split]:
+    return hold_out(split, fraction, seed=[TEST_SEED], fold=request.config.test_fold)
+
+
+def _say_skipped(tree: Tree, decoded: Decoded) -> str:
     """Log which images were skipped, and return the same as a remark.
 
     Raises:
         InputError: no image of a class is left in a part.
     """
-    names = [os.path.relpath(path, request.folder) for path in decoded.skipped]
-    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({shown})"
+    names = [os.path.relpath(path, tree.left.root) for path in decoded.skipped]
+    said = f"{len(names)} of {len(tree.files)} images can't be decoded ({listed(names)})"
     for part, split in decoded.parts.items():
         for label in sorted({file.label for file in tree.parts[part]} - set(split.labels.tolist())):
-            emptied = f"{request.folder} has no good image left of class {tree.classes[label]!r}"
+            emptied = f"{tree.left.root} has no good image left of class {tree.classes[label]!r}"
             raise InputError(f"{emptied}: {said}; replace them.")
-    logger.warning("%s: %s and were skipped", request.folder, said)
-    return f"{said} and were skipped"
+    telephone = any("pillow-heif" in reason for reason in decoded.skipped.values())
+    said += " and were skipped" + (": install pillow-heif to read HEIC and AVIF" if telephone else "")
+    logger.warning("%s: %s", tree.left.root, said)
+    return said

@@ -8,18 +8,19 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from iadd_lab.data import readers
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
-from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
 from iadd_lab.data.readers import RawData, Request
-from iadd_lab.data.splits import Split, check_classes, draw, fingerprint_splits, hold_out
-from iadd_lab.errors import InputError, check_number, check_whole, choose, require
+from iadd_lab.data.splits import Split, check_classes, draw, find_repeats, fingerprint_splits, hold_out
+from iadd_lab.errors import InputError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.store.artefacts import expanded, user_folder
 from iadd_lab.store.configs import added_field
 
@@ -44,6 +45,15 @@ class DataConfig:
         train_limit: at most so many training images, drawn by class after validation was held out.
         bad_images: "refuse", or "skip" to leave image files out that are damaged or no images: a warning
             and the data's remark then say how many and which.
+        test_fold: which images are the test part, where a set has none of its own; 0 is the usual one. Folds
+            0 to 4 of a folder (a fifth each), 0 to 3 of digits and X-rays (a quarter each) share none.
+        seen_test_images: "keep", or "drop" to leave test images out whose pixels are those of a training
+            image; the data's remark counts and names them in either case. For image files.
+        groups: keeps images that belong together, such as those of one patient or video, in one part when
+            test and validation images are drawn: a CSV file in the folder with rows of file and group, or a
+            regular expression on the files' names, whose first parenthesis is the group.
+        white: the value, up to 65,535, that becomes 255 in images of more than 8 bits; None takes the largest
+            number of bits that a value in the set has. Loaded data say which it was.
 
     Raises:
         InputError: a value outside these ranges.
@@ -56,6 +66,10 @@ class DataConfig:
     seed: int = 0
     train_limit: int | None = None
     bad_images: str = added_field("refuse")
+    test_fold: int = added_field(0)
+    seen_test_images: str = added_field("keep")
+    groups: str | None = added_field(None)
+    white: int | None = added_field(None)
 
     def __post_init__(self) -> None:
         choose("data set", self.name, DATASETS)
@@ -68,6 +82,15 @@ class DataConfig:
         if self.train_limit is not None:
             check_whole("train_limit", self.train_limit, minimum=1)
         choose("bad_images", self.bad_images, dict.fromkeys(("refuse", "skip")))
+        check_whole("test_fold", self.test_fold, minimum=0)
+        choose("seen_test_images", self.seen_test_images, dict.fromkeys(("keep", "drop")))
+        check_kind("groups", self.groups, str, optional=True)
+        try:
+            re.compile(self.groups or "")
+        except re.error as error:
+            raise InputError(f"groups is {self.groups!r}; as a regular expression it has {error}.") from error
+        if self.white is not None:
+            check_whole("white", self.white, minimum=1, maximum=WHITE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +98,12 @@ class ImageData:
     """A loaded data set.
 
     Attributes:
-        config: as it was asked for.
+        config: as it was asked for; with `white`, where the images have more than 8 bits, but not all 16.
         classes: their names; a label is an index into them.
         train, validation, test: disjoint; each has every class. Images keep the order of the files.
         fingerprint: 16 hex digits over classes, images and labels of the three splits.
         remark: what must be said beside a number measured on this copy; else empty.
+        folds: how many `test_fold` of its configuration there are.
     """
 
     config: DataConfig
@@ -89,6 +113,7 @@ class ImageData:
     test: Split
     fingerprint: str
     remark: str = ""
+    folds: int = 1
 
     @property
     def name(self) -> str:
@@ -167,7 +192,9 @@ def locate(name: str, *, root: Path | None = None) -> Path | None:
     folders = choose("data set", name, DATASETS).folders
     if root is None and folders == ANYWHERE:
         return None
-    return next((place for folder in folders if (place := _base(root) / folder).is_dir()), None)
+    # Some programs keep a set in a folder of its name, and archives may be unpacked one folder too deep.
+    places = (_base(root) / top / leaf for leaf in folders for top in ("", name, leaf.split("/")[0]))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def fetch_data(name: str, *, root: Path | None = None) -> Path:
@@ -216,24 +243,31 @@ def load_data(config: DataConfig | str, *, root: Path | None = None, progress: b
     config = DataConfig(config) if isinstance(config, str) else config
     spec, folder = DATASETS[config.name], require_data(config.name, root=root)
     request = Request(
-        name=config.name,
+        config=config,
         title=spec.title,
-        root=_base(root),
         folder=folder,
         cache=cache_root(),
         size=config.size or spec.size,
         channels=config.channels or spec.channels,
         progress=progress and sys.stderr is not None,
-        skip_bad=config.bad_images == "skip",
     )
     try:
         raw = spec.reader(request)
     except OSError as error:
         raise InputError(f"{spec.title} in {folder} can't be read ({error}).") from error
-    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), raw.test), strict=True))
+    check_whole(f"test_fold of {spec.title}", config.test_fold, minimum=0, maximum=raw.folds - 1)
+    named, test = raw.train.names is not None, raw.test
+    require(named or config.groups is None, f"groups are of image files, which {spec.title} has not.")
+    seen, said = find_repeats(raw.train, test) if named else ([], [])
+    if config.seen_test_images == "drop" and len(seen):
+        test = test.take(np.delete(np.arange(len(test)), seen))
+        said[0] += ", and are left out"
+    splits = dict(zip(SPLITS, (*_hold_out(raw, config, spec.title), test), strict=True))
     check_classes(spec.title, raw.classes, splits)
     mark = fingerprint_splits(raw.classes, splits.values())
-    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=raw.remark)
+    config = config if raw.white in (None, WHITE) else replace(config, white=raw.white)
+    said = "; ".join(filter(None, [raw.remark, *said]))
+    return ImageData(config, raw.classes, **splits, fingerprint=mark, remark=said, folds=raw.folds)
 
 
 def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Split]:
@@ -247,95 +281,75 @@ def _hold_out(raw: RawData, config: DataConfig, title: str) -> tuple[Split, Spli
     return train, validation
 
 
+def _spec(place: tuple, about: tuple[str, str], **more: Any) -> DatasetSpec:
+    """The entry of a title, side, channels, folders (and reader), and words on the set and its licence."""
+    return DatasetSpec(*place, describe=about[0], licence=about[1], **more)
+
+
+def _torchvision(kind: str, place: tuple, about: tuple[str, str], **more: Any) -> DatasetSpec:
+    """A set that `torchvision.datasets` reads and downloads, by the name of its class there."""
+    reader, fetcher = partial(readers.read_torchvision, kind), partial(readers.download_torchvision, kind)
+    return _spec(place, about, **{"reader": reader, "fetcher": fetcher} | more)
+
+
+# An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
+_SKLEARN = str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data")
+_UCI = "see the source, https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+_ZALANDO = "https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE"
+_CIFAR = "see the source, https://www.cs.toronto.edu/~kriz/cifar.html"
+_TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_KAGGLE = "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database"
+
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(
-        title="Digits",
-        size=8,
-        channels=1,
-        # An absolute path stays itself when joined to a data root: this set comes with scikit-learn.
-        folders=(str(Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data"),),
-        reader=readers.read_digits,
+    "digits": _spec(
+        ("Digits", 8, 1, (_SKLEARN,), readers.read_digits),
+        (
+            "1,797 handwritten digits that come with scikit-learn",
+            f"part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: {_UCI}",
+        ),
         where="it comes with scikit-learn, install that again",
         augment=UNMIRRORED,
         fetcher=lambda root: None,
-        describe="1,797 handwritten digits that come with scikit-learn",
-        licence="part of scikit-learn, from UCI's Optical Recognition of Handwritten Digits: see the source, "
-        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     ),
-    "mnist": DatasetSpec(
-        title="MNIST",
-        size=28,
-        channels=1,
-        folders=("MNIST/raw",),
-        reader=partial(readers.read_torchvision, "MNIST"),
+    "mnist": _torchvision(
+        "MNIST",
+        ("MNIST", 28, 1, ("MNIST/raw",)),
+        ("70,000 handwritten digits", "see the source, http://yann.lecun.com/exdb/mnist/"),
         augment=UNMIRRORED,
-        fetcher=partial(readers.download_torchvision, "MNIST"),
-        describe="70,000 handwritten digits",
-        licence="see the source, http://yann.lecun.com/exdb/mnist/",
     ),
-    "fashion_mnist": DatasetSpec(
-        title="Fashion-MNIST",
-        size=28,
-        channels=1,
-        folders=("FashionMNIST/raw",),
-        reader=partial(readers.read_torchvision, "FashionMNIST"),
-        fetcher=partial(readers.download_torchvision, "FashionMNIST"),
-        describe="70,000 pieces of clothing",
-        licence="MIT licence, copyright Zalando SE "
-        "(https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE)",
+    "fashion_mnist": _torchvision(
+        "FashionMNIST",
+        ("Fashion-MNIST", 28, 1, ("FashionMNIST/raw",)),
+        ("70,000 pieces of clothing", f"MIT licence, copyright Zalando SE ({_ZALANDO})"),
     ),
-    "cifar10": DatasetSpec(
-        title="CIFAR-10",
-        size=32,
-        channels=3,
-        folders=(readers.PICKLES, "cifar10"),
+    "cifar10": _torchvision(
+        "CIFAR10",
+        ("CIFAR-10", 32, 3, (readers.PICKLES, "cifar10")),
+        ("60,000 photographs of 10 things", _CIFAR),
         reader=readers.read_cifar10,
-        fetcher=partial(readers.download_torchvision, "CIFAR10"),
-        describe="60,000 photographs of 10 things",
-        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
-    "cifar100": DatasetSpec(
-        title="CIFAR-100",
-        size=32,
-        channels=3,
-        folders=("cifar-100-python",),
-        reader=partial(readers.read_torchvision, "CIFAR100"),
-        fetcher=partial(readers.download_torchvision, "CIFAR100"),
-        describe="60,000 photographs of 100 things",
-        licence="see the source, https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": _torchvision(
+        "CIFAR100",
+        ("CIFAR-100", 32, 3, ("cifar-100-python",)),
+        ("60,000 photographs of 100 things", _CIFAR),
     ),
-    "tiny_imagenet": DatasetSpec(
-        title="Tiny ImageNet",
-        size=64,
-        channels=3,
-        folders=("tiny-imagenet-200",),
-        reader=readers.read_tiny_imagenet,
-        where="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
-        describe="110,000 photographs of 200 things, or of those that wnids.txt lists",
-        licence="see the source, http://cs231n.stanford.edu/tiny-imagenet-200.zip, and ImageNet, "
-        "https://www.image-net.org/download",
+    "tiny_imagenet": _spec(
+        ("Tiny ImageNet", 64, 3, ("tiny-imagenet-200",), readers.read_tiny_imagenet),
+        (
+            "110,000 photographs of 200 things, or of those that wnids.txt lists",
+            f"see the source, {_TINY}, and ImageNet, https://www.image-net.org/download",
+        ),
+        where=f"unpack {_TINY} there",
     ),
-    "covid19": DatasetSpec(
-        title="COVID-19 X-rays",
-        size=112,
-        channels=1,
-        folders=("covid19", "COVID-19_Radiography_Dataset"),
-        reader=readers.read_covid19,
-        where="unpack https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database there, "
-        "or put a folder of chest X-rays per class there",
+    "covid19": _spec(
+        ("COVID-19 X-rays", 112, 1, ("covid19", "COVID-19_Radiography_Dataset"), readers.read_covid19),
+        ("chest X-rays, a folder per class", f"see the source of the copy used, as in {_KAGGLE}"),
+        where=f"unpack {_KAGGLE} there, or put a folder of chest X-rays per class there",
         augment=UNMIRRORED,
-        describe="chest X-rays, a folder per class",
-        licence="see the source of the copy used, as in "
-        "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     ),
-    "image_folder": DatasetSpec(
-        title="The image folder",
-        size=32,
-        channels=None,
-        folders=ANYWHERE,
-        reader=readers.read_image_folder,
+    "image_folder": _spec(
+        ("The image folder", 32, None, ANYWHERE, readers.read_image_folder),
+        ("your own images, a folder per class", "that of the pictures in the folder: see their source"),
         where="pass a folder of your own, with train and test inside or a folder per class",
-        describe="your own images, a folder per class",
-        licence="that of the pictures in the folder: see their source",
     ),
 }

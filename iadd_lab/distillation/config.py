@@ -1,6 +1,7 @@
 """Everything that the result of a distillation depends on, besides the data and the teachers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,19 +68,29 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "segments"):
+        check_images(self)
+        for name in ("student_steps", "teacher_epochs", "max_start_epoch", "segments"):
             check_whole(name, getattr(self, name), minimum=1)
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
-        check_rate("image_rate", self.image_rate)
         check_rate("alpha_rate", self.alpha_rate, above=False)
         check_rate("alpha", self.alpha)
-        check_number("momentum", self.momentum, maximum=0.999)
-        choices = {"image_optimizer": OPTIMIZERS, "gradient": ENGINES, "initial_images": INITIAL_IMAGES}
-        for name, registry in choices.items():
-            choose(name, getattr(self, name), registry)
-        for name, minimum in (("back_offs", 0), ("snapshots", 2), ("seed", 0)):
-            check_whole(name, getattr(self, name), minimum=minimum)
-        check_kind("augment", self.augment, AugmentConfig, optional=True)
+        choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
+        choose("gradient", self.gradient, ENGINES)
+        check_whole("snapshots", self.snapshots, minimum=2)
         fits = isinstance(self.matching, Matching) and type(self.matching) is not Matching
         require(fits, f"matching is {self.matching!r}; it must be a Matching, as in Uniform() or Learned().")
+
+
+def check_images(config: Any) -> None:
+    """Check the fields that every configuration of a descent of images has.
+
+    Raises:
+        InputError: naming one and its value.
+    """
+    for name, minimum in {"ipc": 1, "iterations": 1, "back_offs": 0, "seed": 0}.items():
+        check_whole(name, getattr(config, name), minimum=minimum)
+    check_rate("image_rate", config.image_rate)
+    check_number("momentum", config.momentum, maximum=0.999)
+    choose("initial_images", config.initial_images, INITIAL_IMAGES)
+    check_kind("augment", config.augment, AugmentConfig, optional=True)

@@ -37,8 +37,7 @@ class History:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Named tensors for an artefact."""
-        filled = {f"history/{name}": values for name, values in vars(self).items() if values}
-        return {name: _as_tensor(values) for name, values in filled.items()}
+        return {f"history/{name}": _as_tensor(values) for name, values in vars(self).items() if values}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import Execution, finite
+from iadd_lab.device import DEFAULT, Execution, executes, finite
 from iadd_lab.distillation.config import OPTIMIZERS, DistillConfig
 from iadd_lab.distillation.history import ALL_RATES, History
 from iadd_lab.distillation.matching import Uniform, effective_share
@@ -36,16 +36,16 @@ from iadd_lab.training.teachers import Teachers
 ADJOINT_PASSES = 11
 
 
+@executes
 def distill(
     data: ImageData,
     teachers: Teachers,
     config: DistillConfig,
     *,
     folder: Path | None = None,
-    how: Execution | None = None,
+    how: Execution = DEFAULT,
     on_iteration: Callable[[int, History], None] | None = None,
     ranks: Ranks = ALONE,
-    **options: object,
 ) -> DistillResult:
     """Distil `data` with trajectories of `teachers` (IADD, arXiv 2401.15863).
 
@@ -69,7 +69,6 @@ def distill(
             The last state whose loss was finite is in the checkpoint, and in the error's `result`.
         KeyboardInterrupt: by Ctrl-C, after the state was saved.
     """
-    how = Execution.of(how, options)
     seconds = min(how.checkpoint_seconds, ranks.patience)
     how = replace(how, progress=how.progress and ranks.first, checkpoint_seconds=seconds)
     # Resolved here, so that the artefact says what was done.
@@ -79,8 +78,7 @@ def distill(
     identity = fingerprint(config, teachers.fingerprint)
     target = Path(folder) / "distilled.safetensors" if folder is not None else None
     path = target and target.with_name("checkpoint.safetensors")
-    mine = locked(lock_of(folder), str(folder)) if target and ranks.first else nullcontext()
-    with mine, how.environment():
+    with locked(lock_of(folder), str(folder)) if target and ranks.first else nullcontext():
         ranks.agree(identity)  # which is not before the first rank has the folder for itself
         if target and target.exists():
             if ranks.first:
@@ -178,9 +176,7 @@ class Distillation:
             self.history.keep(self.done)
             self.last_good, self.at_fault = {}, ALL_RATES
             what = f"the matching loss after iteration {self.done}, or its gradient, became not finite"
-            rates = (
-                f"alpha (now {self.alpha.item():.4g}), image_rate ({config.image_rate:g}) or the rate of W"
-            )
+            rates = f"alpha ({self.alpha.item():.4g}), image_rate ({config.image_rate:g}) or the rate of W"
             raise DivergenceError(f"{what} ({gradients.loss.item():.4g}): lower {rates}.")
         self.update(gradients)
         alpha = self.alpha.item()
@@ -188,9 +184,8 @@ class Distillation:
             wrong = "rate of W" if finite(self.images) else "image_rate"
             self.at_fault = wrong if 0 < alpha < math.inf else "alpha_rate"
             self.restore(before)
-            what = "the update would not be finite"
-            if alpha <= 0:
-                what = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
+            fall = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
+            what = fall if alpha <= 0 else "the update would not be finite"
             now = f" (now {getattr(config, self.at_fault):g})" if hasattr(config, self.at_fault) else ""
             raise DivergenceError(f"{what} in iteration {self.done + 1}: lower {self.at_fault}{now}.")
         self.last_good = before
@@ -198,12 +193,12 @@ class Distillation:
         place = {"end": gradients.end, "target": target, "layout": self.layout}
         self.importance = weights = config.matching.weights(self.raw, **place)
         self.done += 1
-        losses = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item()}
-        spread = {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
-        spread["importance_share"] = effective_share(weights)
-        self.history.append(**losses, alpha=alpha, seconds=time.perf_counter() - started, **spread)
+        noted = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item(), "alpha": alpha}
+        noted |= {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
+        noted |= {"importance_share": effective_share(weights), "seconds": time.perf_counter() - started}
+        self.history.append(**noted)
         self.take_snapshot()
-        return {"loss": f"{losses['loss']:.4f}", "alpha": f"{alpha:.4f}"}
+        return {name: f"{noted[name]:.4f}" for name in ("loss", "alpha")}
 
     def gradients(self) -> tuple[Gradients, Tensor, Tensor]:
         """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from iadd_lab.device import root
 from iadd_lab.errors import check_flag, check_number, check_whole, choose, require
 from iadd_lab.store.configs import added_field
 from iadd_lab.training.networks import ParameterLayout
@@ -163,9 +164,7 @@ class Learned(Matching):
         check_number("limit", self.limit, minimum=1.0, above=True)
         check_whole("learn_from", self.learn_from, minimum=0)
         if self.learn_until is not None:
-            check_whole("learn_until", self.learn_until, minimum=0)
-            sentence = f"learn_until is {self.learn_until}, before learn_from {self.learn_from}: raise it."
-            require(self.learn_until >= self.learn_from, sentence)
+            check_whole("learn_until (not before learn_from)", self.learn_until, minimum=self.learn_from)
 
     def initial(self, layout):
         """Zeros for log W² (normalised), ones for W itself (literal)."""
@@ -203,7 +202,7 @@ def _relative(raw: Tensor) -> Tensor:
 
 
 def _scaled(weights: Tensor) -> Tensor:
-    return weights / weights.square().mean().sqrt()
+    return weights / root(weights.square().mean())
 
 
 def effective_share(weights: Tensor) -> float:

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from iadd_lab.data.distilled import KIND, DistilledSet, made_by
 from iadd_lab.data.sets import DATASETS, on_one_line
 from iadd_lab.errors import InputError
-from iadd_lab.evaluation.protocol import Evaluation
-from iadd_lab.store.artefacts import read_metadata
+from iadd_lab.evaluation.protocol import Evaluation, doubts
+from iadd_lab.store.artefacts import Artefact, load_artefact
 from iadd_lab.store.configs import fingerprint
 
 _SHOWN = ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "initial_images", "seed")
@@ -25,7 +24,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
     Raises:
         InputError: the set can't be read.
     """
-    distilled, metadata = DistilledSet.load(path), read_metadata(path, kind=KIND)
+    distilled, artefact = DistilledSet.load(path), load_artefact(path, kind=KIND)
     spec = DATASETS[distilled.data.name]
     parts = [
         f"# {spec.title}, distilled to {_images(distilled.ipc)} per class",
@@ -33,7 +32,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
         "## What it is",
         _bullets(_what(distilled)),
         "## How it was made",
-        _bullets(_how(distilled, metadata)),
+        _bullets(_how(distilled, artefact)),
         "## Accuracy",
         _accuracy(path, distilled),
         "## Licence of the source data",
@@ -47,16 +46,20 @@ def _what(distilled: DistilledSet) -> Iterator[str]:
     shape, kind = " × ".join(map(str, distilled.images.shape[1:])), distilled.preprocess.kind
     yield f"{_images(len(distilled.images))} of {shape} (channels, height, width), preprocessed"
     yield f"classes, in the order of their labels: {', '.join(map(on_one_line, distilled.classes))}"
+    if distilled.soft_labels is not None:
+        yield "labels: soft, for cross-entropy; where one is needed, the largest"
     yield f"train on it by plain SGD with a learning rate of {distilled.alpha:.6g}"
     yield f"preprocessing: {kind}, fitted on the real training images; test images need the same"
     yield f"fingerprint {distilled.fingerprint}"
 
 
-def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
-    spec, data = DATASETS[distilled.data.name], distilled.data
+def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
+    spec, data, metadata = DATASETS[distilled.data.name], distilled.data, artefact.metadata
     held_out = f"{100 * data.validation_fraction:g} % of the training part held out for validation"
     source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
     yield f"{source}, fingerprint {distilled.data_fingerprint}"
+    if distilled.remark:
+        yield f"the copy that it was made from: {distilled.remark}"
     yield f"method: {distilled.method}"
     if made_by(metadata) == "distillation":
         config, teachers = metadata["config"], metadata["teachers"]
@@ -67,10 +70,12 @@ def _how(distilled: DistilledSet, metadata: dict[str, Any]) -> Iterator[str]:
         yield f"teachers: {teachers.get('count', 'several')} networks ({named})"
     if metadata.get("source"):
         yield f"source: {metadata['source']}"
+    if artefact.computed_with:
+        yield f"written with {artefact.computed_with}"
 
 
 def _accuracy(path: Path, distilled: DistilledSet) -> str:
-    found = list(_evaluations_beside(path, distilled))
+    found = evaluations_beside(path, distilled)
     if not found:
         return f"Not measured: no evaluation of it lies beside {path.name} (`iadd-lab evaluate` makes one)."
     lines = ["| network | split | epochs | networks | accuracy, % | balanced accuracy, % |"]
@@ -78,22 +83,32 @@ def _accuracy(path: Path, distilled: DistilledSet) -> str:
     for each in found:
         row = each.summary()
         lines.append(
-            f"| {row['network']} | {row['split']} | {each.config.epochs} | {row['networks']} "
+            f"| {row['network']} | {row['split']} | {each.config.epochs} | {len(each.confusion)} "
             f"| {row['accuracy']:.1f} ± {row['std']:.1f} "
             f"| {row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} |"
         )
-    remarks = [f"{each.config.network.title}: {each.remark}" for each in found if each.remark]
-    return "\n".join([*lines, *([""] if remarks else []), *remarks])
+    for each, random in found.items():
+        splits = f"mean of {each.splits} splits, each with a set of its own" if each.splits > 1 else ""
+        said = filter(None, (splits, each.remark, doubts(each, random)))
+        lines += [f"\n{each.config.network.title}: {sentence}" for sentence in said]
+    return "\n".join(lines)
 
 
-def _evaluations_beside(path: Path, distilled: DistilledSet) -> Iterator[Evaluation]:
-    """The evaluations in the folder of `path` that are of this very set, by their fingerprints."""
+def evaluations_beside(path: Path, distilled: DistilledSet) -> dict[Evaluation, Evaluation | None]:
+    """The evaluations in the folder of `path` that are of this very set, by their fingerprints.
+
+    Each with that of random real images which was stored with it, as `NAME_random.safetensors`, if any.
+    """
+    stored: dict[str, Evaluation] = {}
     for file in sorted(Path(path).parent.glob("evaluation*.safetensors")):
         with suppress(InputError):  # a damaged neighbour is no reason to have no card
-            evaluation = Evaluation.load(file)
-            sets = [distilled.fingerprint] * len(evaluation.confusion)
-            if evaluation.identity == fingerprint(sets, evaluation.config, distilled.data_fingerprint):
-                yield evaluation
+            stored[file.stem] = Evaluation.load(file)
+    found = {}
+    for name, each in stored.items():
+        sets = [distilled.fingerprint] * (len(each.confusion) // each.splits)
+        if each.identity == fingerprint(sets, each.config, distilled.data_fingerprint):
+            found[each] = stored.get(f"{name}_random")
+    return found
 
 
 def _bullets(lines: Iterator[str]) -> str:

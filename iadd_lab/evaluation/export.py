@@ -1,40 +1,83 @@
 """A distilled set for other programs: MTT's format, a folder of PNGs, or safetensors, with a data card."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt
-from iadd_lab.errors import choose, require
-from iadd_lab.evaluation.card import data_card
-from iadd_lab.evaluation.training_set import FILE, set_file
-from iadd_lab.store.artefacts import atomic_path, check_folder, save_text
+from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt, has_companion, reread_mtt
+from iadd_lab.data.sets import load_data
+from iadd_lab.device import DEFAULT, Execution, executes
+from iadd_lab.errors import DivergenceError, InputError, choose, require
+from iadd_lab.evaluation.card import data_card, evaluations_beside
+from iadd_lab.evaluation.protocol import Evaluation, evaluate
+from iadd_lab.evaluation.training_set import FILE, TrainingSet, set_file
+from iadd_lab.store.artefacts import atomic_path, check_folder, save_text, unpacking
 
 CARD = "README.md"
+SCALE = "scale.json"  # beside PNGs: which pixels their lowest and highest value stand for
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
 
 
-def export_set(path: Path, to: str, folder: Path) -> str:
+@executes
+def export_set(
+    path: Path,
+    to: str,
+    folder: Path,
+    *,
+    measure: bool = True,
+    root: Path | None = None,
+    how: Execution = DEFAULT,
+) -> str:
     """Export the distilled set at `path` into `folder`, beside a data card; returns what was lost.
 
     Args:
         path: a distilled.safetensors, or the folder that holds it.
         to: a key of `EXPORTS`.
         folder: where to; it must be empty, or not there yet.
+        measure: whether a set that pictures don't hold exactly is read back and evaluated anew, by the
+            protocol of each evaluation that lies beside it.
+        root: where the real set lies, to measure on; None for the usual place.
+        how: where that is computed.
+        options: fields of `Execution` by name, as in `device="cpu"`.
 
     Raises:
         InputError: the set can't be read, the format is unknown, or the folder holds something.
     """
     export = choose("format", to, EXPORTS)
-    distilled = DistilledSet.load(set_file(path))
+    distilled = DistilledSet.load(set_file(path), root=root)
     folder = check_folder(folder)
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
-    loss = export(distilled, folder)
-    save_text(folder / CARD, data_card(set_file(path), notes=[loss]))
-    return loss
+    try:
+        notes = [export(distilled, folder)]
+        if to in PICTURES and distilled.soft_labels is not None:
+            notes += ["Of soft labels only the largest is left, as the folder."]
+        if measure and to in PICTURES:
+            back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
+            notes += [_worth(back, measured, root, how) for measured in beside]
+        save_text(folder / CARD, data_card(set_file(path), notes=notes))
+    except BaseException:  # a part is of no use to anybody, and would keep the next try from the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return "\n".join(notes)
+
+
+def _worth(back: DistilledSet, measured: Evaluation, root: Path | None, how: Execution) -> str:
+    """What networks reach that train on the set read back, by the protocol by which it was measured."""
+    own = replace(measured, confusion=measured.confusion[: measured.config.networks], splits=1)
+    try:
+        again = evaluate(back, load_data(back.data, root=root), measured.config, how=how)
+    except (InputError, DivergenceError) as error:
+        return f"What the files themselves are worth was not measured: {error}"
+    return f"Trained on these files, read back: {again}. Trained on the set itself: {own}."
 
 
 def _mtt(distilled: DistilledSet, folder: Path) -> str:
@@ -54,21 +97,95 @@ def _image_folder(distilled: DistilledSet, folder: Path) -> str:
     Distilled ones leave that range, above all those of whitened sets: the sentence says by how much.
     """
     pixels = distilled.preprocess.invert(distilled.images)
-    stored = (pixels.clamp(0, 1) * 255).round().byte()  # (count, channels, height, width)
-    for label, name in enumerate(folder_names(distilled.classes)):
-        for number, planes in enumerate(stored[distilled.labels == label]):
-            picture = Image.fromarray(planes.permute(1, 2, 0).squeeze(2).numpy())
-            with atomic_path(folder / name / f"{number:04}.png") as temporary:
-                picture.save(temporary, format="PNG")
-    beyond = ((pixels < 0) | (pixels > 1)).double().mean().item()
-    error = (pixels - stored.float() / 255).double().square().mean().sqrt().item()
-    change = distilled.preprocess.apply(stored) - distilled.images
-    relative = (change.double().square().mean() / distilled.images.double().square().mean()).sqrt().item()
+    _write_pictures(distilled, folder, 8, (0.0, 1.0))
+    beyond = 100 * ((pixels < 0) | (pixels > 1)).double().mean()
+    change = distilled.preprocess.apply((pixels.clamp(0, 1) * 255).round().byte()) - distilled.images
     return (
-        f"Format image_folder: {100 * beyond:.1f} % of the values left [0, 1] without preprocessing (from "
-        f"{pixels.min():.2f} to {pixels.max():.2f}) and were clipped, all were rounded to 8 bits; root mean "
-        f"square error {error:.3f} of the range of pixels, {100 * relative:.1f} % of the preprocessed norm."
+        f"Format image_folder: {beyond:.1f} % of the values left [0, 1] without preprocessing (from "
+        f"{pixels.min():.2f} to {pixels.max():.2f}) and were clipped, all were rounded to 8 bits; it changed "
+        f"preprocessed images by {100 * change.norm() / distilled.images.norm():.1f} % of their norm."
     )
+
+
+def _png16(distilled: DistilledSet, folder: Path) -> str:
+    """Pixels without preprocessing, as 16 bits of the range that they have."""
+    _write_pictures(distilled, folder, 16)
+    empty = {"images": distilled.images[:0], "labels": distilled.labels[:0], "soft_labels": None}
+    replace(distilled, **empty).save(folder / COMPANION)
+    formula = f"low + value / 65535 * (high - low), with low and high from {SCALE}, without preprocessing"
+    return f"Format png16: all is kept to 16 bits. A pixel is {formula}; {COMPANION} holds that, and α."
+
+
+def _write_pictures(distilled: DistilledSet, folder: Path, bits: int, ends: Sequence[float] = ()) -> None:
+    """A PNG for each image, class by class, and beside them which pixels their values stand for.
+
+    Args:
+        distilled: the set.
+        folder: where to.
+        bits: of each value: 8 or 16.
+        ends: the pixels that the lowest and the highest value stand for; empty takes those that there are.
+    """
+    pixels, most = distilled.preprocess.invert(distilled.images), 2**bits - 1
+    low, high = ends or torch.stack(pixels.aminmax()).tolist()
+    shares = ((pixels.double() - low) / max(high - low, 1e-9)).clamp(0, 1)  # (count, channels, height, width)
+    stored = (shares * most).round().numpy().astype(f"uint{bits}")
+    for label, name in enumerate(folder_names(distilled.classes)):
+        (folder / name).mkdir()  # even without a picture: readers number the folders
+        for number, planes in enumerate(stored[(distilled.labels == label).numpy()]):
+            # Pillow writes no colours of 16 bits: their planes stand one below the other, in a grey picture.
+            grey = bits == 16 or len(planes) == 1
+            image = planes.reshape(-1, planes.shape[2]) if grey else planes.transpose(1, 2, 0)
+            with atomic_path(folder / name / f"{number:04}.png") as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
+    scale = {"low": low, "high": high, "bits": bits, "pictures": len(stored)}
+    save_text(folder / SCALE, json.dumps(scale))
+
+
+def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
+    """`distilled` with the images that `export_set` wrote into `folder` as PNGs, class by class.
+
+    Raises:
+        InputError: pictures are missing or damaged.
+    """
+    with unpacking(folder):
+        scale = json.loads((folder / SCALE).read_text(encoding="utf-8"))
+        low, high, most = scale["low"], scale["high"], 2 ** scale["bits"] - 1
+        paths = [sorted((folder / name).glob("*.png")) for name in folder_names(distilled.classes)]
+        found = [np.array(Image.open(path, formats=["PNG"]), dtype=np.float64) for path in chain(*paths)]
+        planes = np.stack([each.transpose(2, 0, 1) if each.ndim == 3 else each for each in found])
+        values = torch.from_numpy(planes).view(-1, *distilled.images.shape[1:])
+        pixels = low + values / most * (high - low)
+        whole = len(found) == scale["pictures"] and bool(pixels.isfinite().all())
+        require(whole, f"it has {len(found)} of {scale['pictures']} pictures, from {low} to {high}")
+        labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([*map(len, paths)]))
+        images = distilled.preprocess.apply(pixels.float())
+        return replace(distilled, images=images, labels=labels, soft_labels=None)
+
+
+def reread(folder: Path) -> DistilledSet:
+    """The set that `export_set` wrote into `folder` as MTT's files or as PNGs of 16 bits.
+
+    Raises:
+        InputError: a file is missing, damaged or refused, or they do not belong together.
+    """
+    pictures = (folder / SCALE).is_file()
+    return read_pictures(DistilledSet.load(folder / COMPANION), folder) if pictures else reread_mtt(folder)
+
+
+def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
+    """A distilled set to train on: `load("runs/ipc1")`.
+
+    Args:
+        path: a distilled.safetensors, or the folder that holds it, or an export as MTT's files or png16.
+        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
+        root: where the real set lies, for a file without its whitening; None for the usual place.
+
+    Raises:
+        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
+    """
+    file, folder = set_file(path), Path(path).expanduser()
+    exported = has_companion(folder) and not file.is_file()
+    return TrainingSet(reread(folder) if exported else DistilledSet.load(file, root=root), channels=channels)
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
@@ -91,5 +208,5 @@ def _safe(name: str) -> str:
 
 
 # How a set is written into an empty folder; each returns what was lost, in a sentence.
-EXPORTS: dict[str, Callable[[DistilledSet, Path], str]]
-EXPORTS = {"mtt": _mtt, "image_folder": _image_folder, "safetensors": _safetensors}
+PICTURES = {"image_folder": _image_folder, "png16": _png16}  # which hold no exact values
+EXPORTS = {"mtt": _mtt, **PICTURES, "safetensors": _safetensors}

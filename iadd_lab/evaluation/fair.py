@@ -7,11 +7,13 @@ defines, of accuracies as shares in [0, 1]:
 - improvement over random, IOR = accuracy on the distilled set − accuracy on as many random images;
 - label-robust score, LRS = (e^a − e^−1) / (e − e^−1) with a = w·IOR − (1 − w)·HLR and w = 0.5.
 
-All labels here are hard ones, so the accuracies on the distilled set in HLR and in IOR are the same.
+All labels here are hard ones (of soft labels the largest), so the accuracies on the distilled set in HLR and
+in IOR are the same.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,19 +46,13 @@ class FairConfig:
     weight: float = 0.5
 
     def __post_init__(self):
-        require(len(self.rates) > 0, "rates is empty; give at least one learning rate.")
+        fits = isinstance(self.rates, (tuple, list)) and len(self.rates) > 0
+        require(fits, f"rates is {self.rates!r}; it must be a list of at least one learning rate.")
         for rate in self.rates:
             check_number("rates", rate, above=True)
-        check_whole("tuning_networks", self.tuning_networks, minimum=1)
-        check_whole("whole_epochs", self.whole_epochs, minimum=1)
+        for name in ("tuning_networks", "whole_epochs"):
+            check_whole(name, getattr(self, name), minimum=1)
         check_number("weight", self.weight, maximum=1.0)
-
-
-def label_robust_score(recovery: Tensor, improvement: Tensor, *, weight: float = 0.5) -> Tensor:
-    """LRS in [0, 1] of hard-label recovery and improvement over random, each in [−1, 1]; see the module."""
-    check_number("weight", weight, maximum=1.0)
-    combined = weight * improvement - (1 - weight) * recovery
-    return (combined.exp() - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +70,9 @@ class FairScores:
     def __post_init__(self):
         parts = (self.distilled, self.random, self.whole)
         protocols = {(each.config.split, each.config.network, len(each.confusion)) for each in parts}
-        require(
-            len(protocols) == 1 and len({each.classes for each in parts}) == 1,
-            f"the evaluations have different splits, networks or classes ({', '.join(map(str, protocols))}): "
-            "evaluate all three in the same way.",
-        )
+        said = f"the evaluations have different splits, networks or classes ({protocols})"
+        alike = len(protocols) == len({each.classes for each in parts}) == 1
+        require(alike, f"{said}: evaluate all three in the same way.")
         check_number("weight", self.weight, maximum=1.0)
 
     @property
@@ -94,7 +88,9 @@ class FairScores:
     @property
     def label_robust_score(self) -> Tensor:
         """LRS of each network: (networks,) in [0, 1]."""
-        return label_robust_score(self.hard_label_recovery, self.improvement_over_random, weight=self.weight)
+        weight = self.weight
+        combined = weight * self.improvement_over_random - (1 - weight) * self.hard_label_recovery
+        return (combined.exp() - math.exp(-1)) / (math.e - math.exp(-1))
 
     def summary(self) -> dict[str, float | str]:
         """Means and standard deviations over the networks as a row of a table; shares, not per cent."""
@@ -150,6 +146,7 @@ def evaluate_fairly(
     count = max(config.networks, fair.tuning_networks)
     draws = {"ipc": distilled.ipc, "count": count, "seed": config.seed}
     random, whole = random_draws(data, distilled.preprocess, **draws), whole_set(data, distilled.preprocess)
+    distilled = replace(distilled, soft_labels=None)
     sets = {"distilled": [distilled] * count, "random": random, "whole": [whole] * count}
     rates = sorted({*fair.rates, float(distilled.alpha)})
 
@@ -157,17 +154,15 @@ def evaluate_fairly(
         path = Path(folder) / f"{name}_{own.split}_{own.rate!r}.safetensors" if folder else None
         return evaluate_each(sets[name][: own.networks], data, own, save_to=path, how=how)
 
-    scored = {}
-    for name in sets:
-        protocol = replace(config, epochs=fair.whole_epochs) if name == "whole" else config
-        scored[name] = tune(partial(run, name), protocol, rates, networks=fair.tuning_networks)
+    protocols = dict.fromkeys(sets, config) | {"whole": replace(config, epochs=fair.whole_epochs)}
+    options = {"rates": rates, "networks": fair.tuning_networks}
+    scored = {name: tune(partial(run, name), own, **options) for name, own in protocols.items()}
     return FairScores(**scored, weight=fair.weight)
 
 
-Runner = Callable[[EvaluateConfig], Evaluation]
-
-
-def tune(run: Runner, config: EvaluateConfig, rates: Sequence[float], *, networks: int) -> Evaluation:
+def tune(
+    run: Callable[[EvaluateConfig], Evaluation], config: EvaluateConfig, rates: Sequence[float], networks: int
+) -> Evaluation:
     """`run` at the one of `rates` with the best mean accuracy on the validation split (the lowest of equals).
 
     Rates at which training diverges are left out.
@@ -177,12 +172,9 @@ def tune(run: Runner, config: EvaluateConfig, rates: Sequence[float], *, network
     """
     accuracies = {}
     for rate in sorted(rates):
-        try:
+        with suppress(DivergenceError):
             tried = run(replace(config, rate=rate, split="validation", networks=networks))
             accuracies[rate] = tried.accuracies.mean().item()
-        except DivergenceError as error:
-            diverged = error
     if not accuracies:
-        sentence = f"training diverges at each of the rates {list(rates)}: lower them."
-        raise DivergenceError(sentence) from diverged
+        raise DivergenceError(f"training diverges at each of the rates {list(rates)}: lower them.")
     return run(replace(config, rate=max(accuracies, key=accuracies.get)))

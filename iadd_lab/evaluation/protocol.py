@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from iadd_lab.baselines.real_images import random_draws
@@ -21,7 +22,7 @@ from iadd_lab.errors import check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore_fields
-from iadd_lab.store.locks import locked_folder, sweep
+from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
@@ -29,7 +30,7 @@ from iadd_lab.training.networks import NetworkConfig, network_for
 from iadd_lab.training.sgd import Training, predict, training_flops
 from iadd_lab.training.teachers import check_training, training_options
 
-_DESCRIBED = ("classes", "method", "config", "identity")  # fields, as metadata
+_DESCRIBED = ("classes", "method", "config", "identity", "splits")  # fields, as metadata
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 
@@ -81,6 +82,7 @@ class Evaluation:
     identity: str = ""  # 16 hex digits over all that it depends on: sets, protocol and real images
     # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
     losses: Tensor | None = None
+    splits: int = 1  # of the real set; as many networks were tested on each of them, see `pooled`
 
     @property
     def unfitted(self) -> int:
@@ -88,9 +90,8 @@ class Evaluation:
 
         Their accuracies tell of speed and luck rather than of what the set is worth.
         """
-        if self.losses is None:
-            return 0
-        return int((self.losses > FITTED * math.log(len(self.classes))).sum())
+        limit = FITTED * math.log(len(self.classes))
+        return 0 if self.losses is None else int((self.losses > limit).sum())
 
     @property
     def remark(self) -> str:
@@ -109,25 +110,42 @@ class Evaluation:
         """The mean of the classes' recalls for each network: (networks,) in [0, 1]."""
         return (self.confusion.diagonal(dim1=1, dim2=2).double() / self.confusion.sum(2)).mean(1)
 
+    @property
+    def tested(self) -> Tensor:
+        """How many images of each class were tested, in all splits together: (classes,) int64."""
+        return self.confusion[:: len(self.confusion) // self.splits].sum((0, 2))
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The mean balanced accuracy, and the ends of its 95 % interval, in [0, 1].
+
+        Two independent errors, added in squares. Few test images: Wilson's interval of a share of so many
+        (it holds for a dozen of them, and at 0 and 1), unequal classes counting as their harmonic mean each.
+        Few networks: Student's t over them, or where there are several splits, over these, since the networks
+        of a split share their images and their distilled set.
+        """
+        values = self.balanced_accuracies.view(self.splits, -1)
+        values = values.mean(1) if self.splits > 1 else values[0]
+        mean, count, classes = values.mean().item(), len(values), len(self.classes)
+        images = max(int(classes**2 / (1 / self.tested).sum()), 1)
+        wilson = stats.binomtest(round(mean * images), images).proportion_ci(method="wilson")
+        error = stats.t.ppf(0.975, max(count - 1, 1)) * spread(values) / math.sqrt(count)
+        low, high = math.hypot(mean - wilson.low, error), math.hypot(wilson.high - mean, error)
+        return mean, max(mean - low, 0.0), min(mean + high, 1.0)
+
     def summary(self) -> dict[str, float | int | str]:
         """Means and standard deviations over the networks, in per cent, as a row of a table."""
-        config, balanced = self.config, self.balanced_accuracies
-        return {
-            "method": self.method,
-            "network": config.network.name,
-            "split": config.split,
-            "networks": config.networks,
-            "accuracy": 100 * self.accuracies.mean().item(),
-            "std": 100 * spread(self.accuracies),
-            "balanced accuracy": 100 * balanced.mean().item(),
-            "balanced std": 100 * spread(balanced),
-        }
+        row = {"method": self.method, "network": self.config.network.name}
+        row |= {name: getattr(self.config, name) for name in ("split", "networks")}
+        for kind, values in (("", self.accuracies), ("balanced ", self.balanced_accuracies)):
+            row |= {f"{kind}accuracy": 100 * values.mean().item(), f"{kind}std": 100 * spread(values)}
+        return row
 
     def __str__(self) -> str:
         row = self.summary()
         plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
         balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
-        return f"{self.method}: {plain}, {balanced} ({row['networks']} × {row['network']})"
+        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']})"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
@@ -144,20 +162,44 @@ class Evaluation:
         """
         artefact = load_artefact(path, kind="evaluation")
         with unpacking(path):
-            stored = {"identity": "", **artefact.metadata}  # older files have none
+            stored = {"identity": "", "splits": 1, **artefact.metadata}  # older files have none
             about = restore_fields(cls, _DESCRIBED, stored)
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
             fits = confusion.dtype == torch.int64 and shape[1:] == (classes, classes)
-            require(fits, f"its counts have {shape} {confusion.dtype} for {classes} classes")
-            fits = losses is None or losses.shape == shape[:1]
-            require(fits, f"its losses are not those of {shape[0]} networks")
-            return cls(confusion=confusion, losses=losses, **about)
+            fits = fits and (losses is None or losses.shape == shape[:1]) and shape[0] % about["splits"] == 0
+            require(fits, f"its counts {shape} are not of {classes} classes, or its losses of other networks")
+            return cls(confusion, losses=losses, **about)
 
 
 def spread(values: Tensor) -> float:
     """The sample standard deviation; 0 for a single value."""
     return values.std().item() if len(values) > 1 else 0.0
+
+
+def pooled(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations on several splits of one real set, by one protocol, as one; it passes for the first's."""
+    joint = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("confusion", "losses")}
+    return replace(parts[0], **joint, splits=len(parts))
+
+
+def doubts(made: Evaluation, random: Evaluation | None = None) -> str:
+    """A sentence where `made` can't be told from chance, or from `random` real images; else empty.
+
+    It goes by balanced accuracies, of which guessing has 1/classes whatever the classes' sizes. The interval
+    of the difference is Newcombe's: the errors of both, added in squares.
+    """
+    (mean, low, high), chance = made.interval, 1 / len(made.classes)
+    said, rivals = [], {"chance": (chance, chance, chance)}
+    if random is not None:
+        rivals["random real images"] = random.interval
+    for name, (other, least, most) in rivals.items():
+        if mean - other <= math.hypot(mean - low, most - other):
+            below = other - mean > math.hypot(high - mean, other - least)
+            said.append(f"{'is below' if below else 'cannot be told from'} {name} ({100 * other:.1f} %)")
+    numbers = f"{100 * mean:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    where = f"on {made.tested.sum()} {made.config.split} images"
+    return f"{made.method}: balanced accuracy {numbers} {where} {' and '.join(said)}." if said else ""
 
 
 def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, **options: Any) -> Evaluation:
@@ -233,7 +275,7 @@ def evaluate_each(
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
-    path = Path(save_to) if save_to is not None else None
+    path = save_to and Path(save_to)
     if path and path.exists():
         return _finished(path, identity, config)
     networks = _FreshNetworks(sets, data, config, how)
@@ -244,11 +286,8 @@ def evaluate_each(
 
 
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
-    """The evaluation stored at `path`, required to be this one; what killed processes left beside it goes."""
-    for left in path.parent.glob(f"{path.stem}.*checkpoint"):  # its own, and those of earlier revisions
-        left.unlink(missing_ok=True)
-    for lock in path.parent.glob(f".{path.stem}.*.checkpoint.lock"):
-        sweep(lock)
+    """The evaluation stored at `path`, required to be this one; what a kill left beside it goes."""
+    path.with_name(f"{path.stem}.checkpoint").unlink(missing_ok=True)
     evaluation = Evaluation.load(path)
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
@@ -261,17 +300,16 @@ class _FreshNetworks:
 
     unit = "epoch"  # of a single network
 
-    def __init__(self, sets: Sequence[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
+    def __init__(self, sets: list[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
         self.sets, self.data, self.config, self.device = sets, data, config, how.place
         self.total = len(sets) * config.epochs
         # (count, channels, height, width)
         self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
-        network, images = self.fresh(0), len(sets[0].images)
-        work = len(sets) * training_flops(network, data, images=images, epochs=config.epochs)
+        network, images, classes = self.fresh(0), len(sets[0].images), len(data.classes)
+        work = training_flops(network, data, images=images, epochs=self.total)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
         self.at_once = loss.networks_at_once(self.real, batch=min(config.batch, images))
-        classes = len(data.classes)
         # Of networks that are ready: [network, true, predicted] counts, and the losses of their last epoch.
         self.confusion = torch.zeros(0, classes, classes, dtype=torch.int64)
         self.losses = torch.zeros(0, dtype=torch.float64)
@@ -288,8 +326,7 @@ class _FreshNetworks:
             self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusion)))
         losses = self.training.advance()
         if self.training.epoch == self.config.epochs:
-            found = [self.test(network) for network in self.training.networks]
-            self.confusion = torch.cat([self.confusion, torch.stack(found)])
+            self.confusion = torch.cat([self.confusion, *map(self.test, self.training.networks)])
             self.losses = torch.cat([self.losses, torch.tensor(losses, dtype=torch.float64)])
             self.training = None
 
@@ -305,7 +342,7 @@ class _FreshNetworks:
         return Training(
             [self.fresh(number).to(self.device) for number in numbers],
             [distilled.images.to(self.device) for distilled in sets],
-            [distilled.labels.to(self.device) for distilled in sets],
+            [distilled.targets.to(self.device) for distilled in sets],
             rates=[config.rate or distilled.alpha for distilled in sets],
             decay_at=max(config.epochs // 2, 1),
             generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],
@@ -314,10 +351,10 @@ class _FreshNetworks:
         )
 
     def test(self, network: nn.Module) -> Tensor:
-        """[true, predicted] counts on the split, (classes, classes)."""
+        """[true, predicted] counts on the split, (1, classes, classes)."""
         predicted = predict(network, self.real, kernels=self.kernels)
         true, classes = self.data.split(self.config.split).labels, len(self.data.classes)
-        return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+        return torch.bincount(true * classes + predicted, minlength=classes**2).view(1, classes, classes)
 
     def evaluation(self, identity: str) -> Evaluation:
         """What all of them got right."""

@@ -12,12 +12,14 @@ from torch.utils.data import Dataset
 
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.distilled import DistilledSet
-from iadd_lab.data.pixels import planes_of
+from iadd_lab.data.pixels import WHITE, planes_of
 from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.errors import check_whole, require
+from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import expanded
 from iadd_lab.training.sgd import train
+from iadd_lab.training.teachers import training_options
 
 FILE = "distilled.safetensors"  # the name of a set in the folder of its run
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow makes colour grey
@@ -41,12 +43,13 @@ class RealImages:
     preprocess: Preprocess
     channels: int  # of the preprocessing
     size: int
+    white: int = WHITE  # of Pillow images of more than 8 bits, as in the set's own
     repeat: int = 1  # so many copies of a grey image as channels, for networks that expect colour
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The preprocessed image (channels, size, size), or images with their count before that."""
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels)))
+            image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels, self.white)))
         _check(image)
         batch = image if image.ndim == 4 else image[None]
         batch = _cover(_with_channels(batch, self.channels), self.size)
@@ -56,15 +59,13 @@ class RealImages:
 
 def _check(image: object) -> None:
     is_tensor = isinstance(image, Tensor)
-    found = f"a tensor {tuple(image.shape)}" if is_tensor else f"a {type(image).__name__}"
+    found = f"{tuple(image.shape)} {image.dtype}" if is_tensor else f"a {type(image).__name__}"
     require(
-        is_tensor and image.ndim in (3, 4) and image.shape[-3] in (1, 3),
-        f"a real image is {found}; it must be a Pillow image, or a tensor (channels, height, width) of 1 or "
-        "3 channels, alone or in a batch.",
-    )
-    require(
-        image.dtype == torch.uint8 or image.is_floating_point(),
-        f"a real image has dtype {image.dtype}; give uint8, or floats in [0, 1].",
+        is_tensor
+        and (image.ndim in (3, 4) and image.shape[-3] in (1, 3))
+        and (image.dtype == torch.uint8 or image.is_floating_point()),
+        f"a real image is {found}; give a Pillow image, or a tensor (channels, height, width) of 1 or 3 "
+        "channels, alone or in a batch, of uint8 or of floats in [0, 1].",
     )
 
 
@@ -80,23 +81,24 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
 
 def _cover(images: Tensor, size: int) -> Tensor:
     """Images (count, channels, height, width) resized to cover a square of `size`, their middle kept."""
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
-        return images
-    scale = size / min(height, width)
-    height, width = (max(round(side * scale), size) for side in (height, width))
-    resized = functional.interpolate(as_float(images), (height, width), mode="bilinear", antialias=True)
-    top, left = (height - size) // 2, (width - size) // 2
-    return resized[..., top : top + size, left : left + size]
+    scale = size / min(images.shape[2:])
+    sides = [max(round(side * scale), size) for side in images.shape[2:]]
+    if scale != 1:
+        images = functional.interpolate(as_float(images), sides, mode="bilinear", antialias=True)
+    top, left = ((side - size) // 2 for side in sides)
+    return images[..., top : top + size, left : left + size]
 
 
 class TrainingSet(Dataset):
     """A distilled set as a PyTorch data set of (image, label); see `load`.
 
+    Where the set has soft labels, what comes with an image is the probability of each class, (classes,).
+
     Attributes:
         distilled: the set itself.
         images: (classes * ipc, channels, height, width), preprocessed already.
-        labels: (classes * ipc,) int64.
+        labels: (classes * ipc,) int64; of soft labels the largest.
+        targets: what the loss is computed from: labels, or (classes * ipc, classes) probabilities.
         alpha: the learning rate to train with, by plain SGD.
         classes: their names; a label is an index into them.
         transform: what real images have to go through before a network that was trained on the set sees them.
@@ -104,6 +106,7 @@ class TrainingSet(Dataset):
 
     def __init__(self, distilled: DistilledSet, *, channels: int | None = None):
         own = distilled.images.shape[1]
+        check_whole("channels", own if channels is None else channels, minimum=1)
         require(
             channels in (None, own) or (own, channels) == (1, 3),
             f"channels is {channels!r}, but the set has {own}: only grey images can be repeated, as 3.",
@@ -111,13 +114,15 @@ class TrainingSet(Dataset):
         repeat, size = (channels or own) // own, distilled.images.shape[-1]
         self.distilled, self.images = distilled, distilled.images.repeat(1, repeat, 1, 1)
         self.labels, self.alpha, self.classes = distilled.labels, distilled.alpha, distilled.classes
-        self.transform = RealImages(distilled.preprocess, channels=own, size=size, repeat=repeat)
+        self.targets, white = distilled.targets, distilled.data.white or WHITE
+        self.transform = RealImages(distilled.preprocess, own, size, white, repeat)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        target = self.targets[index]
+        return self.images[index], int(target) if target.ndim == 0 else target
 
     def fit(
         self,
@@ -148,26 +153,14 @@ class TrainingSet(Dataset):
             device: where.
 
         Raises:
+            InputError: a value is impossible.
             DivergenceError: the training loss is not finite.
         """
-        check_whole("epochs", epochs, minimum=1)
-        place, augment = torch.device(device), augment or self.distilled.augmentation
-        images, labels, random = self.images.to(place), self.labels.to(place), generator(seed, "fit")
-        options = {"momentum": momentum, "weight_decay": weight_decay, "batch": batch, "augment": augment}
-        options |= {"rate": self.alpha if rate is None else rate, "decay_at": max(epochs // 2, 1)}
-        train(network.to(place).train(), images, labels, epochs=epochs, generator=random, **options)
+        asked = {"epochs": epochs, "rate": rate, "momentum": momentum, "weight_decay": weight_decay}
+        augment, place = augment or self.distilled.augmentation, torch.device(device)
+        config = EvaluateConfig(**asked, batch=batch, augment=augment, seed=seed)
+        images, labels, random = self.images.to(place), self.targets.to(place), generator(seed, "fit")
+        options = {"rates": [self.alpha if rate is None else rate], "decay_at": max(epochs // 2, 1)}
+        options |= training_options(config)
+        train(network.to(place).train(), images, labels, epochs=epochs, generators=[random], **options)
         return network.eval()
-
-
-def load(path: Path | str, *, channels: int | None = None, root: Path | None = None) -> TrainingSet:
-    """A distilled set to train on: `load("runs/ipc1")`.
-
-    Args:
-        path: a distilled.safetensors, or the folder that holds it.
-        channels: 3 repeats grey images, and real ones in `transform`, for networks that expect colour.
-        root: where the real set lies, for a file without its whitening; None for the usual place.
-
-    Raises:
-        InputError: the file is missing, damaged or no distilled set, or `channels` does not fit it.
-    """
-    return TrainingSet(DistilledSet.load(set_file(path), root=root), channels=channels)

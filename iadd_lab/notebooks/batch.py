@@ -26,7 +26,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from iadd_lab.data.sets import require_data
-from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.errors import check_like, check_whole, choose, require
 from iadd_lab.notebooks.dask import DaskRunner, folders_of_images, open_runner
 from iadd_lab.notebooks.notebook import CHANGE, Batch, Notebook, Record, files_of, read_record
 from iadd_lab.notebooks.profiles import FIELDS, HOW_FIELDS, PROFILES, PageSettings, check_names, read_value
@@ -38,6 +38,7 @@ from iadd_lab.store.configs import fingerprint
 _LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
 _ERROR_TAG = "papermill-error-cell-tag"  # papermill's own, on the cells in which it says what failed
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_NO_ROOM = "make room there, set TMPDIR to another folder, or raise the limit of open files (ulimit -n)"
 _DIED = "its process died, perhaps for want of memory (then fewer --jobs help)"
 
 
@@ -202,6 +203,10 @@ def _chosen(batch: Batch, only: Sequence[str], parameters: Mapping[str, str]) ->
 def _task(batch: Batch, notebook: Notebook, given: Mapping[str, Any]) -> Task:
     """What a notebook takes of `given`: what it declares, and other fields of its settings in `change`."""
     own = {name: value for name, value in given.items() if name in notebook.defaults}
+    usual = batch.rows.pages.get(notebook.name, {}).get("own", {})
+    for name, value in own.items():
+        if value is not None or notebook.defaults[name] is not None:  # None stands for the profile's
+            check_like(name, value, usual.get(name, notebook.defaults[name]))
     if CHANGE in notebook.defaults:
         change = check_names(own.get(CHANGE) or {}, FIELDS, "change")
         change = change | {name: value for name, value in given.items() if name in FIELDS and name not in own}
@@ -316,8 +321,11 @@ def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tupl
     # -P: the modules beside the script must not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
     code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
-    died = f"{Path(order['input_path']).name} could not be executed: {_DIED}"
-    failure = died if code else Path(order["output_path"]).with_suffix(".txt").read_text(encoding="utf-8")
+    told = Path(order["output_path"]).with_suffix(".txt")
+    failure = told.read_text(encoding="utf-8") if told.is_file() else ""
+    if code:
+        reason = _DIED if failure else f"nothing could be written in {told.parent}: {_NO_ROOM}"
+        failure = f"{Path(order['input_path']).name} could not be executed: {reason}"
     return failure, time.perf_counter() - start
 
 

@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import uuid
@@ -23,9 +22,11 @@ from typing import Any
 from unittest.mock import patch
 
 from iadd_lab.errors import InputError, require
+from iadd_lab.notebooks.execute import leave_to_batch
 from iadd_lab.store.artefacts import expanded
 
 _PATIENCE = 5.0  # seconds in which a scheduler that is there answers
+_SHORT_OF = "make room in /dev/shm (shared memory) and $TMPDIR, or raise the limit of open files (ulimit -n)"
 _ASK_AGAIN = "then run the same again to go on."
 _FOLDERS = ("IADD_DATA", "IADD_CACHE")
 
@@ -60,7 +61,7 @@ class DaskRunner:
         """Call `function(*task)` for each of `tasks`, and yield (number, value or exception) when it ends.
 
         Args:
-            function: of a module, so that a worker can find it.
+            function: of a module, or a method, so that it can be pickled.
             tasks: the arguments of each; they are pickled.
             at_once: give workers no more than so many at the same time; None gives them all.
         """
@@ -155,25 +156,29 @@ def _client(cluster: str, local: re.Match[str] | None) -> Any:
     workers = int(local[1] or CPU_COUNT)
     with patch.dict(os.environ):  # which Dask changes for the workers, and which is put back
         os.environ.setdefault("OMP_NUM_THREADS", str(max(CPU_COUNT // workers, 1)))  # Dask's own choice is 1
-        return Client(
-            n_workers=workers,
-            threads_per_worker=1,  # that take tasks
-            memory_limit=0,  # Dask pauses and kills by limits of its own
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            preload=[__name__],  # see `dask_setup`
-        )
+        try:
+            return Client(
+                n_workers=workers,
+                threads_per_worker=1,  # that take tasks
+                memory_limit=0,  # Dask pauses and kills by limits of its own
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                preload=[__name__],  # see `dask_setup`
+            )
+        except (OSError, RuntimeError) as error:
+            said = f"no local cluster can be started ({str(error).rstrip('.')}): {_SHORT_OF}."
+            raise OSError(said) from error
 
 
 def dask_setup(worker: object) -> None:
-    """What Dask calls in each local worker when it starts: Ctrl-C, which a terminal sends to all, is not its.
+    """What Dask calls in each local worker when it starts: what a terminal sends to all is not its.
 
     Workers end when the process that started them ends them. Nor are the folders that it inherited: the
     caller may name others later.
     """
     _own.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_to_batch()
 
 
 def named_runner() -> DaskRunner | None:

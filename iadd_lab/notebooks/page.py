@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iadd_lab.data.sets import ImageData
-from iadd_lab.errors import require
+from iadd_lab.device import Execution
+from iadd_lab.errors import check_like, require
 from iadd_lab.notebooks.dask import named_runner
 from iadd_lab.notebooks.profiles import HOW_FIELDS, read_profile, read_value, read_values
 from iadd_lab.plots.accuracy import paired_intervals
@@ -78,10 +79,11 @@ class Page:
         chosen = source.page(name, **rows, **knobs, change=change)
         self.settings, self.methods = chosen.settings, chosen.methods
         self.own = {key: _own(key, read_value(value), usual.own) for key, value in own.items()}
-        precision = [how.get("precision", "float32") for how in (usual.how, chosen.how)]
-        changed = not {*self.settings} <= {*usual.settings} or precision[0] != precision[1]
+        before, now = (Execution.of(None, page.how) for page in (usual, chosen))
+        digits = (now.precision, now.instructions) == (before.precision, before.instructions)
+        changed = not ({*self.settings} <= {*usual.settings} and digits)
         self.profile = f"changed {source.name}" if changed else source.name
-        self.study = Study(runs_dir, device=device, runner=named_runner(), **chosen.how)
+        self.study = Study(runs_dir, how=now, device=device, runner=named_runner())
         print(self.title())
         for setting in self.settings:
             values = ", ".join(f"{name} {getattr(setting, name):g}" for name in _SHOWN)
@@ -146,4 +148,6 @@ def _own(name: str, value: Any, usual: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         return usual.get(name, {}) | value
     require(value is not None or name in usual, f"{name} is None, and the profile has no {name}: give one.")
+    if value is not None:
+        check_like(name, value, usual.get(name))
     return usual[name] if value is None else value

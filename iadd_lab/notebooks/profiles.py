@@ -8,6 +8,7 @@ has one value for each row), and under `own` what no setting has. What stands la
 
 import contextlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -34,12 +35,18 @@ FIELDS = SETTING_FIELDS | HOW_FIELDS
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two of its traps removed: 1e-5 is a number, and a date stays the word that it is."""
+    """YAML without its traps: numbers are plain digits; 2024-01-01, 1:30, 010, 0x10 and .nan stay words."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name, and nobody changes it)
+        first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
 def read_value(value: Any) -> Any:
@@ -54,13 +61,15 @@ def read_value(value: Any) -> Any:
         return value
     for number in (int, float):  # before YAML, to which 010 is 8
         with contextlib.suppress(ValueError):
-            return number(value)
+            if abs(meant := number(value)) < math.inf:  # nan and inf are words, which no number may be
+                return meant
     try:
         meant = yaml.load(value, _Loader)
-        plain = json.loads(json.dumps(meant)) == meant  # and so can be kept in a notebook and in a record
+        # And so can be kept in a notebook and in a record.
+        plain = json.loads(json.dumps(meant, allow_nan=False)) == meant
     except (ValueError, TypeError, yaml.YAMLError):
         plain = False
-    require(plain, f"parameter value {value!r} can't be read: write a number, a word or a list.")
+    require(plain, f"parameter value {value!r} can't be read: write a finite number, a word or a list.")
     return meant
 
 
@@ -136,6 +145,7 @@ class Profile:
         for method in chosen:
             choose("method", method, METHODS)
         how = _only(self.every | page | change, HOW_FIELDS)
+        Execution.of(None, how)  # refused now, where a value is impossible
         return PageSettings(tuple(settings), tuple(chosen), how, page.get("own", {}))
 
     def _pick(self, page: dict[str, Any], wanted: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation, spread
+from iadd_lab.plots.names import readable, shorten
 from iadd_lab.plots.style import DOUBLE, SINGLE, SMALL, grouped_bars, house_style, new_figure
-from iadd_lab.plots.tiles import shorten
 from iadd_lab.study.comparisons import PairedDifference
 
 
@@ -28,7 +28,7 @@ def draw_accuracies(ax: Axes, evaluations: Sequence[Evaluation]) -> None:
     for place, evaluation in enumerate(evaluations):
         values = 100 * evaluation.accuracies
         mean = values.mean().item()
-        ax.bar(place, mean, yerr=spread(values), color=f"C{place % 10}", alpha=0.75, width=0.65, capsize=3)
+        ax.bar(place, mean, yerr=spread(values), color=f"C{place}", alpha=0.75, width=0.65, capsize=3)
         ax.scatter([place + 0.2] * len(values), values, s=6, color="black", linewidths=0, zorder=3)
         ax.annotate(f"{mean:.1f}", (place, 1), ha="center", va="bottom", fontsize="medium")
     ax.set_xticks(range(len(evaluations)), [evaluation.method for evaluation in evaluations])
@@ -79,7 +79,7 @@ def confusion_matrix(evaluation: Evaluation, *, title: str = "") -> Figure:
     """The share of each true class that went to each predicted one, summed over the networks."""
     counts = evaluation.confusion.sum(0).double()
     shares = 100 * counts / counts.sum(1, keepdim=True)
-    names, few = [shorten(name) for name in evaluation.classes], len(evaluation.classes) <= 12
+    names, few = list(map(shorten, readable(evaluation.classes))), len(evaluation.classes) <= 12
     side = min(max(1.1 + 0.28 * len(names), SINGLE - 0.8), DOUBLE - 0.8)
     figure = new_figure(side + 0.8, side, title=title)
     ax = figure.subplots()

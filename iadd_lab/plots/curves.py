@@ -74,12 +74,11 @@ def draw_panel(ax: Axes, history: History, name: str) -> None:
 
 def _draw_series(ax: Axes, values: Sequence[float], *, smooth: bool = False, **look: Any) -> None:
     """One value per iteration; with `smooth`, faint behind its running mean, since segments differ."""
-    iterations = np.arange(1, len(values) + 1)
-    if not smooth or len(values) < _SHORT:
-        ax.plot(iterations, values, lw=1.0, **look)
-        return
-    (line,) = ax.plot(iterations, values, lw=0.7, alpha=0.25, color=look.get("color"))
-    ax.plot(*_running_mean(values), **look | {"color": line.get_color()})
+    smooth = smooth and len(values) >= _SHORT
+    own = {"lw": 0.7, "alpha": 0.25, "label": ""} if smooth else {"lw": 1.0}
+    (line,) = ax.plot(np.arange(1, len(values) + 1), values, **look | own)
+    if smooth:
+        ax.plot(*_running_mean(values), **look | {"color": line.get_color()})
 
 
 def _running_mean(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,16 +156,16 @@ class LivePlot:
         check_whole("iterations", 1 if self.iterations is None else self.iterations, minimum=1)
         check_number("seconds", self.seconds)
         check_whole("most", self.most, minimum=1, maximum=1000)
-        self.drawn, self._handle, self._due = 0, None, -math.inf  # how often; when, on the monotonic clock
+        from IPython.display import DisplayHandle  # only a notebook has it, and only a notebook needs it
+
+        # How often; when, on the monotonic clock, the next time; the one output.
+        self.drawn, self._due, self._handle = 0, -math.inf, DisplayHandle()
 
     def __call__(self, iteration: int, history: History) -> None:
         """Redraw if it is time to, and after the last iteration."""
         due = self.drawn < self.most and time.monotonic() >= self._due
         if not (due or iteration == self.iterations) or not history.loss:
             return
-        from IPython.display import DisplayHandle  # only a notebook has it, and only a notebook needs it
-
-        self._handle = self._handle or DisplayHandle()
         show = self._handle.update if self.drawn else self._handle.display
         show(self.draw(history))
         self.drawn += 1
@@ -181,7 +180,6 @@ class LivePlot:
         loss, images = figure.subplots(1, 2, width_ratios=(1, 2))
         _draw_series(loss, history.loss)
         loss.set(xlabel="iteration", title="matching loss")
-        columns = min(len(pictures), 5)
-        show(images, tile(pictures, columns=columns, rows=math.ceil(len(pictures) / columns)))
+        show(images, tile(pictures, columns=min(len(pictures), 5)))
         images.set_title(f"distilled images, iteration {history.snapshot_iterations[-1]}")
         return figure

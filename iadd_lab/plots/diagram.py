@@ -1,6 +1,5 @@
 """One iteration as a diagram, with the shapes and numbers of a real run."""
 
-import math
 import textwrap
 from collections import Counter
 
@@ -64,7 +63,7 @@ def _arrow(ax: Axes, start: tuple, end: tuple, above: str = "", **look: object) 
 
 
 def _text(ax: Axes, x: float, y: float, words: str, **more: object) -> None:
-    ax.text(x, y, words, **({"ha": "center", "va": "center", "fontsize": SMALL} | more))
+    ax.text(x, y, words, **({"ha": "center", "va": "center", "fontsize": SMALL, "parse_math": True} | more))
 
 
 def _draw_data(ax: Axes, iteration: Iteration) -> None:
@@ -77,11 +76,8 @@ def _draw_data(ax: Axes, iteration: Iteration) -> None:
     _text(ax, middle, 1.67, f"IPC {made.ipc}, {channels} × {height} × {width}", color="0.3")
     shown = made.pictures()[:: made.ipc][:10]
     columns = min(len(shown), 5)
-    rows = math.ceil(len(shown) / columns)
-    cell = min(1.14 / columns, 0.76 / rows)
-    image = tile(shown, columns=columns, rows=rows, most_pixels=200 * cell)
-    across, down = columns * cell / 2, rows * cell / 2
-    show(ax, image, extent=(middle - across, middle + across, 1.18 - down, 1.18 + down))
+    inset = ax.inset_axes((middle - 0.57, 0.80, 1.14, 0.76), transform=ax.transData)
+    show(inset, tile(shown, columns=columns, most_pixels=200 * 1.14 / columns))
     for height in (2.72, 1.32):
         _arrow(ax, (_DATA[1], height), (_PATHS[0], height), "trained")
 
@@ -96,8 +92,8 @@ def _draw_path(ax: Axes, height: float, steps: int, color: str, end: str) -> Non
 def _draw_teacher(ax: Axes, iteration: Iteration) -> None:
     """The trajectory: from the initialisation to θ_i, and on to θ_{i+K}."""
     first, epochs = iteration.start_epoch, iteration.target_epoch - iteration.start_epoch
-    words = f"teacher {iteration.teacher + 1} of {iteration.teachers}"
-    _text(ax, sum(_PATHS) / 2, _TOP - 0.13, words, fontsize=MEDIUM)
+    title = f"teacher {iteration.teacher + 1} of {iteration.teachers}"
+    _text(ax, sum(_PATHS) / 2, _TOP - 0.13, title, fontsize=MEDIUM)
     named = {_START: first, _END: iteration.target_epoch}
     if first > 0:
         named[2.02] = 0
@@ -155,8 +151,8 @@ def _draw_loss(ax: Axes, iteration: Iteration) -> None:
     _text(ax, middle, _MIDDLE + 0.31, formula, fontsize=LARGE)
     _text(ax, middle, _MIDDLE + 0.01, f"= {iteration.loss:.3g}", fontsize=LARGE + 1, weight="bold")
     ratio = f"({iteration.end_distance:.3g} / {iteration.start_distance:.3g})²"
-    words = f"without W:\n{ratio}\n= {iteration.unweighted_loss:.3g}"
-    _text(ax, middle, _MIDDLE - 0.40, words, linespacing=1.25)
+    without = f"without W:\n{ratio}\n= {iteration.unweighted_loss:.3g}"
+    _text(ax, middle, _MIDDLE - 0.40, without, linespacing=1.25)
 
 
 def _draw_gradients(ax: Axes, iteration: Iteration) -> None:

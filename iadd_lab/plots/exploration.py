@@ -1,6 +1,7 @@
 """One moment of one run, or of two side by side: images, curves, W, and the nearest real images."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import matplotlib
 import numpy as np
@@ -14,8 +15,9 @@ from iadd_lab.errors import check_whole, require
 from iadd_lab.plots.curves import SERIES, draw_panel
 from iadd_lab.plots.importance import draw_boxes
 from iadd_lab.plots.layers import tensors_or_layers
+from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, LARGE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import fit_name, show_rows
+from iadd_lab.plots.tiles import show_rows
 from iadd_lab.study.neighbours import SPACES
 from iadd_lab.study.views import View
 
@@ -51,14 +53,16 @@ def exploration(
     size = (width - 0.4) / _COLUMNS  # of a picture, in inches
     boxes = [len(tensors_or_layers(view.layout)) for view in views if view.history.snapshot_importance]
     heights = (3 * size, 1.1, 0.15 + 0.16 * max(boxes, default=1), size, size)
-    figure = new_figure(width * len(views), sum(heights) + 2.5)
-    parts = figure.subfigures(1, len(views), squeeze=False, frameon=False)[0]
-    for view, part in zip(views, parts, strict=True):
-        place = view.place(iteration)
+    figure = new_figure(width * len(views), sum(heights) + 2.3)
+    # One grid for all runs, so that what stands beside each other is level and equally wide.
+    mosaic = [[f"{name} {run}" for run in range(len(views)) for name in row] for row in _PANELS]
+    drawn = figure.subplot_mosaic(mosaic, height_ratios=heights)
+    for run, view in enumerate(views):
+        place, panels = view.place(iteration), {name: drawn[f"{name} {run}"] for name in chain(*_PANELS)}
         # The other run may have fewer classes.
         picked = view.row(min(label, len(view.distilled.classes) - 1), number)
-        panels = part.subplot_mosaic(_PANELS, height_ratios=heights)
-        part.suptitle(f"{view.title}: iteration {view.iterations[place]}", fontsize=LARGE, weight="bold")
+        heading = f"{view.title}: iteration {view.iterations[place]}"
+        panels["images"].set_title(heading, fontsize=LARGE, weight="bold", pad=16)
         _draw_images(panels["images"], view, place, picked)
         for name in ("loss", "alpha"):
             _draw_curve(panels[name], view.history, view.iterations[place], name)
@@ -128,7 +132,7 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     """The nearest real images in a space, with their classes and distances."""
     search, (label, number) = view.neighbours, view.number(picked)
     if space == SPACES[0]:
-        name = fit_name(view.distilled.classes[label], 2, lines=1)
+        name = fit_name(readable(view.distilled.classes)[label], 2, lines=1)
         which = f"“{name}”" + f", image {number + 1}" * (view.distilled.ipc > 1)
         ax.set_title(f"real images nearest to {which}, their classes and distances", loc="left", pad=19)
     if search is None or space not in search.spaces:
@@ -137,6 +141,7 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
     rows, distances = (found[0] for found in search.of(images, by=space, count=count))
     labels = real.labels[rows].tolist()
     named = zip(_names(view, labels), distances.tolist(), strict=True)
+    ax.set_anchor("W")  # below what stands above it
     show_rows(ax, {space: real.images[rows]}, columns=[f"{name}\n{distance:.3g}" for name, distance in named])
     for text, other in zip(ax.texts, labels, strict=False):
         text.set_color("0.15" if other == label else _PICKED)
@@ -144,7 +149,8 @@ def _draw_nearest(ax: Axes, view: View, place: int, picked: int, space: str, cou
 
 def _names(view: View, labels: Iterable[int]) -> list[str]:
     """The names of classes, as they fit above pictures."""
-    return [fit_name(view.distilled.classes[label], _WIDTH / _COLUMNS, lines=1) for label in labels]
+    names = readable(view.distilled.classes)
+    return [fit_name(names[label], _WIDTH / _COLUMNS, lines=1) for label in labels]
 
 
 def _say(ax: Axes, sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import torch
 from matplotlib.figure import Figure, SubFigure
@@ -11,8 +12,9 @@ from iadd_lab.distillation.result import DistillResult
 from iadd_lab.errors import require
 from iadd_lab.evaluation.protocol import Evaluation
 from iadd_lab.plots.accuracy import draw_accuracies
+from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, PAGE, SINGLE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import as_bytes, fit_name, show, show_rows, tile
+from iadd_lab.plots.tiles import as_bytes, show, show_rows, tile
 
 # All in inches.
 _LARGEST, _ENOUGH = 1.12, 0.6  # the side of a picture, however few there are, and in which one sees enough
@@ -38,13 +40,11 @@ def image_grid(
     Raises:
         InputError: the shapes do not fit together.
     """
-    blocks = _by_class("pictures", pictures, labels, classes)
+    blocks, classes = _by_class("pictures", pictures, labels, classes), readable(classes)
     ipc = max(map(len, blocks))
-    sheets = [
-        _Sheet(classes, pictures, beside=beside, columns=columns, rows=math.ceil(ipc / columns))
-        for columns in range(1, min(ipc, 10) + 1)
-        for beside in (10, 13, 17, 20)
-    ]
+    # In rows of blocks, each of some columns of pictures.
+    choices = product(range(1, min(ipc, 10) + 1), (10, 13, 17, 20))
+    sheets = [_Sheet(classes, pictures, n, columns, math.ceil(ipc / columns)) for columns, n in choices]
     return _best(sheets).draw(blocks, title)
 
 
@@ -69,12 +69,11 @@ def real_and_distilled(
     sentence = "a real image has the shape {}, a distilled one {}: give images of the set that was distilled."
     require(shapes[0] == shapes[1], sentence.format(*shapes))
     columns = [as_bytes(pictures) for pair in zip(left, right, strict=True) for pictures in pair]
-    # (classes * 2, rows, 3, height, width): white where a class has fewer.
-    columns = pad_sequence(columns, batch_first=True, padding_value=255)
-    blocks, rows = columns.unflatten(0, (-1, 2)).transpose(1, 2).flatten(1, 2), columns.shape[1]
-    captions, besides = ("real", "distilled"), range(min(len(classes), 10), 0, -1)
-    sheet = _best([_Sheet(classes, made, beside=n, columns=2, rows=rows, captions=captions) for n in besides])
-    return sheet.draw(blocks, title if sheet.captions else f"{title} (left: real, right: distilled)".strip())
+    columns = pad_sequence(columns, padding_value=255)  # (rows, classes * 2, 3, height, width)
+    besides, captions, classes = range(min(len(classes), 10), 0, -1), ("real", "distilled"), readable(classes)
+    sheet = _best([_Sheet(classes, made, n, 2, len(columns), captions) for n in besides])
+    title = title if sheet.captions else f"{title} (left: real, right: distilled)".strip()
+    return sheet.draw([pair.flatten(0, 1) for pair in columns.split(2, dim=1)], title)
 
 
 class _Sheet:
@@ -84,7 +83,7 @@ class _Sheet:
     pictures each, and `captions` above their columns where these are wide enough.
     """
 
-    def __init__(self, classes, pictures, *, beside, columns, rows, captions=()):
+    def __init__(self, classes, pictures, beside, columns, rows, captions=()):
         bands = math.ceil(len(classes) / beside)
         beside = math.ceil(len(classes) / bands)  # or the last row of blocks would be much shorter
         ratio, pitch = pictures.shape[2] / pictures.shape[3], (DOUBLE + _GAP) / beside
@@ -96,10 +95,11 @@ class _Sheet:
             room = (PAGE - sum(heads) - bands * _GAP) / (bands * rows * ratio)
             cell = max(min((pitch - _GAP) / columns, _LARGEST, room), 0.02)
             pitch = max(columns * cell + _GAP, min(pitch, _NAME))
-        self.beside, self.columns, self.rows, self.captions = beside, columns, rows, captions
-        self.cell, self.ratio = cell, ratio  # the width of a picture, and its height in widths
-        self.pitch, self.names = pitch, names  # from one block to the next; names as they are written
-        self.heads = heads  # for each row of blocks, the height of what is written above it
+        self.beside, self.columns, self.rows = beside, columns, rows
+        self.captions, self.names = captions, names  # as they are written
+        # The width of a picture, and its height in widths; from one block to the next; for each row of
+        # blocks, the height of what is written above it.
+        self.cell, self.ratio, self.pitch, self.heads = cell, ratio, pitch, heads
 
     def draw(self, blocks: Iterable[torch.Tensor], title: str) -> Figure:
         """The figure: a name above each block, and its pictures (count, channels, height, width) in rows."""
@@ -152,7 +152,7 @@ def _draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> Non
     made, rows = result.distilled, slice(None, 10 * result.distilled.ipc, result.distilled.ipc)
     first = made.pictures(result.history.snapshot_images[0])
     shown = {result.config.initial_images: first[rows], "distilled": made.pictures()[rows]}
-    names = [fit_name(name, DOUBLE / 10, lines=1) for name in made.classes[:10]]
+    names = [fit_name(name, DOUBLE / 10, lines=1) for name in readable(made.classes)[:10]]
     show_rows(figure.subplots(), shown, columns=names)
 
 

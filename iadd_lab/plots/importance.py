@@ -111,7 +111,14 @@ def _draw_against(ax: Axes, hard: np.ndarray, weights: np.ndarray, title: str) -
     inside = positive & (hard >= low) & (hard <= high)
     ax.hexbin(hard[inside], weights[inside], gridsize=(45, 25), xscale="log", bins="log", mincnt=1,
               cmap="Blues", linewidths=0.1, rasterized=True)  # fmt: skip
-    _draw_bins(ax, hard[inside], weights[inside])
+    # Twenty bins of equally many, or fewer: quartiles of less than five parameters say nothing.
+    order = np.flatnonzero(inside)[np.argsort(hard[inside], kind="stable")]
+    bins = np.array_split(order, np.clip(len(order) // 5, 1, 20))
+    places = [np.median(hard[part]) for part in bins]
+    first, middle, third = np.array([np.percentile(weights[part], (25, 50, 75)) for part in bins]).T
+    ax.errorbar(places, middle, (middle - first, third - middle), color="C1", marker="o", ms=2.5, lw=1,
+                elinewidth=0.8, label="median and quartiles\n(shade: number, log.)")  # fmt: skip
+    ax.legend(loc="upper right")
     ax.set(xscale="log", xlim=(low, high))
     plain_ticks(ax.xaxis)
     # How many parameters the panel does not show.
@@ -123,13 +130,3 @@ def _draw_against(ax: Axes, hard: np.ndarray, weights: np.ndarray, title: str) -
     ]
     ax.text(0.02, 0.02, "\n".join(notes), transform=ax.transAxes, fontsize=SMALL, va="bottom",
             bbox={"facecolor": "white", "alpha": 0.8, "pad": 1.5, "edgecolor": "none"})  # fmt: skip
-
-
-def _draw_bins(ax: Axes, hard: np.ndarray, weights: np.ndarray) -> None:
-    # Twenty bins, or fewer: quartiles of less than five parameters say nothing.
-    bins = np.array_split(np.argsort(hard, kind="stable"), np.clip(len(hard) // 5, 1, 20))
-    places = [np.median(hard[part]) for part in bins]
-    first, middle, third = np.array([np.percentile(weights[part], (25, 50, 75)) for part in bins]).T
-    ax.errorbar(places, middle, (middle - first, third - middle), color="C1", marker="o", ms=2.5, lw=1,
-                elinewidth=0.8, label="median and quartiles\n(shade: number, log.)")  # fmt: skip
-    ax.legend(loc="upper right")

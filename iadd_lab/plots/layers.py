@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -57,14 +58,14 @@ def layers(layout: ParameterLayout, *, most: int = 7) -> list[Layer]:
 def tensors(layout: ParameterLayout) -> list[Layer]:
     """Every tensor of its own, named as in "conv 1 weight"."""
     found, titles, numbers = [], {}, Counter()
-    rows = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=True)
-    for name, shape, start, size in rows:
+    rows = zip(layout.names, layout.shapes, accumulate(layout.sizes), layout.sizes, strict=True)
+    for name, shape, end, size in rows:
         module, _, own = name.rpartition(".")
         if module not in titles:
             kind = _KINDS.get(len(shape), "layer")
             numbers[kind] += 1
             titles[module] = f"{kind} {numbers[kind]}"
-        found.append(Layer(f"{titles[module]} {own}", slice(start, start + size)))
+        found.append(Layer(f"{titles[module]} {own}", slice(end - size, end)))
     if numbers["linear"] == 1:  # it needs no number
         found = [part._replace(name=part.name.replace("linear 1", "linear")) for part in found]
     return found

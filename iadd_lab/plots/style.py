@@ -3,11 +3,12 @@
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
@@ -23,14 +24,16 @@ _HATCHES = (None, "///", "...")
 Rows = Mapping[str, Mapping[str, float]]  # {label: {group: value}}, as `grouped_bars` draws them
 SMALL, MEDIUM, LARGE = 7.0, 8.0, 9.0  # points: ticks and notes, labels, the figure's title
 
+# It comes with matplotlib and has every Greek letter: the same picture on every machine. `names.readable`
+# adds fonts that class names need.
+FAMILIES = ["DejaVu Sans"]
 _LOOK = {
     **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), MEDIUM),
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALL),
     **dict.fromkeys(("axes.linewidth", "patch.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size", "xtick.major.pad", "ytick.major.pad"), 2),
     **{"grid.linewidth": 0.5, "lines.linewidth": 1.2, "axes.labelpad": 2, "axes.titlepad": 4},
-    # It comes with matplotlib and has every Greek letter: the same picture on every machine.
-    "font.family": ["DejaVu Sans"],
+    "text.parse_math": False,  # a dollar in a name is a dollar: formulas ask to be read as such
     "mathtext.fontset": "dejavusans",
     "pdf.fonttype": 42,  # TrueType, which publishers ask for
     "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
@@ -39,8 +42,10 @@ _LOOK = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Figures made within it, or in a function that it decorates, get the common look."""
-    with matplotlib.rc_context(sns.axes_style("whitegrid") | sns.plotting_context("paper") | _LOOK):
+    """Figures made within it, or in a function that it decorates, get the common look on every machine."""
+    look = sns.axes_style("whitegrid") | sns.plotting_context("paper") | _LOOK | {"font.family": FAMILIES}
+    with matplotlib.style.context(["default", look]), warnings.catch_warnings():  # whatever the user's is
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # in titles; of class names it was said
         yield
 
 

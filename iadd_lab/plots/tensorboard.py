@@ -2,10 +2,14 @@
 
 import logging
 import math
+import os
+import re
 import time
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 from iadd_lab.data.distilled import displayable
 from iadd_lab.data.preprocess import Preprocess
@@ -80,6 +84,7 @@ class TensorBoard(AbstractContextManager):
     def _open(self, iteration: int, history: History) -> None:
         """Go on after the points that lie in the folder, which are required to be this run's."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.summary.writer import event_file_writer
         from torch.utils.tensorboard import SummaryWriter
 
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names every point that was taken back
@@ -90,13 +95,16 @@ class TensorBoard(AbstractContextManager):
             found = f"a loss of {point.value:.6g} in iteration {point.step}, not {own:.6g}"
             sentence = f"{self.folder} holds points of another run ({found}): choose another folder."
             require(math.isclose(point.value, own, rel_tol=1e-4), sentence)
-        # Files are read in the order of their names, which start with the second in which they were made.
-        while list(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
-            time.sleep(0.05)
         # A kill may have left the last iteration without some of its points.
         known = min(len(points), iteration)
         self._next = known if known > 1 else 0
-        self._writer = SummaryWriter(str(self.folder), flush_secs=10, purge_step=self._next)
+        # Files are read in the order of their names, which start with the second in which they were made: the
+        # new one must be the last, also where less than a second has gone by, or the clock went back.
+        names = " ".join(os.listdir(self.folder))
+        seconds = [int(found) + 1 for found in re.findall(r"\.tfevents\.(\d+)\.", names)]
+        clock = SimpleNamespace(time=lambda: max([time.time(), *seconds]))
+        with mock.patch.object(event_file_writer, "time", clock):
+            self._writer = SummaryWriter(str(self.folder), flush_secs=10, purge_step=self._next)
 
     def _add_snapshot(self, iteration: int, history: History) -> None:
         """The images and W of `iteration`: a row for each class, or ten classes where each has one image."""

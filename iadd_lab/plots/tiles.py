@@ -1,16 +1,13 @@
 """Many pictures in one array, with thin white gaps: drawing thousands costs no more than drawing one."""
 
 import math
-import textwrap
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch.nn import functional
-from torchvision.utils import make_grid
 
 _FINE = 28  # pixels: smaller pictures are enlarged, or a gap of one pixel would be a broad one
-_LETTER = 0.057  # inches: the width of a small letter
 
 
 def as_bytes(pictures: torch.Tensor) -> torch.Tensor:
@@ -40,10 +37,11 @@ def tile(
     mode, rows = "area" if factor < 1 else "nearest", rows or math.ceil(len(pictures) / columns)
     pictures = functional.interpolate(as_bytes(pictures).float(), size=(height, width), mode=mode).round()
     gap = max(1, round(width / 32))
-    # White ones below the last row, or a single picture would come back without the gaps around it.
-    white = pictures.new_full(((rows + 1) * columns - len(pictures), 3, height, width), 255)
-    grid = make_grid(torch.cat((pictures, white)), nrow=columns, padding=gap, pad_value=255)
-    return grid[:, gap : rows * (height + gap), gap:-gap].permute(1, 2, 0).byte().numpy()
+    # Not torchvision's `make_grid`, which takes two seconds to import, in every kernel and worker.
+    white = pictures.new_full((rows * columns - len(pictures), 3, height, width), 255)
+    framed = functional.pad(torch.cat((pictures, white)), (0, gap, 0, gap), value=255)
+    grid = framed.view(rows, columns, *framed.shape[1:]).permute(0, 3, 1, 4, 2)  # channels last
+    return grid.reshape(rows * (height + gap), -1, 3)[:-gap, :-gap].byte().numpy()
 
 
 def show(ax: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
@@ -62,23 +60,3 @@ def show_rows(ax: Axes, rows: dict[str, torch.Tensor], *, columns: list[str]) ->
     for place, caption in enumerate(rows):
         height = 1 - (place + 0.5) / len(rows)
         ax.text(-0.01, height, caption, ha="right", va="center", rotation=90, **small)
-
-
-def fit_name(name: str, width: float, *, lines: int = 2) -> str:
-    """A class name in at most `lines` lines of small letters in `width` inches; … where it is longer."""
-    letters = max(int(width / _LETTER), 3)
-    words = textwrap.wrap(_plain(name), letters, break_long_words=False)
-    if len(words) > lines:
-        words[lines - 1] += "…"
-    return "\n".join(shorten(line, letters) for line in words[:lines])
-
-
-def shorten(name: str, letters: int = 12) -> str:
-    """A class name, or its first letters and … where it is longer than `letters`."""
-    name = _plain(name)
-    return name if len(name) <= letters else f"{name[: letters - 1].rstrip()}…"
-
-
-def _plain(name: str) -> str:
-    """A class name as one reads it: the first of WordNet's synonyms, blanks for underscores."""
-    return name.partition(",")[0].replace("_", " ")

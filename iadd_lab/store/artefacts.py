@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -18,21 +19,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from iadd_lab.device import computed_with
 from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
+from iadd_lab.store.locks import UNSUPPORTED
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
-_DIGESTS = {"content", "text_digest", "sha256"}  # what is under that key
+_MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
+_MENDS |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
+# Not the file's fault, which may be read another time.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
+_PARTS = {"content", "computed_with", "text_digest", "sha256"}  # what is under that key
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a file holds: named tensors and JSON metadata."""
+    """What a file holds: named tensors and JSON metadata, and what of the machine they were computed with."""
 
     path: Path
     kind: str
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any]
+    computed_with: str  # see `device.computed_with`; empty for older files
 
 
 def tensor_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -88,8 +96,7 @@ def check_folder(path: Path | str) -> Path:
     require(path.is_dir() or not path.exists(), sentence)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{path} can't be written to ({error.strerror}): choose another folder.") from error
     return path
@@ -104,17 +111,27 @@ def atomic_path(path: Path):
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+        temporary.open("xb").close()
+        mode = temporary.stat().st_mode  # that every new file gets here
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp makes it private; a shared run directory needs it readable
+            _sync(temporary)
+            with suppress(OSError):  # safetensors puts a private file in its place; some mounts refuse this
+                temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the file on the disk before its name is; some mounts know no such thing."""
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 @contextmanager
@@ -123,15 +140,18 @@ def writing(path: Path):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors has a full disk, among others, as an error of its own, with the number in its text.
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else getattr(error, "errno", None)
-        is_full = number in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make room on its disk" if is_full else "see to it that it can be written"
+        number = _number(error)
+        mend = _MENDS.get(number, "see to it that it can be written")
         reason = os.strerror(number) if number else str(error)
         told = OSError(f"{path} could not be written ({reason}): {mend}, then run the same again.")
         told.errno = number
         raise told from error
+
+
+def _number(error: Exception) -> int | None:
+    """What kept a file from being used, where it was the system; safetensors has it in its text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def save_text(path: Path, text: str) -> None:
@@ -149,23 +169,22 @@ def save_artefact(
         path: where to; its folder is made.
         kind: what the file is, as in "trajectory"; a reader that expects another kind refuses it.
         tensors: named tensors of any real dtype, on any device; stored bit for bit.
-        metadata: JSON values; the format version and a SHA-256 over everything are added.
+        metadata: JSON values; the format version and a SHA-256 over everything are added, and beside it what
+            the machine computes with, which is no part of what identifies the file.
     """
     path = Path(path)
-    stored = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in stored.values())
+    # safetensors refuses tensors that share memory; others may be large, and are not copied.
+    shared = {name for name, tensor in stored.items() if owners[tensor.untyped_storage().data_ptr()] > 1}
+    stored |= {name: stored[name].clone() for name in shared}
     text = json.dumps({"format": FORMAT_VERSION, "kind": kind, "metadata": dict(metadata)}, sort_keys=True)
-    # One digest over all, and one over the text alone, for readers that leave the tensors on disk.
-    header = {"content": text, "text_digest": _checksum({}, text), "sha256": _checksum(stored, text)}
+    header = {"content": text, "computed_with": computed_with(), "sha256": _checksum(stored, text)}
+    # One digest over all, and one over the texts alone, for readers that leave the tensors on disk.
+    header["text_digest"] = _checksum({}, text + header["computed_with"])
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_HEADER: json.dumps(header)})
     return path
-
-
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, those copied that share memory, which safetensors refuses; others may be large."""
-    places = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
-    shared = {place for place, owners in Counter(places.values()).items() if owners > 1}
-    return {name: t.clone() if places[name] in shared else t for name, t in tensors.items()}
 
 
 def read_metadata(path: Path, *, kind: str) -> dict[str, Any]:
@@ -201,7 +220,8 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     sentence = f"{path} is damaged (its checksum does not fit its content): delete it and make it again."
     require(_checksum(tensors, header["content"]) == header["sha256"], sentence)
-    return Artefact(path=path, kind=kind, tensors=tensors, metadata=json.loads(header["content"])["metadata"])
+    metadata = json.loads(header["content"])["metadata"]
+    return Artefact(path, kind, tensors, metadata, header["computed_with"])
 
 
 @contextmanager
@@ -213,6 +233,9 @@ def open_artefact(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if (number := _number(error)) in _PASSING:
+            mend, cause = _MENDS.get(number, "see to it that it can be read"), OSError(number, str(error))
+            raise InputError(f"{path} can't be read ({os.strerror(number)}): {mend}.") from cause
         told = f"{path} is not a whole safetensors file ({error}): delete it and make it again."
         raise InputError(told) from error
 
@@ -237,14 +260,15 @@ def _header(path: Path, file: Any, kind: str) -> dict[str, str]:
     foreign = f"{path} was not written by iadd-lab: expected a {kind} file of its own."
     try:
         header = json.loads((file.metadata() or {})[_HEADER])
-        content, text_digest = json.loads(header["content"]), _checksum({}, header["content"])
+        content, machine = json.loads(header["content"]), header.setdefault("computed_with", "")
+        text_digest = _checksum({}, header["content"] + machine)
         found = content["format"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(foreign) from error
     if found != FORMAT_VERSION:
         versions = f"format version {found}, but this iadd-lab reads version {FORMAT_VERSION}"
         raise OtherVersionError(f"{path} has {versions}: make it again.")
-    require(header.keys() == _DIGESTS and {"kind", "metadata"} <= content.keys(), foreign)
+    require(header.keys() == _PARTS and {"kind", "metadata"} <= content.keys(), foreign)
     damaged = f"{path} is damaged (its header does not fit its checksum): delete it and make it again."
     require(header["text_digest"] == text_digest, damaged)
     other = f"{path} is of kind {content['kind']!r}, but {kind!r} was expected: pass the right file."

@@ -74,12 +74,11 @@ def _restore_dataclass(expected: Any, description: Any) -> Any:
     if found is None:
         said = str(description)[:80]
         raise InputError(f"a stored {expected.__name__} was expected, but {said!r} was found.")
-    hints = typing.get_type_hints(found)
-    values = {name: value for name, value in description.items() if name != "kind"}
-    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(found)})
+    names = [name for name in description if name != "kind"]
+    unknown = sorted(set(names) - {field.name for field in dataclasses.fields(found)})
     require(not unknown, f"{named} has no field {', '.join(unknown)}: it was written by another version.")
     try:
-        return found(**{name: restore(hints[name], value) for name, value in values.items()})
+        return found(**restore_fields(found, names, description))
     except TypeError as error:
         raise InputError(f"a stored {named} is incomplete or of another version ({error}).") from error
 

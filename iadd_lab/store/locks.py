@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 PREPROCESSING = ".preprocess.lock"  # in the folder of teachers: nobody need wait for hours of training
-# How a file system says that it has no locks: network and overlay ones, as they are mounted.
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+# How a file system says that it lacks a thing, such as locks: network and overlay ones, as they are mounted.
+UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 # Nor can a result be written where no lock can: whoever tries to will hear of it, who only reads need not.
 _NOTHING_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+_without: set[Path] = set()  # folders in which there turned out to be none
 
 
 def lock_of(path: Path | str) -> Path:
@@ -35,8 +36,8 @@ def lock_of(path: Path | str) -> Path:
 def locked(lock: Path, what: str) -> Iterator[None]:
     """Hold `lock` while the block runs; wait for another process that has it, and say so in one line.
 
-    A thread that holds it may take it again. Where the file system knows no locks, one line says so, and the
-    block runs without; where nothing can be written, it does so in silence.
+    A thread that holds it may take it again. Where the file system knows no locks, one line of the process
+    says so, and the block runs without; where nothing can be written, it does so in silence.
 
     Args:
         lock: the file to lock; its folder is made. Both are gone afterwards, unless the folder holds more.
@@ -77,35 +78,48 @@ def locked_folder(parameter: str, *, file: str = "") -> Callable[[Callable], Cal
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process, this one included, holds `lock`; also where that can't be found out."""
-    if lock.exists():
-        with suppress(OSError), _lock_on(lock):
+    """Whether a process, this one included, holds `lock`; also where that can't be found out.
+
+    Where the file system knows no locks, none does.
+    """
+    try:
+        with _lock_on(lock) if lock.exists() else nullcontext():
             return False
-    return lock.exists()
+    except OSError as error:
+        return error.errno not in UNSUPPORTED and lock.exists()
 
 
 @contextmanager
 def try_lock(lock: Path) -> Iterator[bool]:
-    """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held."""
-    holder = _lock_on(lock)
-    with suppress(OSError):
-        holder.acquire()
+    """Hold `lock` while the block runs if nobody has it, without waiting; says whether it is held.
+
+    Its file goes with it: so the one of an owner that was killed, and whom nobody follows, is removed. Where
+    the file system knows no locks, one line of the process says so, and nobody has it.
+    """
+    holder, is_free = _lock_on(lock), True
     try:
-        yield holder.is_locked
+        holder.acquire()
+    except OSError as error:
+        is_free = _tell_without(lock, error)
+    try:
+        yield is_free
     finally:
         _release(holder, lock)
 
 
-def sweep(lock: Path) -> None:
-    """Remove the file of a lock whose owner was killed and whom nobody follows; one that is held stays."""
-    if lock.exists():
-        with try_lock(lock):
-            pass  # it goes with its holder
-
-
 def _lock_on(lock: Path, *, is_singleton: bool = False) -> FileLock:
-    # Whoever shares the folder must be able to open the file; a soft lock would outlive a killed owner.
-    return FileLock(lock.absolute(), 0, mode=0o666, is_singleton=is_singleton, fallback_to_soft=False)
+    # A soft lock would outlive a killed owner.
+    return FileLock(lock.absolute(), 0, is_singleton=is_singleton, fallback_to_soft=False)
+
+
+def _tell_without(lock: Path, error: OSError) -> bool:
+    """Whether `error` says that there are no locks here, which one line of the process then says."""
+    if error.errno in UNSUPPORTED:
+        if not _without:
+            said = f"{lock.parent} can't be locked ({error.strerror}): let no other process compute the same"
+            tqdm.write(f"{said} meanwhile", file=sys.stderr)
+        _without.add(lock.parent)
+    return error.errno in UNSUPPORTED
 
 
 def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
@@ -117,11 +131,7 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
                 holder.acquire()
                 return
         except OSError as error:
-            if error.errno in _WITHOUT_LOCKS:
-                place = f"{lock.parent} can't be locked ({error.strerror})"
-                said = f"{place}: let no other process compute {what} meanwhile"
-                tqdm.write(said, file=sys.stderr)
-            elif error.errno not in _NOTHING_WRITTEN:
+            if not _tell_without(lock, error) and error.errno not in _NOTHING_WRITTEN:
                 raise
             return
         if attempt == 0:
@@ -131,7 +141,7 @@ def _wait_for(holder: FileLock, lock: Path, what: str) -> None:
 
 
 def _release(holder: FileLock, lock: Path) -> None:
-    if holder.lock_counter == 1:  # the outermost block of this thread
+    if holder.lock_counter == 1 or lock.parent in _without:  # the outermost block of this thread
         with suppress(OSError):  # Windows keeps what is open; filelock removes it there
             lock.unlink()
     holder.release()

@@ -8,12 +8,12 @@ import fnmatch
 import os
 import re
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from iadd_lab.errors import InputError, OtherVersionError, check_number, require
+from iadd_lab.errors import InputError, OtherVersionError, check_flag, check_number, require
 from iadd_lab.store.artefacts import load_artefact, read_metadata
 from iadd_lab.store.locks import PREPROCESSING, is_held, lock_of, try_lock
 
@@ -26,8 +26,11 @@ _OURS = re.compile(
 )
 # Checkpoints of a teacher, and of an evaluation.
 _UNDERWAY = re.compile(r"checkpoint_.*\.safetensors|.*\.checkpoint")
-# What `store.atomic_path` writes first: the name between a dot and eight letters, then its suffix again.
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.\w+)?")
+_LOCK = re.compile(r"\.((preprocess|teacher_\d+|.+\.(safetensors|checkpoint))\.)?lock")
+_FOLDER = re.compile(r".*-[0-9a-f]{16}|reproduce")  # as `run_folder` and the batch name them
+# What `store.atomic_path` writes first: the name between a dot and eight letters, then its suffix again; and
+# what safetensors writes beside that.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<suffix>\.\w+)?|\.tmp[A-Za-z0-9]{6}")
 _WORKED_ON = "another process works on it"
 
 
@@ -73,6 +76,8 @@ class Criteria:
     name: str | None = None
 
     def __post_init__(self):
+        for name in ("unfinished", "damaged"):
+            check_flag(name, getattr(self, name))
         if self.older_than is not None:
             check_number("older_than", self.older_than)
         require(
@@ -139,7 +144,8 @@ def prune(root: Path | str, criteria: Criteria, *, delete: bool = False) -> list
 def is_temporary(path: Path) -> bool:
     """Whether `path` is what an interrupted atomic write leaves."""
     match = _TEMPORARY.fullmatch(path.name)
-    return bool(match) and Path(match["name"]).suffix == (match["suffix"] or "") and not path.is_symlink()
+    is_own = bool(match) and Path(match["name"] or "").suffix == (match["suffix"] or "")
+    return is_own and not path.is_symlink()
 
 
 # What is there ---------------------------------------------------------------------------------------------
@@ -154,10 +160,13 @@ def _result(folder: Path) -> str:
 def _folder(root: Path, folder: Path, verify: bool, together: bool) -> list[Stored]:
     """A run or evaluations, and what interrupted processes left beside them; links are not followed."""
     busy = any(map(is_held, (lock_of(folder), folder / PREPROCESSING)))
-    left = list(filter(None, (_leftover(root, path, busy) for path in sorted(folder.iterdir()))))
-    is_for_evaluations = folder.name == "evaluations" or any(folder.glob("evaluation_*.safetensors"))
-    if _result(folder) or not is_for_evaluations:
-        return [_run(root, folder, verify, busy), *left]
+    is_for_evaluations = folder.name == "evaluations" or any(folder.glob("evaluation_*"))
+    run = None if is_for_evaluations and not _result(folder) else _run(root, folder, verify, busy)
+    # In a folder that is not ours, nothing is.
+    paths = [] if run and run.kind == "other" else sorted(folder.iterdir())
+    left = list(filter(None, (_leftover(root, path, busy) for path in paths)))
+    if run:
+        return [run, *left]
     paths = [path for path in sorted(folder.glob("[!.]*.safetensors")) if not path.is_symlink()]
     parts = [*(_evaluation(root, path, verify) for path in paths), *left]
     return [_summary(root, folder, parts)] if together and parts else parts
@@ -186,7 +195,7 @@ def _leftover(root: Path, path: Path, busy: bool = False) -> Stored | None:
     if is_temporary(path):  # one that was written just now may still get its place
         is_old = time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS
         return _entry(root, path, "leftover", "unfinished" if is_old else "foreign", busy=busy)
-    if path.name.endswith(".lock") and not path.is_symlink():
+    if _LOCK.fullmatch(path.name) and not path.is_symlink():
         held = is_held(path)
         return _entry(root, path, "lock", "foreign" if held else "unfinished", busy=held)
     # Killed between writing the result and removing the checkpoint.
@@ -218,7 +227,8 @@ def _summary(root: Path, folder: Path, parts: list[Stored]) -> Stored:
 def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Stored:
     """A folder that one run was made in."""
     result = _result(folder)
-    files = [path for path in _files(folder) if not (path.name.endswith(".lock") or is_temporary(path))]
+    locks = [path for path in _files(folder) if _LOCK.fullmatch(path.name)]
+    files = [path for path in _files(folder) if path not in locks and not is_temporary(path)]
     kind, state, about = "other", "foreign", ""
     if result:
         kind, teachers = Path(result).stem, sorted(folder.glob("teacher_*.safetensors"))
@@ -226,7 +236,7 @@ def _run(root: Path, folder: Path, verify: bool, busy: bool) -> Stored:
         if state == "finished" and (result == _CHECKPOINT or (result == _TEACHERS and not teachers)):
             state = "unfinished"
         kind = "distilled" if result == _CHECKPOINT else kind
-    elif not files:
+    elif not files and (locks or _FOLDER.fullmatch(folder.name)):
         kind, state, about = "distilled", "unfinished", "nothing yet"
     elif folder.name == "reproduce" and all(path.suffix == ".json" for path in files):
         kind, state, about = "records", "finished", f"of {len(files)} notebooks"
@@ -241,8 +251,8 @@ def _examine(parts: dict[Path, str], verify: bool) -> tuple[str, str]:
             metadata = load_artefact(path, kind=kind).metadata if verify else read_metadata(path, kind=kind)
             about = about or _about(kind, metadata, len(parts) - 1)
         except InputError as error:
-            # Another iadd-lab, or another user, may still need it.
-            foreign = isinstance(error, OtherVersionError) or isinstance(error.__cause__, PermissionError)
+            # Another iadd-lab may still need it, or another user, or the machine may read it another time.
+            foreign = isinstance(error, OtherVersionError) or isinstance(error.__cause__, OSError)
             reason = str(error).removeprefix(f"{path} ").split(":")[0]
             return "foreign" if foreign else "damaged", f"{path.name}: {reason}"
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -275,6 +285,8 @@ def _delete(found: Stored, in_use: bool) -> str:
     """Delete it; what keeps it or a part of it, if anything does."""
     if found.kind == "teachers" and in_use:
         return "another process works in this folder of runs, and may need these teachers"
+    if not found.path.exists():  # it went with its folder
+        return ""
     place = found.path.parent if found.kind == "leftover" else found.path
     locks = [found.path] if found.kind == "lock" else [lock_of(place), *place.glob(PREPROCESSING)]
     with ExitStack() as held:
@@ -297,12 +309,14 @@ def _remove(found: Stored) -> str:
     if found.kind == "evaluations":
         pictures = found.path.parent.glob(f"{found.path.stem}_*.p[dn][fg]")
         files = [path for path in pictures if not path.is_symlink()] + files
+    emptied = {found.path}
     for path in files:
         is_record = found.kind == "records" and path.suffix == ".json"
         if not found.path.is_dir() or is_record or is_temporary(path) or _OURS.fullmatch(path.name):
             path.unlink()
-    for place, _, _ in os.walk(found.path, topdown=False):
-        if not os.listdir(place):
-            os.rmdir(place)
+            emptied |= {path.parent}
+    for place in sorted(emptied, reverse=True) if found.path.is_dir() else ():
+        with suppress(OSError):  # it holds more
+            place.rmdir()
     left = sorted(path.name for path in found.path.iterdir()) if found.path.exists() else []
     return f"all but {', '.join(left)}, which iadd-lab did not write" if left else ""

@@ -8,6 +8,7 @@ the default allocator, as the authors of MTT run it.
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -60,8 +61,6 @@ VARIANTS = {
     "graphs": Variant("adjoint, CUDA graphs", "adjoint", graphs=True),
     "compiled_graphs": Variant("adjoint, compiled, CUDA graphs", "adjoint", compiled=True, graphs=True),
 }
-# Forward passes that an engine's convolutions amount to, per image and step.
-PASSES = {"full": 9, "adjoint": ADJOINT_PASSES, "frozen": 9}
 ENGINES_OF = {  # by kind of device
     "cpu": ("full", "adjoint", "compiled", "frozen"),
     "cuda": ("full", "adjoint", "graphs", "compiled_graphs"),
@@ -99,17 +98,15 @@ class BenchConfig:
     def __post_init__(self):
         kind = pick_device(self.device).type
         choose("precision", self.precision, PRECISIONS)
-        if self.engines is None:
-            object.__setattr__(self, "engines", ENGINES_OF[kind])
+        numbers = [("iterations", self.iterations), ("width", self.width)]
         for name in ("images", "steps", "engines"):
-            listed = getattr(self, name)
+            listed = ENGINES_OF[kind] if (name, self.engines) == ("engines", None) else getattr(self, name)
             fits = isinstance(listed, (tuple, list)) and len(listed) > 0
             require(fits, f"{name} is {listed!r}; it must be a list of at least one.")
             object.__setattr__(self, name, tuple(listed))  # a list, as JSON and YAML give it
-        for name in ("images", "steps", "iterations", "width"):
-            value = getattr(self, name)
-            for each in value if name in ("images", "steps") else (value,):
-                check_whole(name, each, minimum=1)
+            numbers += [(name, each) for each in listed if name != "engines"]
+        for name, value in numbers:
+            check_whole(name, value, minimum=1)
         for engine in self.engines:
             possible = not choose("engine", engine, VARIANTS).graphs or kind == "cuda"
             require(possible, f"engine {engine!r} needs a CUDA device, and this is {kind}: leave it out.")
@@ -137,8 +134,7 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
     name = str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "device": name}
-    about = {"machine": machine, "config": asdict(config), "matmul_gflops": matmul_gflops(device)}
-    return about | records
+    return {"machine": machine, "config": asdict(config), "matmul_gflops": matmul_gflops(device)} | records
 
 
 def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
@@ -191,10 +187,11 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
     # Graphs are captured when an operation of the augmentation is first drawn.
     warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
     seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))
-    work = PASSES[variant.engine] * images * steps * flops(network, channels=3, size=config.size)
+    # Forward passes that the engine's convolutions amount to, per image and step.
+    passes = ADJOINT_PASSES if variant.engine == "adjoint" else 9
+    rate = passes * images * steps * flops(network, channels=3, size=config.size) / seconds / 1e9
     times = {"seconds": seconds, "warm_up_seconds": warm_up, "iterations": config.iterations}
-    rate = {"conv_gflops": work / seconds / 1e9, "peak_mb": peak_memory(device) / 1e6}
-    return {"title": variant.title} | times | rate
+    return {"title": variant.title, "conv_gflops": rate, "peak_mb": peak_memory(device) / 1e6} | times
 
 
 def _iteration(config: BenchConfig, loss: StudentLoss, engine: Engine, images: int, steps: int) -> Work:
@@ -222,12 +219,10 @@ def peak_memory(device: torch.device | None = None) -> int:
         return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose getrusage counts what the parent had as well
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
     import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Task(NamedTuple):
@@ -251,8 +246,7 @@ def measure_training(config: BenchConfig, *, task: str, way: str) -> dict[str, A
     """Seconds per epoch of all networks of a task, trained in one of `WAYS`, in this process."""
     known, device, seconds = TASKS[task], pick_device(config.device), 0.0
     images = torch.randn(known.images, 3, config.size, config.size).to(device)
-    labels = torch.arange(known.images, device=device) % CLASSES
-    for epoch in WAYS[way](config, known, images, labels):
+    for epoch in WAYS[way](config, known, images, torch.arange(known.images, device=device) % CLASSES):
         epoch()
         seconds += statistics.median(_timed(epoch, device) for _ in range(known.epochs))
     return {"seconds": seconds}
@@ -265,10 +259,10 @@ def _own_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor)
     at_once = loss.networks_at_once(images, batch=min(task.batch, task.images))
     for seeds in torch.arange(task.networks).split(at_once):
         networks = [config.network(int(seed)).to(images.device) for seed in seeds]
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         sets = [images] * len(seeds), [labels] * len(seeds)
-        options = {"rates": [0.01] * len(seeds), "generators": generators, "augment": AugmentConfig()}
-        yield Training(networks, *sets, batch=task.batch, kernels=kernels, **options, **_SGD).advance
+        options = {"rates": [0.01] * len(seeds), "augment": AugmentConfig(), "kernels": kernels, **_SGD}
+        options["generators"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        yield Training(networks, *sets, batch=task.batch, **options).advance
 
 
 def _plain_epochs(config: BenchConfig, task: Task, images: Tensor, labels: Tensor) -> Iterator[Work]:

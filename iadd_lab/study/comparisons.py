@@ -8,7 +8,6 @@ draw cancels, and what is left scatters less than either accuracy.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import product
 from operator import attrgetter
 
 import pandas as pd
@@ -86,24 +85,21 @@ def compare(first: Cell, second: Cell, *, balanced: bool = False) -> PairedDiffe
     Raises:
         InputError: the cells are of different settings, networks or splits.
     """
-    shared = {"setting": "setting", "network": "network", "number of sets": "seeds"}
-    for what, name in (shared | {"split": "evaluation.config.split"}).items():
+    for name in ("setting", "network", "seeds", "evaluation.config.split"):
         one, other = map(attrgetter(name), (first, second))
-        sentence = f"the cells differ in their {what} ({one} and {other}): compare like with like."
-        require(one == other, sentence)
+        what = f"{name.split('.')[-1]} ({one} and {other})"
+        require(one == other, f"the cells differ in their {what}: compare like with like.")
     one, other = (seed_accuracies(cell, balanced=balanced) for cell in (first, second))
     each = tuple((100 * (one - other)).tolist())  # a difference for each seed
     setting, measure = first.setting, "balanced accuracy" if balanced else "accuracy"
     place = setting.title, setting.data_key, setting.ipc, first.network.name
-    interval = mean_with_interval(each)
-    return PairedDifference(*place, first.method, second.method, *interval, each, measure)
+    return PairedDifference(*place, first.method, second.method, *mean_with_interval(each), each, measure)
 
 
 def seed_accuracies(cell: Cell, *, balanced: bool = False) -> torch.Tensor:
     """The mean accuracy of each seed's networks, plain or balanced: shape (seeds,), in [0, 1]."""
-    evaluation = cell.evaluation
-    accuracies = evaluation.balanced_accuracies if balanced else evaluation.accuracies
-    return accuracies.view(cell.seeds, -1).mean(1)
+    found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
+    return found.view(cell.seeds, -1).mean(1)
 
 
 def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
@@ -111,14 +107,9 @@ def mean_with_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
 
     The ends are NaN where there is but one value, and the mean itself where all are equal.
     """
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan, math.nan
-    error = stats.sem(values)
-    if error == 0:
-        return mean, mean, mean
-    low, high = stats.t.interval(level, len(values) - 1, loc=mean, scale=error)
-    return mean, float(low), float(high)
+    mean, error = sum(values) / len(values), stats.sem(values) if len(values) > 1 else math.nan
+    low, high = (float(mean + error * end) for end in stats.t.interval(level, len(values) - 1))
+    return mean, low, high
 
 
 # What the study asks: does importance beat none, and does learning it beat pruning?
@@ -135,18 +126,19 @@ def paired_differences(
         pairs: keys of `METHODS`.
         balanced: whether balanced accuracies are compared.
     """
-    places = dict.fromkeys((cell.setting, cell.network) for cell in cells)
-    found = {(cell.setting, cell.network, cell.method): cell for cell in cells if cell.evaluation}
-    sides = [[found.get((*place, method)) for method in pair] for place, pair in product(places, pairs)]
-    return [compare(one, other, balanced=balanced) for one, other in sides if one and other]
+    found: dict[tuple, dict[str, Cell]] = {}
+    for cell in cells:
+        there = found.setdefault((cell.setting, cell.network), {})
+        there |= {cell.method: cell} if cell.evaluation else {}
+    measured = [(there[a], there[b]) for there in found.values() for a, b in pairs if {a, b} <= {*there}]
+    return [compare(one, other, balanced=balanced) for one, other in measured]
 
 
 def difference_frame(differences: Sequence[PairedDifference]) -> pd.DataFrame:
     """One row per difference, unrounded: the fields of `PairedDifference` but `title`, `seeds` for `each`."""
-    names = (field.name for field in fields(PairedDifference) if field.name != "title")
-    columns = ["seeds" if name == "each" else name for name in names]
-    rows = [[getattr(difference, column) for column in columns] for difference in differences]
-    return pd.DataFrame(rows, columns=columns)
+    names = [field.name for field in fields(PairedDifference)]
+    frame = pd.DataFrame(differences, columns=names).drop(columns="title").rename(columns={"each": "seeds"})
+    return frame.assign(seeds=frame["seeds"].map(len))
 
 
 def measurement_frame(
@@ -163,11 +155,14 @@ def measurement_frame(
         balanced: whether a row of balanced accuracy goes below each.
         published_data: keys of `DATASETS` whose published accuracies go below, at the cells' IPC.
     """
-    ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
-    measures = ("accuracy", "balanced accuracy") if balanced else ("accuracy",)
+    measures = ("accuracy", "balanced accuracy")[: 1 + balanced]
     records = [_measured(cell, profile, measure) for cell in cells if cell.evaluation for measure in measures]
-    known = [entry for entry in read_published() if entry["dataset"] in published_data]
-    records += [_published(entry) for entry in known if entry["ipc"] in ipcs]
+    ipcs = {str(cell.setting.ipc) for cell in cells} | {""}
+    for entry in read_published():
+        if entry["dataset"] in published_data and entry["ipc"] in ipcs:
+            names = entry["dataset"], int(entry["ipc"] or 0) or None, None, entry["method"]
+            numbers = float(entry["accuracy"]), float(entry["std"]), None
+            records.append((*names, *numbers, f"published: {entry['source']}", "accuracy"))
     return pd.DataFrame(records, columns=list(COLUMNS)).astype({"ipc": "Int64", "seeds": "Int64"})
 
 
@@ -181,9 +176,3 @@ def _measured(cell: Cell, profile: str, measure: str) -> tuple[object, ...]:
     std = summary[measure.replace("accuracy", "std")]
     names = setting.data_key, setting.ipc, cell.network.name, cell.method
     return *names, summary[measure], std, cell.seeds, source, measure
-
-
-def _published(entry: dict[str, str]) -> tuple[object, ...]:
-    names = entry["dataset"], int(entry["ipc"]) if entry["ipc"] else None, None, entry["method"]
-    mean, std = float(entry["accuracy"]), float(entry["std"])
-    return *names, mean, std, None, f"published: {entry['source']}", "accuracy"

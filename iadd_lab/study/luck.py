@@ -69,6 +69,7 @@ def repeat_segments(
     count, most = len(teachers) if count is None else count, teachers.config.epochs
     check_whole("count", count, minimum=1, maximum=len(teachers))
     check_whole("epochs", epochs, minimum=1, maximum=most)
+    check_whole("seed", seed, minimum=0)
     check_whole("start_epochs", start_epochs, minimum=1, maximum=most - epochs + 1)
     given = f"the teachers' momentum is {teachers.config.momentum:g}"
     require(teachers.config.momentum == 0, f"{given}; only those without one can be continued.")
@@ -115,12 +116,10 @@ def _squares(vectors: Iterable[Tensor]) -> Tensor:
 
 
 def _shares(part: Tensor, whole: Tensor, layout: ParameterLayout) -> dict[str, float]:
-    sums = {"all": (part.sum().item(), whole.sum().item())}
-    pieces = zip(layout.names, part.split(layout.sizes), whole.split(layout.sizes), strict=True)
-    sums |= {name: (one.sum().item(), other.sum().item()) for name, one, other in pieces}
+    parts, wholes = ({"all": each} | layout.split(each) for each in (part, whole))
     # What moves by rounding alone, as biases ahead of a norm do, has no share.
-    still = 1e-10 * sums["all"][1]
-    return {name: one / other for name, (one, other) in sums.items() if other > still}
+    moving = [name for name, each in wholes.items() if each.sum() > 1e-10 * whole.sum()]
+    return {name: (parts[name].sum() / wholes[name].sum()).item() for name in moving}
 
 
 def _train_again(

@@ -80,11 +80,10 @@ class Method:
 
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
-        rest = f"teacher_count is {setting.teacher_count}: lower seeds, or raise teacher_count."
-        sentence = (
-            f"seeds is {setting.seeds}, but {self.title} takes another teacher for each set, and {rest}"
-        )
-        require(not self.teacher_each or setting.seeds <= setting.teacher_count, sentence)
+        seeds, teachers = setting.seeds, setting.teacher_count
+        sentence = f"seeds is {seeds}, but {self.title} takes a teacher for each set, and teacher_count is"
+        sentence += f" {teachers}: lower seeds, or raise teacher_count."
+        require(not self.teacher_each or seeds <= teachers, sentence)
         if self.matching is not None:
             setting.distillation(self.matching(setting))
 
@@ -96,9 +95,9 @@ def _random(study: Ingredients, setting: Setting, number: int) -> list[Distilled
 
 
 def _herding(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
-    data, teachers = study.data(setting), study.teachers(setting)
     # The features of another teacher for every seed: nothing else about it is random.
-    return [herding(data, teachers, ipc=setting.ipc, teacher=number, how=study.how)]
+    options = {"ipc": setting.ipc, "teacher": number, "how": study.how}
+    return [herding(study.data(setting), study.teachers(setting), **options)]
 
 
 def _whole(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
@@ -121,9 +120,22 @@ def _by_gradients(title: str, name: str, augment: AugmentConfig | None) -> Metho
     return Method(title, sets=sets, iterations="gradient_matching_iterations")
 
 
-def _learned(title: str, *, times: float = 1, **options: object) -> Method:
-    """IADD with `options`, at so many times the setting's rate."""
-    return Method(title, lambda setting: Learned(rate=setting.weight_rate * times, **options))
+def _learned(title: str, **options: object) -> Method:
+    """IADD at the setting's rate, with `options`; what is a function makes its value of the setting."""
+
+    def matching(setting: Setting) -> Learned:
+        own = {name: make(setting) if callable(make) else make for name, make in options.items()}
+        return Learned(**{"rate": setting.weight_rate} | own)
+
+    return Method(title, matching)
+
+
+def _half_way(setting: Setting) -> int:
+    return setting.iterations // 2
+
+
+def _tenfold(setting: Setting) -> float:
+    return 10 * setting.weight_rate
 
 
 _BY_MEANS = partial(_descended, name="dm", make=match_distributions, config=Setting.distribution_matching)
@@ -141,24 +153,13 @@ METHODS: dict[str, Method] = {
     "iadd": _learned("IADD"),
     "iadd_literal": _learned("IADD, literal loss", normalised=False),
     "iadd_tensor": _learned("IADD, per tensor", granularity="tensor"),
-    "iadd_frozen": Method(
-        "IADD, frozen half-way",
-        lambda setting: Learned(rate=setting.weight_rate, learn_until=setting.iterations // 2),
-    ),
-    "iadd_late": Method(
-        "IADD, learned from half-way",
-        lambda setting: Learned(rate=setting.weight_rate, learn_from=setting.iterations // 2),
-    ),
+    "iadd_frozen": _learned("IADD, frozen half-way", learn_until=_half_way),
+    "iadd_late": _learned("IADD, learned from half-way", learn_from=_half_way),
     # A division, since times 0.1 has another last digit, and so another fingerprint.
-    "iadd_slow": Method("IADD, a tenth of the rate", lambda setting: Learned(rate=setting.weight_rate / 10)),
-    "iadd_fast": _learned("IADD, ten times the rate", times=10),
-    "iadd_band": _learned("IADD, ten times the rate, within 1.5", times=10, limit=1.5),
+    "iadd_slow": _learned("IADD, a tenth of the rate", rate=lambda setting: setting.weight_rate / 10),
+    "iadd_fast": _learned("IADD, ten times the rate", rate=_tenfold),
+    "iadd_band": _learned("IADD, ten times the rate, within 1.5", rate=_tenfold, limit=1.5),
     "iadd_ascent": _learned("IADD, ascent", ascend=True),
     "iadd_within": _learned("IADD, within tensors", mean_over="tensor"),
     "whole": Method("Whole", sets=_whole, competes=False, seeded=False, epochs="whole_epochs", counted=_OWN),
 }
-
-
-def matching_methods() -> list[str]:
-    """The keys of `METHODS` that match parameters: those that learn or weigh W, and MTT."""
-    return [name for name, method in METHODS.items() if method.matching is not None]

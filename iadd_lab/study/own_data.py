@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.pixels import IMAGE_FORMATS
-from iadd_lab.data.readers import IMAGE_EXTENSIONS, image_paths
+from iadd_lab.data.folders import LeftOut, pictures
+from iadd_lab.data.pixels import open_picture
 from iadd_lab.data.sampling import check_class_sizes
 from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData, on_one_line
 from iadd_lab.distillation.config import DistillConfig
-from iadd_lab.errors import check_whole, require
+from iadd_lab.errors import check_flag, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig
 from iadd_lab.training.networks import SMALLEST_SIZE, NetworkConfig
 from iadd_lab.training.teachers import TeacherConfig
@@ -24,7 +24,11 @@ LARGEST_SIDE = 32  # chosen by itself; larger pictures take longer and are asked
 # Digits that are easily taken for each other, and how many of each: classes are seldom of one size.
 SAMPLE_CLASSES = {"eight": (8, 30), "nine": (9, 20), "three": (3, 10)}
 _PEEKED = 50  # pictures whose sizes are looked at
+_TESTED = 100  # test images, at least, where that can be: a share of fewer is told within 10 points at best
 _STEPS = 200  # of a teacher, about, however few images there are
+# Gentle: few images and small teachers' steps make α run away at the rates of large sets.
+_GENTLE = {"image_rate": 100.0, "alpha": 0.005, "alpha_rate": 1e-6}
+_SHORT = {"iterations": 100, "student_steps": 15, "teacher_epochs": 2}
 
 
 def sample_pictures(folder: Path) -> Path:
@@ -54,12 +58,12 @@ def suggest_size(folder: Path) -> int:
     Raises:
         InputError: there is no picture.
     """
-    found = sorted(image_paths(folder)) if Path(folder).is_dir() else []
-    require(bool(found), f"{folder} has no pictures ({' '.join(IMAGE_EXTENSIONS)}): name another folder.")
+    found = pictures(folder, LeftOut(folder)) if Path(folder).is_dir() else []
+    require(bool(found), f"{folder} has no pictures: name another folder.")
     sides = []
     for path in found[:: -(-len(found) // _PEEKED)]:
         # Reading meets a file without a header again, and names it.
-        with contextlib.suppress(Exception), Image.open(path, formats=IMAGE_FORMATS) as image:
+        with contextlib.suppress(Exception), open_picture(path) as image:
             sides.append(min(image.size))
     side = int(statistics.median(sides or [LARGEST_SIDE]))
     return max(min(side, LARGEST_SIDE) // 8 * 8, SMALLEST_SIZE)
@@ -93,6 +97,7 @@ def suggest(
     Raises:
         InputError: `ipc` is out of range.
     """
+    check_flag("mirror", mirror)
     smallest = int(torch.bincount(data.train.labels, minlength=len(data.classes)).min())
     ipc = max(1, min(smallest // 10, 10)) if ipc is None else ipc
     check_whole("ipc", ipc, minimum=1)
@@ -101,39 +106,33 @@ def suggest(
     batch = max(8, min(256, 1 << largest.bit_length() >> 1))  # the largest power of two up to a 16th
     steps = -(-len(data.train) // batch)  # in an epoch
     epochs = max(6, min(30, round(_STEPS / steps)))
-    network = NetworkConfig(width=width)
     augment = data.augmentation(None if mirror else AugmentConfig(operations=UNMIRRORED))
-    images = ipc * len(data.classes)
+    common = {"augment": augment, "seed": seed}
+    drawn = {"ipc": ipc, "batch": 100 if ipc * len(data.classes) > 100 else None}
+    drawn["max_start_epoch"] = max(2, epochs * 3 // 10)  # later, teachers of few images hardly move
+    network = NetworkConfig(width=width)
     return Suggestion(
-        teachers=TeacherConfig(network=network, epochs=epochs, batch=batch, augment=augment, seed=seed),
+        teachers=TeacherConfig(network=network, epochs=epochs, batch=batch, **common),
         teacher_count=3,
-        distillation=DistillConfig(
-            ipc=ipc,
-            iterations=100,
-            student_steps=15,
-            teacher_epochs=2,
-            max_start_epoch=max(2, epochs * 3 // 10),  # later, teachers of few images hardly move
-            batch=min(images, 100) if images > 100 else None,
-            image_rate=100.0,
-            # Gentle: few images and small teachers' steps make α run away at the rates of large sets.
-            alpha=0.005,
-            alpha_rate=1e-6,
-            augment=augment,
-            seed=seed,
-        ),
-        evaluation=EvaluateConfig(network=network, networks=5, epochs=200, augment=augment, seed=seed),
+        distillation=DistillConfig(**_SHORT, **_GENTLE, **drawn, **common),
+        evaluation=EvaluateConfig(network=network, networks=5, epochs=200, **common),
     )
 
 
 def class_table(data: ImageData) -> str:
     """How many images each class has in each split, as lines of text."""
-    counts = [torch.bincount(data.split(name).labels, minlength=len(data.classes)) for name in SPLITS]
-    lines = [f"{'class':24}" + "".join(f"{name:>12}" for name in SPLITS)]
-    for label, name in enumerate(data.classes):
-        lines.append(f"{on_one_line(name)[:24]:24}" + "".join(f"{int(count[label]):12}" for count in counts))
-    return "\n".join(lines)
+    counts = [torch.bincount(data.split(s).labels, minlength=len(data.classes)).tolist() for s in SPLITS]
+    names = [on_one_line(name)[:24] for name in data.classes]
+    rows = [("class", *SPLITS), *zip(names, *counts, strict=True), ("all", *map(sum, counts))]
+    return "\n".join(f"{name:24}{train:>12}{held:>12}{test:>12}" for name, train, held, test in rows)
+
+
+def folds_for(data: ImageData) -> int:
+    """How many folds bring a hundred test images together; all that there are, where these bring fewer."""
+    return min(data.folds, -(-_TESTED // len(data.test)))
 
 
 def folder_config(folder: Path, *, size: int | None = None, seed: int = 0) -> DataConfig:
     """What to load of a folder of pictures; damaged ones are left out and named in the data's remark."""
-    return DataConfig("image_folder", size=size or suggest_size(folder), seed=seed, bad_images="skip")
+    side = suggest_size(folder) if size is None else size
+    return DataConfig("image_folder", size=side, seed=seed, bad_images="skip")

@@ -1,13 +1,16 @@
-"""What a profile costs, before any of it is computed: tasks, operations, hours, disk and memory.
+"""What a profile costs, before any of it is computed: tasks, operations, hours, disk, memory; what is there.
 
 Settings, methods and seeds say what is computed, and everything is computed once. Operations are counted;
 how many of them a second are done, is measured on this machine in a few steps of each network.
 """
 
 import functools
+import re
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from timeit import Timer
 from typing import Any
 
@@ -19,13 +22,16 @@ from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locat
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import ADJOINT_PASSES
-from iadd_lab.errors import check_whole
+from iadd_lab.errors import InputError, check_whole, require
+from iadd_lab.evaluation.training_set import FILE
 from iadd_lab.study.bench import peak_memory
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
+from iadd_lab.study.study import Study
 from iadd_lab.training.fast.compiling import WORTH_COMPILING, flops
 from iadd_lab.training.networks import NetworkConfig, build_network
 from iadd_lab.training.sgd import Training
+from iadd_lab.training.teachers import Teachers
 
 # Training and test images and classes of the sets as published: to plan needs no copy of them.
 PUBLISHED = {
@@ -72,6 +78,7 @@ def plan(pages: Mapping[str, tuple[Any, str]], *, device: str = "auto") -> pd.Da
     found: dict[tuple, dict[str, Any]] = {}
     for notebook, (shown, source) in pages.items():
         how = Execution.of(None, {**(shown.how if shown else {}), "device": device})
+        how.hold()  # before anything is computed
         for setting in shown.settings if shown else ():
             shape = _shape(setting.data())
             for key, needed in _needed(setting, shape, shown, source):
@@ -120,7 +127,7 @@ def _needed(setting: Setting, shape: Shape, shown: Any, source: str) -> Iterator
 def _evaluations(
     setting: Setting, shape: Shape, name: str, number: int, own: Mapping[str, Any], sets: int = 1
 ) -> Iterator[tuple[Any, dict]]:
-    for network in (setting.network(), *map(NetworkConfig, own.get("other_networks", ()))):
+    for network in _networks(setting, own):
         method, config = METHODS[name], setting.evaluation(network=network, number=number)
         images = setting.ipc * shape.classes if method.competes else shape.train
         epochs = own.get("network_epochs", {}).get(network.name, getattr(setting, method.epochs))
@@ -185,8 +192,79 @@ def _measured(config: NetworkConfig, shape: Shape, images: int, how: Execution) 
     return forward, sum(tensor.numel() for tensor in network.parameters()), rate
 
 
-def describe(found: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
+class _Stored(Study):
+    """A study that only reads: what would have to be computed is an `InputError`."""
+
+    def _folder(self, name: str, *parts: object) -> Path:
+        folder = super()._folder(name, *parts)
+        require((folder / ("teachers.safetensors" if name == "teachers" else FILE)).exists(), "not there.")
+        return folder
+
+    def teachers(self, setting: Setting) -> Teachers:
+        require(not self._prepared(setting).missing(setting.teacher_count), "not there.")
+        return super().teachers(setting)
+
+    def _evaluation(self, *made: Any) -> Path:
+        path = super()._evaluation(*made)
+        require(path.exists(), "not there.")
+        return path
+
+
+def stored_cells(pages: Mapping[str, tuple[Any, str]], *, runs: Path, device: str = "auto") -> pd.DataFrame:
+    """How many cells of notebooks' studies lie in the folder of runs, whole, so that they are only read.
+
+    Args:
+        pages: as of `plan`.
+        runs: the folder; it may be missing.
+        device: where they would be computed.
+
+    Returns:
+        One row for each `notebook` and `setting`: how many methods of it are `there`, `of` how many, and the
+        titles of those `missing`. What a notebook computes by other means than a study has none.
+    """
+    rows = []
+    for notebook, (shown, source) in pages.items():
+        if shown and re.search(r"\b(cells|snapshots|result|distilled)\(", source):
+            how = Execution.of(None, shown.how | {"device": device, "progress": False})
+            study = _Stored(runs, how=how) if runs.is_dir() else None
+            for setting in shown.settings:
+                asked = [name for name in shown.methods if not METHODS[name].left_out(setting)]
+                there = [name for name in asked if study and _there(study, setting, name, shown.own, source)]
+                missing = ", ".join(METHODS[name].title for name in asked if name not in there)
+                rows.append((notebook, setting.title, len(there), len(asked), missing))
+    return pd.DataFrame(rows, columns=["notebook", "setting", "there", "of", "missing"])
+
+
+def _there(study: Study, setting: Setting, name: str, own: Mapping[str, Any], source: str) -> bool:
+    """Whether the sets of a method in a setting are stored, and the evaluations that the source asks for."""
+    splits, longer = re.findall(r'split="(\w+)"', source), own.get("network_epochs", {})
+    try:
+        for number in range(METHODS[name].seeds(setting)):
+            study.sets(setting, name, number=number)
+        if "snapshots(" in source and METHODS[name].matching:
+            study.snapshots(setting, name, split=[*splits, "test"][0])
+        for split, network in product(("test", *splits), _networks(setting, own)):
+            if "cells(" in source:
+                epochs = longer.get(network.name, setting.evaluation_epochs)
+                study.cell(replace(setting, evaluation_epochs=epochs), name, network=network, split=split)
+    except InputError:
+        return False
+    return True
+
+
+def _networks(setting: Setting, own: Mapping[str, Any]) -> list[NetworkConfig]:
+    """What sets are evaluated on."""
+    return [setting.network(), *map(NetworkConfig, own.get("other_networks", ()))]
+
+
+def describe(found: pd.DataFrame, cells: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
     """The plan as lines of text, notebook by notebook, for so many of them, so many `jobs` at once.
+
+    Args:
+        found: what `plan` found.
+        cells: what `stored_cells` found.
+        notebooks: how many there are.
+        jobs: how many of them at once.
 
     Raises:
         InputError: `jobs` is no whole number of at least 1.
@@ -204,4 +282,8 @@ def describe(found: pd.DataFrame, *, notebooks: int, jobs: int = 1) -> str:
 
 time    {longest:,.2f} h with {jobs} at once; {total:,.2f} h one after another
 disk    {found["disk"].sum() / 1e6:,.1f} MB of runs, {trajectories / 1e6:,.1f} MB of it trajectories
-memory  {(peak_memory() + max([0, *found["memory"]])) / 1e9:,.1f} GB per worker, roughly"""
+memory  {(peak_memory() + max([0, *found["memory"]])) / 1e9:,.1f} GB per worker, roughly
+
+cells that are there already, and those missing
+
+{cells.to_string(index=False) if len(cells) else "none are asked for"}"""

@@ -1,7 +1,7 @@
 """What the literature reports: test accuracies in per cent, each with the publication that it was read in."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 
 from iadd_lab.data.sets import DATASETS
@@ -27,35 +27,24 @@ def published(
     """
     entries = read_published()
     known = dict.fromkeys(entry["method"] for entry in entries)
-    for name in data:
-        choose("data set", name, DATASETS)
     for ipc in ipcs or ():
         check_whole("ipcs", ipc, minimum=1)
     for method in methods or ():
         choose("published method", method, known)
-    return [
-        _value(entry, ipc)
-        for name in data
-        for entry in entries
-        if entry["dataset"] == name and (methods is None or entry["method"] in methods)
-        for ipc in _columns(entry, entries)
-        if ipcs is None or ipc in ipcs
-    ]
+    values = []
+    for name in data:
+        title, own = choose("data set", name, DATASETS).title, [e for e in entries if e["dataset"] == name]
+        reported = dict.fromkeys(int(entry["ipc"]) for entry in own if entry["ipc"])
+        for entry in own if methods is None else [entry for entry in own if entry["method"] in methods]:
+            mean, std, competes = float(entry["accuracy"]), float(entry["std"]), bool(entry["ipc"])
+            for ipc in [int(entry["ipc"])] if competes else reported:
+                column = ("published", title, f"IPC {ipc}")
+                if ipcs is None or ipc in ipcs:
+                    values.append(Value(entry["method"], column, mean, std, entry["source"], False, competes))
+    return values
 
 
 def read_published() -> list[dict[str, str]]:
     """The rows of `published.csv`: method, dataset, ipc (empty for the whole set), accuracy, std, source."""
     text = files("iadd_lab.study").joinpath("published.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
-
-
-def _columns(entry: dict[str, str], entries: Sequence[dict[str, str]]) -> Iterator[int]:
-    """The IPC of `entry`; for the whole set, which has none, every IPC reported on its data set."""
-    same_data = dict.fromkeys(other["ipc"] for other in entries if other["dataset"] == entry["dataset"])
-    return (int(ipc) for ipc in ([entry["ipc"]] if entry["ipc"] else same_data) if ipc)
-
-
-def _value(entry: dict[str, str], ipc: int) -> Value:
-    column = ("published", DATASETS[entry["dataset"]].title, f"IPC {ipc}")
-    mean, std, kind = float(entry["accuracy"]), float(entry["std"]), {"competes": bool(entry["ipc"])}
-    return Value(entry["method"], column, mean, std, entry["source"], measured=False, **kind)

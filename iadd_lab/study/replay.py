@@ -11,7 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from iadd_lab.device import DEFAULT, Execution, executes
+from iadd_lab.device import DEFAULT, Execution, executes, root
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
 from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
@@ -87,10 +87,10 @@ def hardness(replayed: Sequence[ReplayedSegment], *, relative: bool = False) -> 
     that the student comes no nearer than it was at the start. A parameter that the teacher never moves, but
     for rounding, is not hard: it has 0.
     """
-    difference = torch.stack([each.difference for each in replayed]).square().mean(0).sqrt()  # (P,)
+    difference = root(torch.stack([each.difference for each in replayed]).square().mean(0))  # (P,)
     if not relative:
         return difference
-    movement = torch.stack([each.movement for each in replayed]).square().mean(0).sqrt()  # (P,)
+    movement = root(torch.stack([each.movement for each in replayed]).square().mean(0))  # (P,)
     # Biases ahead of a norm have no gradient; what is left of them is rounding, in student and teacher.
     still = movement <= 1e-6 * movement.max()
     return torch.where(still, 0.0, difference / movement.masked_fill(still, 1.0))
@@ -179,12 +179,9 @@ class _Again:
     """What a finished distillation ended with, on `device`, from where its iterations are computed again."""
 
     def __init__(self, result: DistillResult, teachers: Teachers, device: torch.device):
-        found, expected = teachers.fingerprint, result.teachers["fingerprint"]
-        require(
-            found == expected,
-            f"the teachers in {teachers.folder} have fingerprint {found}, but the result was distilled from "
-            f"{expected}: open those.",
-        )
+        found, own = teachers.fingerprint, result.teachers["fingerprint"]
+        given = f"{teachers.folder} holds teachers of fingerprint {found}"
+        require(found == own, f"{given}, but the result was distilled from {own}: open those.")
         self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
         learned = (result.images, result.labels, torch.tensor(result.alpha), result.raw)
         self.variables = Variables(*(each.to(device) for each in learned))
@@ -193,8 +190,7 @@ class _Again:
         """A segment: the teacher, i and i + K, and what an iteration sees of it."""
         stream = generator(seed, "replay", index)
         teacher, epoch = draw_place(self.teachers, self.config, stream)
-        drawn = {"teacher": teacher, "start_epoch": epoch}
-        segment = draw_segment(self.teachers, self.config, self.variables.images, stream, **drawn)
+        segment = draw_segment(self.teachers, self.config, self.variables.images, stream, teacher, epoch)
         return (teacher, epoch, epoch + self.config.teacher_epochs), segment
 
     def differentiate(self, segment: Segment, variables: Variables, engine: str) -> Gradients:

@@ -115,10 +115,9 @@ class Setting:
             self.gradient_matching(AugmentConfig())
         if self.distribution_matching_iterations is not None:
             self.distribution_matching()
-        first, length, epochs = self.max_start_epoch, self.teacher_epochs, self.teacher_training_epochs
-        reached = f"max_start_epoch {first} and teacher_epochs {length} reach epoch {first - 1 + length}"
-        sentence = f"{reached}, but teacher_training_epochs is {epochs}: raise it, or lower either."
-        require(first - 1 + length <= epochs, sentence)
+        reached, epochs = self.max_start_epoch - 1 + self.teacher_epochs, self.teacher_training_epochs
+        sentence = f"max_start_epoch and teacher_epochs reach epoch {reached}, but teacher_training_epochs is"
+        require(reached <= epochs, f"{sentence} {epochs}: raise it, or lower either.")
 
     @property
     def title(self) -> str:
@@ -170,6 +169,7 @@ class Setting:
 
     def _part(self, part: str, number: int = 0) -> dict[str, Any]:
         """The values that go into `part`, by their names there; the seed is that of the set `number`."""
+        check_whole("number", number, minimum=0)
         own = [field for field in dataclasses.fields(self) if part in field.metadata]
         values = {field.metadata[part] or field.name: getattr(self, field.name) for field in own}
         return values | {"seed": self.seed + number} if "seed" in values else values

@@ -12,6 +12,7 @@ nothing stale is shown.
 """
 
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
@@ -89,13 +90,10 @@ class Cell:
 
     def origin(self, profile: str) -> str:
         """What stands behind the number, as a table says it."""
-        sets, networks = self.seeds, self.setting.evaluation_networks
-        counts = {"sets": _several(sets, "set"), "networks": _several(networks, "network")}
-        return f"{profile} profile, {METHODS[self.method].counted.format(**counts, all=sets * networks)}"
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        numbers = {"sets": self.seeds, "networks": self.setting.evaluation_networks}
+        counts = {name: f"{n} {name if n > 1 else name[:-1]}" for name, n in numbers.items()}
+        counted = METHODS[self.method].counted.format(**counts, all=math.prod(numbers.values()))
+        return f"{profile} profile, {counted}"
 
 
 class Study:
@@ -122,6 +120,7 @@ class Study:
         **options: Any,
     ):
         self.how = Execution.of(how, options)
+        self.how.hold()  # before anything is computed
         _ = self.how.place  # refused now, where it is not there
         self.runs = check_folder(runs_root(runs_dir))
         self.data_root, self.runner = data_root and expanded(data_root), runner
@@ -143,27 +142,28 @@ class Study:
 
     def _prepared(self, setting: Setting) -> Teachers:
         """The folder of the setting's teachers, ready for them."""
-        data, folder = self.data(setting), self._teacher_folder(setting)
         with self.how.environment():
-            return prepare_teachers(data, setting.teachers(), folder)
+            return prepare_teachers(self.data(setting), setting.teachers(), self._teacher_folder(setting))
 
     def teachers(self, setting: Setting) -> Teachers:
         """The setting's teachers, trained once for all settings that can share them."""
-        data, folder, count = self.data(setting), self._teacher_folder(setting), setting.teacher_count
-        if (folder, count) not in self._teachers:
-            trained = train_teachers(data, setting.teachers(), folder, count=count, how=self.how)
-            self._teachers[folder, count] = trained
-        return self._teachers[folder, count]
+        known = folder, count = self._teacher_folder(setting), setting.teacher_count
+        if known not in self._teachers:
+            options = {"count": count, "how": self.how}
+            self._teachers[known] = train_teachers(self.data(setting), setting.teachers(), folder, **options)
+        return self._teachers[known]
 
     def _teacher_folder(self, setting: Setting) -> Path:
         # Not the number of teachers: a cell that wants more of them adds to those that are there.
-        images = self.data(setting).fingerprint
-        return run_folder(self.runs, "teachers", images, setting.teachers(), *self._less)
+        return self._folder("teachers", self.data(setting).fingerprint, setting.teachers())
 
     def folder(self, setting: Setting, method: str, *parts: object) -> Path:
         """Where a distilled set lies that depends on `parts` and the real images."""
         name = f"{setting.data_name}-ipc{setting.ipc}-{method}"
-        return run_folder(self.runs, name, self.data(setting).fingerprint, *parts, *self._less)
+        return self._folder(name, self.data(setting).fingerprint, *parts)
+
+    def _folder(self, name: str, *parts: object) -> Path:
+        return run_folder(self.runs, name, *parts, *self._less)
 
     def result(self, setting: Setting, method: str, *, number: int = 0) -> DistillResult:
         """The distilled set `number` by a method of parameter matching, with W."""
@@ -192,9 +192,11 @@ class Study:
         """The accuracy of one network for each of `sets`, computed once for this content and protocol."""
         data = self.data(setting)
         config = replace(config, augment=data.augmentation(config.augment))
+        return evaluate_each(sets, data, config, how=self.how, save_to=self._evaluation(sets, config))
+
+    def _evaluation(self, sets: Sequence[DistilledSet], config: EvaluateConfig) -> Path:
         key = fingerprint(RESULT_VERSION, [made.fingerprint for made in sets], config, *self._less)
-        path = self.runs / "evaluations" / f"{key}.safetensors"
-        return evaluate_each(sets, data, config, how=self.how, save_to=path)
+        return self.runs / "evaluations" / f"{key}.safetensors"
 
     def cell(
         self, setting: Setting, method: str, *, network: NetworkConfig | None = None, split: str = "test"
@@ -222,8 +224,7 @@ class Study:
         return Cell(setting, method, pooled.config.network, pooled, self._notes(setting))
 
     def _notes(self, setting: Setting) -> tuple[str, ...]:
-        remark = self.data(setting).remark
-        return (remark,) if remark else ()
+        return tuple(filter(None, [self.data(setting).remark]))
 
     def cells(
         self,
@@ -241,8 +242,7 @@ class Study:
         Raises:
             InputError: a method is unknown or a data set is missing, before anything is computed.
         """
-        sentence = f"methods is {methods!r}; it must be a list, as in ['mtt', 'iadd']."
-        require(not isinstance(methods, str), sentence)
+        require(not isinstance(methods, str), f"methods is {methods!r}; it must be a list like ['iadd'].")
         settings, networks = tuple(settings), tuple(networks)
         chosen = {name: choose("method", name, METHODS) for name in methods}
         self._check(settings, chosen.values())
@@ -250,10 +250,7 @@ class Study:
         wanted = [(setting, name, network) for setting, name in columns for network in networks]
         # Not one network after the other, or several workers would wait for one and the same distilled set.
         tasks = sorted(wanted, key=lambda task: networks.index(task[2]))
-        calls = [(*task, split) for task in tasks]
-        computed = enumerate(starmap(self._attempt, calls))
-        if self.runner is not None:
-            computed = self._elsewhere(_compute_cell, calls)
+        computed = self._each(self._attempt, [(*task, split) for task in tasks])
         shown = tqdm(computed, total=len(tasks), unit="cell", disable=not self.how.progress)
         found = {tasks[number]: cell for number, cell in shown}
         return [found[task] for task in wanted]
@@ -267,29 +264,36 @@ class Study:
             # Before the cells that share them, or workers would wait for one another.
             if self.runner is not None and any(method.needs_teachers for method in methods):
                 missing = self._prepared(setting).missing(setting.teacher_count)
-                list(self._elsewhere(_train_teacher, [(setting, number) for number in missing]))
+                list(self._each(self._train_teacher, [(setting, number) for number in missing]))
 
     def _attempt(self, setting: Setting, method: str, network: NetworkConfig | None, split: str) -> Cell:
         """The cell, or one that says why it diverged."""
         try:
             return self.cell(setting, method, network=network, split=split)
         except DivergenceError as error:
-            network = network or setting.network()
-            return Cell(setting, method, network, None, self._notes(setting), str(error))
+            place = network or setting.network()
+            return Cell(setting, method, place, None, self._notes(setting), str(error))
 
-    def _elsewhere(self, function: Callable, calls: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
-        """What `function` of this study and of each of the calls gives, where the runner computes."""
-        root = str(Path(self.data_root).absolute()) if self.data_root is not None else None
-        told = str(self.runs.absolute()), replace(self.how, progress=False), root
-        for number, outcome in self.runner.map(function, [(told, *call) for call in calls]):
+    def _train_teacher(self, setting: Setting, number: int) -> None:
+        train_teacher(self.data(setting), self._prepared(setting), number, how=self.how)
+
+    def _each(self, method: Callable, calls: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
+        """What a method of this study gives for each of the calls, here or where the runner computes."""
+        computed = self.runner.map(method, calls) if self.runner else enumerate(starmap(method, calls))
+        for number, outcome in computed:
             if isinstance(outcome, BaseException):
                 raise outcome
             yield number, outcome
 
+    def __reduce__(self) -> tuple:
+        """On a worker it is a study of the worker's own, which shows no bars and sends nothing further."""
+        root = self.data_root and Path(self.data_root).absolute()
+        return _study_of, (self.runs.absolute(), replace(self.how, progress=False), root)
+
     def repeats(self, setting: Setting, *, count: int, seed: int = 0) -> list[Repeat]:
         """The segments of the setting's first `count` teachers, trained again in another order."""
         teachers, epochs = self.teachers(setting), setting.teacher_epochs
-        folder = run_folder(self.runs, "repeats", teachers.fingerprint, epochs, seed, *self._less)
+        folder = self._folder("repeats", teachers.fingerprint, epochs, seed)
         drawn = {"start_epochs": setting.max_start_epoch, "epochs": epochs, "count": count, "seed": seed}
         return repeat_segments(teachers, self.data(setting), **drawn, folder=folder, how=self.how)
 
@@ -299,14 +303,12 @@ class Study:
         Each is `folder`/`name`_DATA_ipcN_METHOD.safetensors. An empty `folder` writes nothing. A large
         whitening matrix (38 MB at 32 × 32 pixels in colour) is left out; loading fits it anew.
         """
-        paths = []
-        for cell in cells:
-            if folder and cell.evaluation and METHODS[cell.method].matching:
-                setting = cell.setting
-                made = self.distilled(setting, cell.method)
-                whitening = sum(tensor.nbytes for tensor in preprocess_tensors(made.preprocess).values())
-                file = f"{name}_{setting.data_key}_ipc{setting.ipc}_{cell.method}.safetensors"
-                paths.append(made.save(Path(folder) / file, refit=whitening > _SMALL))
+        paths, kept = [], [cell for cell in cells if cell.evaluation and METHODS[cell.method].matching]
+        for cell in kept if folder else ():
+            made = self.distilled(cell.setting, cell.method)
+            whitening = sum(tensor.nbytes for tensor in preprocess_tensors(made.preprocess).values())
+            file = f"{name}_{cell.setting.data_key}_ipc{cell.setting.ipc}_{cell.method}.safetensors"
+            paths.append(made.save(Path(folder) / file, refit=whitening > _SMALL))
         return paths
 
     def snapshots(
@@ -318,25 +320,17 @@ class Study:
         """
         result = self.result(setting, method, number=number)
         history, config = result.history, setting.evaluation(split=split, number=number)
-        alphas = [result.config.alpha, *history.alpha]  # before the first iteration, and after each
-        moments = list(zip(history.snapshot_iterations, history.snapshot_images, strict=True))
-        title, accuracies = f"snapshots of {METHODS[method].title}", []
-        for iteration, images in tqdm(moments, desc=title, disable=not self.how.progress):
+        iterations, alphas = list(history.snapshot_iterations), [result.config.alpha, *history.alpha]
+        shown = {"desc": f"snapshots of {METHODS[method].title}", "disable": not self.how.progress}
+        accuracies = []
+        for iteration, images in zip(tqdm(iterations, **shown), history.snapshot_images, strict=True):
+            # Of the rates, the first is that of before the first iteration.
             made = replace(result.distilled, images=images, alpha=alphas[iteration])
             accuracies.append(self.evaluate([made] * config.networks, setting, config).accuracies)
-        return list(history.snapshot_iterations), torch.stack(accuracies)
+        return iterations, torch.stack(accuracies)
 
 
 @functools.lru_cache(maxsize=1)
-def _study_of(runs: str, how: Execution, root: str | None) -> Study:
+def _study_of(runs: Path, how: Execution, root: Path | None) -> Study:
     """A study on a worker, kept for the next task."""
-    return Study(runs, how=how, data_root=Path(root) if root else None)
-
-
-def _compute_cell(told: tuple, *call: object) -> Cell:
-    return _study_of(*told)._attempt(*call)
-
-
-def _train_teacher(told: tuple, setting: Setting, number: int) -> None:
-    study = _study_of(*told)
-    train_teacher(study.data(setting), study._prepared(setting), number, how=study.how)
+    return Study(runs, how=how, data_root=root)

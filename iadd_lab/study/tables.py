@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from string import ascii_lowercase
@@ -12,8 +13,8 @@ from string import ascii_lowercase
 import pandas as pd
 from pylatexenc.latexencode import unicode_to_latex
 
-from iadd_lab.errors import check_whole, require
-from iadd_lab.evaluation.protocol import UNLEARNED, spread
+from iadd_lab.errors import check_number, check_whole, require
+from iadd_lab.evaluation.protocol import UNLEARNED
 from iadd_lab.store.artefacts import save_text
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.study import Cell
@@ -52,8 +53,7 @@ class Value:
         require(isinstance(self.column, tuple), f"column is {self.column!r}; it must be a tuple of headings.")
         where = f"{self.row} in {self.column}"
         require(math.isfinite(self.mean), f"the mean of {where} is {self.mean}; it must be a finite number.")
-        fits = self.std is None or 0 <= self.std < math.inf
-        require(fits, f"the standard deviation of {where} is {self.std}; it must be at least 0 and finite.")
+        check_number(f"the standard deviation of {where}", self.std or 0.0)
         require(bool(self.origin.strip()), f"the origin of {where} is empty: say what stands behind it.")
         check_whole("digits", self.digits, minimum=0)
 
@@ -88,12 +88,11 @@ def accuracies(
         column: the headings of each cell's column, or of one for all of them.
         balanced: takes the mean of the classes' recalls.
     """
-    values = []
+    values, measure = [], "balanced " if balanced else ""
     for cell in [cell for cell in cells if cell.evaluation]:
-        found = cell.evaluation.balanced_accuracies if balanced else cell.evaluation.accuracies
-        std = 100 * spread(found) if len(found) > 1 else None
-        where = column(cell) if callable(column) else column
-        shown = 100 * found.mean().item(), std, cell.origin(profile)
+        where, row = column(cell) if callable(column) else column, cell.evaluation.summary()
+        std = row[f"{measure}std"] if len(cell.evaluation.confusion) > 1 else None
+        shown = row[f"{measure}accuracy"], std, cell.origin(profile)
         values.append(Value(cell.title, where, *shown, competes=cell.competes))
     return values
 
@@ -176,13 +175,12 @@ class Table:
         require(bool(self.values), "a table needs a value at least: pass one.")
         levels = {len(value.column) for value in self.values}
         require(len(levels) == 1, f"columns have {levels} headings: give every column as many.")
-        for column in self.columns:
-            values = [value for value in self.values if value.column == column]
-            for field in ("measured", "higher"):
-                sentence = f"column {column} mixes values of different `{field}`: give each its own column."
-                require(len({getattr(value, field) for value in values}) == 1, sentence)
-            row, count = Counter(value.row for value in values).most_common(1)[0]
-            require(count == 1, f"row {row!r} has more than one value in column {column}: keep one of them.")
+        for column, field in product(self.columns, ("measured", "higher")):
+            kinds = {getattr(value, field) for value in self.values if value.column == column}
+            sentence = f"column {column} mixes values of different `{field}`: give each its own column."
+            require(len(kinds) == 1, sentence)
+        (row, column), count = Counter((value.row, value.column) for value in self.values).most_common(1)[0]
+        require(count == 1, f"row {row!r} has more than one value in column {column}: keep one of them.")
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -194,13 +192,17 @@ class Table:
     @property
     def columns(self) -> tuple[Column, ...]:
         """Their headings, from left to right."""
-        return tuple(dict.fromkeys(value.column for value in self._measured_first()))
+        return tuple(dict.fromkeys(value.column for value in self._measured_first))
 
     @property
     def markers(self) -> dict[str, str]:
         """Every origin, as it is printed below the table, and the letter that leads to it."""
-        origins = dict.fromkeys(value.source for value in self._measured_first())
+        origins = dict.fromkeys(value.source for value in self._measured_first)
         return {origin: _letters(index) for index, origin in enumerate(origins)}
+
+    @property
+    def _measured_first(self) -> list[Value]:
+        return sorted(self.values, key=lambda value: not value.measured)
 
     def is_best(self, value: Value) -> bool:
         """Whether no competitor in its column prints a better mean than this competitor's."""
@@ -213,48 +215,36 @@ class Table:
 
     def markdown(self) -> str:
         """As GitHub and notebooks render it; the headings of a column share the one line that there is."""
-        headings = ["<br>".join(map(_escape_markdown, column)) for column in self.columns]
-        body = self._body(_escape_markdown, "**{}**", "<sup>{}</sup>")
-        lines = [["", *headings], ["---", *["---:"] * len(headings)], *body]
+        body, below = self._written(_escape_markdown, "**{}**", "<sup>{}</sup>")
+        lines = [["", *map("<br>".join, body)], ["---", *["---:"] * len(body.columns)]]
+        lines += [[row, *cells] for row, *cells in body.itertuples()]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        # In one line, where no note can begin a list or heading.
-        below = "<br>".join(map(_escape_markdown, self._below()))
-        return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{below}\n"
+        # Below it one line, where no note can begin a list or heading.
+        return f"**{_escape_markdown(self.title)}**\n\n{table}\n\n{'<br>'.join(below)}\n"
 
     _repr_markdown_ = markdown
 
     def latex(self) -> str:
         r"""A `table` environment; the document needs \usepackage{booktabs} and nothing else."""
-        body = self._body(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}")
-        headings = pd.MultiIndex.from_tuples([tuple(map(_escape_latex, column)) for column in self.columns])
-        frame = pd.DataFrame([cells for _, *cells in body], [name for name, *_ in body], headings)
+        body, below = self._written(_escape_latex, r"\textbf{{{}}}", r"\textsuperscript{{{}}}")
         options = {"hrules": True, "multicol_align": "c", "position_float": "centering"}
-        options |= {"column_format": "l" + "c" * len(headings), "caption": _escape_latex(self.title)}
-        tabular = frame.style.to_latex(**options)
-        below = "\\\\\n".join(map(_escape_latex, self._below()))
-        below = f"\\par\\smallskip\\raggedright\\footnotesize\n{below}\n\\end{{table}}"
-        return tabular.replace("\\end{table}", below)
+        options |= {"column_format": "l" + "c" * len(body.columns), "caption": _escape_latex(self.title)}
+        end, lines = "\\end{table}", "\\\\\n".join(below)
+        lines = f"\\par\\smallskip\\raggedright\\footnotesize\n{lines}\n{end}"
+        return body.style.to_latex(**options).replace(end, lines)
 
-    def _measured_first(self) -> list[Value]:
-        return sorted(self.values, key=lambda value: not value.measured)
-
-    def _body(self, escape: Callable[[str], str], bold: str, raised: str) -> list[list[str]]:
-        """The cells of each row, its name first, in a markup whose templates are `bold` and `raised`."""
-        found = {(value.row, value.column): value for value in self.values}
-
-        def cell(row: str, column: Column) -> str:
-            value = found.get((row, column))
-            if value is None:
-                return escape("–")
+    def _written(self, escape: Callable, bold: str, raised: str) -> tuple[pd.DataFrame, list[str]]:
+        """All cells in a markup whose templates are `bold` and `raised`, and the lines below the table."""
+        markers, shown = self.markers, {}
+        for value in self.values:
             number = escape(_number(value.mean, value.digits))
-            std = "" if value.std is None else f" {escape('±')} {_number(value.std, value.digits)}"
             number = bold.format(number) if self.is_best(value) else number
-            return number + std + raised.format(self.markers[value.source])
-
-        return [[escape(row), *(cell(row, column) for column in self.columns)] for row in self.rows]
-
-    def _below(self) -> list[str]:
-        return [*(f"{marker}: {origin}" for origin, marker in self.markers.items()), *self.notes]
+            std = "" if value.std is None else f" {escape('±')} {_number(value.std, value.digits)}"
+            shown[value.row, value.column] = number + std + raised.format(markers[value.source])
+        headings = pd.MultiIndex.from_tuples([tuple(map(escape, column)) for column in self.columns])
+        cells = [[shown.get((row, column), escape("–")) for column in self.columns] for row in self.rows]
+        below = [*(f"{marker}: {origin}" for origin, marker in markers.items()), *self.notes]
+        return pd.DataFrame(cells, map(escape, self.rows), headings), list(map(escape, below))
 
 
 def save_table(table: Table, folder: Path | str, name: str, *, records: pd.DataFrame) -> Table:

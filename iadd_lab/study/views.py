@@ -118,12 +118,12 @@ def open_run(folder: Path, *, runs: Path, title: str = "", data_root: Path | Non
 def find_teachers(runs: Path, view: View) -> Teachers | None:
     """The first teacher among `runs` that a set was made with, or whose data and preprocessing it shares."""
     made, distilled = view.made, view.distilled
+    fitted = preprocess_fingerprint(distilled.preprocess)
     for path, about in _finished(runs, "teachers"):
         same_data = about["data_fingerprint"] == distilled.data_fingerprint
         if same_data and (not made or about["config"] == made["teachers"]["config"]):
             teachers = open_teachers(path, count=1)
-            fitted = [preprocess_fingerprint(each.preprocess) for each in (teachers, distilled)]
-            if fitted[0] == fitted[1]:
+            if preprocess_fingerprint(teachers.preprocess) == fitted:
                 return teachers
     return None
 

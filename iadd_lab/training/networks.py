@@ -7,9 +7,8 @@ or in-place operations: `torch.func` and double backward work on all of them.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -156,8 +155,7 @@ def convnet(
     side = size + 2 * padding - 2
     # The last norm sees side // 2 ** (depth - 1) px; of a single pixel it would leave nothing but its bias.
     deepest = int(math.log2(side))
-    why = f"depth is {depth}, too deep for images of {size} px, whose last norm would see less than 2×2"
-    require(depth <= deepest, f"{why}; choose a depth of at most {deepest}.")
+    require(depth <= deepest, f"depth is {depth}, too deep for images of {size} px: at most {deepest} works.")
     layers, inputs = [], channels
     for _ in range(depth):
         layers += [*_block(inputs, width, padding=padding), nn.AvgPool2d(2)]
@@ -227,15 +225,10 @@ class ParameterLayout:
     """Where each parameter of a network lies in one flat vector of `count` floats.
 
     The order is that of `network.parameters()`. `names` and `shapes` have one entry per parameter.
-    Raises `InputError` if their lengths differ.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        names, shapes = len(self.names), len(self.shapes)
-        require(names == shapes, f"the layout has {names} names and {shapes} shapes; give one for each.")
 
     @classmethod
     def of(cls, network: nn.Module) -> ParameterLayout:
@@ -248,46 +241,33 @@ class ParameterLayout:
         """The number of floats in each parameter."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """The index in the flat vector at which each parameter starts."""
-        return tuple(itertools.accumulate(self.sizes, initial=0))[: len(self.sizes)]
-
     @property
     def count(self) -> int:
         """P, the number of floats in all."""
         return sum(self.sizes)
 
-    def flatten(self, tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
-        """One vector of shape (P,) from tensors in the layout's order, or from a mapping by name.
+    def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
+        """One vector of shape (P,) from tensors in the layout's order.
 
         It is a copy, never a view of live weights, and differentiable: detach it for a snapshot.
         Raises `InputError` if a tensor is missing, superfluous or of another shape.
         """
-        if isinstance(tensors, Mapping):
-            odd = ", ".join(sorted(set(self.names) ^ set(tensors)))
-            require(not odd, f"the parameters {odd} are not in both the layout and the mapping.")
-            tensors = [tensors[name] for name in self.names]
         listed = list(tensors)
-        own = len(self.shapes)
-        require(len(listed) == own, f"there are {len(listed)} tensors; this network has {own} parameters.")
-        for name, tensor, expected in zip(self.names, listed, self.shapes, strict=True):
-            _check_shape(f"tensor for {name}", tensor, expected)
+        found = tuple(tuple(tensor.shape) for tensor in listed)
+        sentence = f"the tensors have shapes {found}; this network's parameters have {self.shapes}."
+        require(found == self.shapes, sentence)
         return torch.cat([tensor.reshape(-1) for tensor in listed])  # (P,)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """The parameters by name, as differentiable views of `flat`, which has shape (P,).
+        """The parameters by name, as differentiable views of `flat`.
 
-        Raises `InputError` if it has another shape.
+        `flat` has shape (P,), or (networks, P): then every parameter has a first dimension of networks.
+        Raises `InputError` if its last dimension is another.
         """
-        _check_shape("parameter vector", flat, (self.count,))
-        pieces = zip(self.names, self.shapes, flat.split(self.sizes), strict=True)
-        return {name: piece.view(shape) for name, shape, piece in pieces}
-
-
-def _check_shape(what: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    found = tuple(tensor.shape)
-    require(found == expected, f"the {what} has shape {found}; this network's has shape {expected}.")
+        found, count = flat.shape[-1], self.count
+        require(found == count, f"the parameter vector has {found} numbers; this network's has {count}.")
+        pieces = zip(self.names, self.shapes, flat.split(self.sizes, dim=-1), strict=True)
+        return {name: piece.view(flat.shape[:-1] + shape) for name, shape, piece in pieces}
 
 
 def _block(inputs: int, width: int, **options: int) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,31 +18,20 @@ from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
 
 
-def train(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    rate: float,
-    generator: Generator,
-    **options,
-) -> list[float]:
+def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, **options: Any) -> list[float]:
     """Train `network` in place; returns the mean training loss of every epoch.
 
     Args:
         network: on the device of `images`.
         images: preprocessed, (count, channels, height, width).
-        labels: (count,) int64.
+        labels: (count,) int64, or probabilities (count, classes).
         epochs: passes over the images.
-        rate: learning rate of SGD, times 0.1 from epoch `decay_at` on.
-        generator: a CPU generator for order and augmentation.
-        options: as of `Training`.
+        options: those of `Training`, among them one rate and one generator.
 
     Raises:
         DivergenceError: the loss of an epoch is not finite.
     """
-    training = Training([network], [images], [labels], rates=[rate], generators=[generator], **options)
+    training = Training([network], [images], [labels], **options)
     return [training.advance()[0] for _ in range(epochs)]
 
 
@@ -54,7 +44,7 @@ class Training:
     Args:
         networks: on the device of their images; trained in place.
         images: a set for each network, all of one shape (count, channels, height, width), preprocessed.
-        labels: (count,) int64 each.
+        labels: (count,) int64 each, or probabilities (count, classes).
         batch: images per step and network; the last batch of an epoch may be smaller.
         rates: learning rates of SGD, times 0.1 from epoch `decay_at` on.
         augment: drawn anew for every batch.

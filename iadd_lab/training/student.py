@@ -46,7 +46,7 @@ class StudentLoss:
         Args:
             flats: (networks, P).
             images: (networks, batch, channels, height, width).
-            labels: (networks, batch) int64.
+            labels: (networks, batch) int64, or probabilities (networks, batch, classes).
 
         Returns:
             (networks,) and (networks, P).
@@ -91,10 +91,8 @@ class StudentLoss:
         Returns:
             s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
         """
-        if augmentation is None:
-            return self._along_seen(flat, direction, images, labels, curvature=curvature)
         source = leaf(images)
-        batch = augmentation(source)  # (batch, channels, height, width)
+        batch = source if augmentation is None else augmentation(source)  # (batch, channels, height, width)
         scalar, batch_gradient, flat_gradient = self._along_seen(
             flat, direction, batch.detach(), labels, curvature=curvature
         )

@@ -24,16 +24,7 @@ from iadd_lab.data.sets import DataConfig, ImageData
 from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import DivergenceError, check_kind, check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
-from iadd_lab.store.artefacts import (
-    Artefact,
-    load_artefact,
-    open_artefact,
-    read_checksum,
-    read_metadata,
-    save_artefact,
-    unpacking,
-    writing,
-)
+from iadd_lab.store import artefacts
 from iadd_lab.store.configs import added_field, describe, fingerprint, restore_fields
 from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder
 from iadd_lab.store.resumable import State, complete
@@ -133,7 +124,8 @@ class Teachers:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over the settings and every trajectory: equal for interchangeable teachers."""
-        return fingerprint(self.identity, [read_checksum(path, kind="trajectory") for path in self.paths])
+        checksums = [artefacts.read_checksum(path, kind="trajectory") for path in self.paths]
+        return fingerprint(self.identity, checksums)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -164,7 +156,7 @@ class Teachers:
 
     def snapshot(self, teacher: int, epoch: int) -> Tensor:
         """θ of `teacher` after `epoch` epochs (0 is its initialisation): (P,) float32 on the CPU."""
-        with open_artefact(self.paths[teacher]) as file:
+        with artefacts.open_artefact(self.paths[teacher]) as file:
             # A copy, or the whole file would stay mapped.
             return file.get_slice("trajectory")[epoch].to(torch.float32, copy=True)
 
@@ -174,7 +166,7 @@ class Teachers:
 
     def history(self, teacher: int) -> dict[str, object]:
         """What was noted while training: "train_loss" per epoch, "validation_accuracy" at the end."""
-        return read_metadata(self.paths[teacher], kind="trajectory")["history"]
+        return artefacts.read_metadata(self.paths[teacher], kind="trajectory")["history"]
 
     def missing(self, count: int) -> list[int]:
         """The numbers below `count` of the teachers that are not trained to their end."""
@@ -184,34 +176,24 @@ class Teachers:
         """Where the trajectory of `teacher` is, or will be."""
         return self.folder / f"teacher_{teacher:03d}.safetensors"
 
-    def checkpoint(self, teacher: int) -> Path:
-        """Where the state of `teacher` is while it is trained."""
-        return self.folder / f"checkpoint_{teacher:03d}.safetensors"
-
-    def lock(self, teacher: int) -> Path:
-        """What is locked while `teacher` is trained: a process that was given up may still be at it."""
-        return self.folder / f".teacher_{teacher:03d}.lock"
-
     def check_data(self, data: ImageData) -> None:
         """Require that `data` is the very set that the teachers are trained on."""
-        require(
-            data.fingerprint == self.data_fingerprint,
-            f"the teachers in {self.folder} were trained on {self.data} (fingerprint "
-            f"{self.data_fingerprint}), but the data is {data.config} (fingerprint {data.fingerprint}): "
-            "load that data, or train teachers on this.",
-        )
+        given, own = data.fingerprint, self.data_fingerprint
+        trained = f"the teachers in {self.folder} were trained on {self.data} (fingerprint {own})"
+        mend = "load that data, or train teachers on this"
+        require(given == own, f"{trained}, but the data is {data.config} (fingerprint {given}): {mend}.")
 
     def save(self, teacher: int, trajectory: Tensor, *, history: dict[str, object]) -> None:
         """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
         tensors = {"trajectory": trajectory.to(STORE_DTYPES[self.config.store_dtype])}
-        save_artefact(self.path(teacher), kind="trajectory", tensors=tensors, metadata=metadata)
+        artefacts.save_artefact(self.path(teacher), kind="trajectory", tensors=tensors, metadata=metadata)
 
     def _verify(self, path: Path) -> None:
-        artefact = load_artefact(path, kind="trajectory")
+        artefact = artefacts.load_artefact(path, kind="trajectory")
         ours = artefact.metadata.get("teachers") == self.identity
         require(ours, f"{path} is of another set of teachers than {self.folder / _MANIFEST}: remove it.")
-        with unpacking(path):
+        with artefacts.unpacking(path):
             number, shape = artefact.metadata["teacher"], tuple(artefact.tensors["trajectory"].shape)
             named = path == self.path(number)
         require(named, f"{path} holds teacher {number}, by another name than its own: rename it.")
@@ -266,14 +248,16 @@ def train_teacher(data: ImageData, teachers: Teachers, index: int, *, how: Execu
         options: fields of `Execution` by name.
     """
     teachers.check_data(data)
-    with locked(teachers.lock(index), f"teacher {index} in {teachers.folder}"):
-        if teachers.path(index).exists():
+    path, title = teachers.path(index), f"teacher {index}"
+    checkpoint = path.with_name(f"checkpoint_{index:03d}.safetensors")
+    # A process that was given up may still be at it.
+    with locked(path.with_name(f".{path.stem}.lock"), f"{title} in {teachers.folder}"):
+        if path.exists():
             # Left by a kill between writing the trajectory and removing it.
-            teachers.checkpoint(index).unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
             return
-        teacher = _Teacher(teachers, index, data, how)
-        kept = {"path": teachers.checkpoint(index), "identity": fingerprint(teachers.identity, index)}
-        complete(teacher, **kept, title=f"teacher {index}", how=how, save=teacher.save)
+        teacher, identity = _Teacher(teachers, index, data, how), fingerprint(teachers.identity, index)
+        complete(teacher, path=checkpoint, identity=identity, title=title, how=how, save=teacher.save)
 
 
 class _Teacher:
@@ -289,7 +273,7 @@ class _Teacher:
         self.training = teachers.training(data, self.network, order, epochs=self.total, how=how)
         self.losses: list[float] = []  # of each epoch
         self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
-        self.trajectory[0] = self.snapshot()
+        self.note()
 
     @property
     def done(self) -> int:
@@ -297,18 +281,18 @@ class _Teacher:
 
     def advance(self) -> dict[str, object]:
         self.losses += self.training.advance()
-        self.trajectory[self.done] = self.snapshot()
+        self.note()
         return {"loss": f"{self.losses[-1]:.3f}"}
 
-    def snapshot(self) -> Tensor:
-        """θ as it is now, (P,). `flatten` copies: a snapshot must not follow the live weights."""
-        return self.teachers.layout.flatten(self.network.parameters()).detach().cpu()
+    def note(self) -> None:
+        """Keep a copy of θ as it is now: it must not follow the live weights."""
+        self.trajectory[self.done] = self.teachers.layout.flatten(self.network.parameters()).detach()
 
     def state(self) -> State:
         tensors = self.training.state() | {"trajectory": self.trajectory[: self.done + 1]}
         return tensors, {"losses": self.losses}
 
-    def load(self, artefact: Artefact) -> None:
+    def load(self, artefact: artefacts.Artefact) -> None:
         self.training.restore(artefact.tensors)
         self.trajectory[: self.done + 1] = artefact.tensors["trajectory"]
         self.losses = artefact.metadata["losses"]
@@ -337,7 +321,7 @@ def _empty_trajectory(teachers: Teachers) -> Tensor:
     if count * dtype.itemsize < _LARGE or not hasattr(os, "posix_fallocate"):
         return torch.empty(shape, dtype=dtype)
     with (
-        writing(teachers.folder / ".trajectory"),
+        artefacts.writing(teachers.folder / ".trajectory"),
         tempfile.NamedTemporaryFile(dir=teachers.folder, prefix=".trajectory.") as file,
     ):
         # A disk that is full must be an error now: once mapped, it would be the process's death.
@@ -356,16 +340,17 @@ def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
         InputError: there are none, or a file is damaged or belongs to other teachers.
     """
     folder = Path(folder)
+    check_whole("count", 1 if count is None else count, minimum=1)
     mend = f"train them with `iadd-lab teach --out {folder}`"
     require((folder / _MANIFEST).is_file(), f"no teachers in {folder} (it has no {_MANIFEST}): {mend}.")
-    teachers = _from_manifest(load_artefact(folder / _MANIFEST, kind="teachers"), count)
+    teachers = _from_manifest(artefacts.load_artefact(folder / _MANIFEST, kind="teachers"), count)
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
 
 
-def _from_manifest(artefact: Artefact, count: int | None = None) -> Teachers:
+def _from_manifest(artefact: artefacts.Artefact, count: int | None = None) -> Teachers:
     """The teachers of a folder, of which there may be none yet."""
-    with unpacking(artefact.path):
+    with artefacts.unpacking(artefact.path):
         about, folder = restore_fields(Teachers, _DESCRIBED, artefact.metadata), artefact.path.parent
         preprocess, identity = preprocess_from_tensors(artefact.tensors), fingerprint(artefact.metadata)
         check_preprocess(preprocess, channels=about["channels"], size=about["size"])
@@ -388,8 +373,8 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
     manifest = Path(folder) / _MANIFEST
     if not manifest.exists():
         tensors = preprocess_tensors(fit_preprocess(config.preprocess, data.train.images))
-        save_artefact(manifest, kind="teachers", tensors=tensors, metadata=metadata)
-    stored = load_artefact(manifest, kind="teachers")
+        artefacts.save_artefact(manifest, kind="teachers", tensors=tensors, metadata=metadata)
+    stored = artefacts.load_artefact(manifest, kind="teachers")
     differences = "; ".join(sorted(_differences("", stored.metadata, metadata)))
     sentence = f"{folder} holds teachers of other settings ({differences}): choose another folder."
     require(not differences, sentence)

@@ -16,13 +16,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNS = os.environ.get("IADD_RUNS")  # as the Makefile sets it; tests see one of their own
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-OPTIONS = (
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 # What would otherwise stand in the way of the notebook, or leave cells out of the page that are not in sight.
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -30,11 +23,6 @@ SETTINGS = {
     "apputils-extension/themes": {"theme": "JupyterLab Light", "adaptive-theme": False},
 }
 SECONDS_TO_START = 600
-
-
-def _chromium() -> str | None:
-    named = os.environ.get("CHROMIUM")
-    return named or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.fixture(scope="session")
@@ -54,21 +42,17 @@ def lab(browser, tmp_path_factory):  # where there is no browser, no server is s
         f"--LabApp.user_settings_dir={place / 'settings'}",
         f"--LabApp.workspaces_dir={place / 'workspaces'}",
     ]
+    # Nothing of the user's own configuration.
+    own = {"JUPYTER_CONFIG_DIR": f"{place}/config", "JUPYTER_RUNTIME_DIR": f"{place}/runtime"}
+    own["IADD_RUNS"] = RUNS or f"{place}/runs"
     with (place / "log.txt").open("w") as log:
-        server = subprocess.Popen(command, cwd=place, env=_surroundings(place), stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=place, env=os.environ | own, stdout=log, stderr=log)
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, place / "log.txt")
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}.ipynb?token={token}&reset"
     finally:
         server.terminate()
         server.wait(timeout=600)
-
-
-def _surroundings(place: Path) -> dict[str, str]:
-    """Of the server and its kernels: nothing of the user's own configuration."""
-    own = {"JUPYTER_CONFIG_DIR": place / "config", "JUPYTER_RUNTIME_DIR": place / "runtime"}
-    runs = RUNS or place / "runs"
-    return os.environ | {name: str(path) for name, path in {**own, "IADD_RUNS": runs}.items()}
 
 
 def _free_port() -> int:
@@ -91,16 +75,15 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium; as root, without the sandbox that it refuses to start in."""
+    """A headless Chromium."""
     missing = "playwright is not installed: pip install -e '.[browser]'"
     playwright = pytest.importorskip("playwright.sync_api", reason=missing)
-    if not _chromium():
+    named = os.environ.get("CHROMIUM")
+    chromium = named or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not chromium:
         pytest.skip("there is no Chromium: apt-get install chromium, or name one in CHROMIUM")
     with playwright.sync_playwright() as driver:
-        options = [*OPTIONS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        found = driver.chromium.launch(executable_path=_chromium(), args=options)
-        yield found
-        found.close()
+        yield driver.chromium.launch(executable_path=chromium)
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from iadd_lab.device import MODES
-from iadd_lab.errors import choose
 from iadd_lab.training.fast import kernels, patches, winograd
 
 logger = logging.getLogger(__name__)
@@ -48,11 +46,6 @@ class Kernels:
     compiled: bool = False
     transforms: bool = False  # whether convolutions go by `winograd` and `patches`, as is fast on a CPU
     graphs: bool = False  # whether steps are replayed as CUDA graphs
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """How feature maps are best laid out: with the channels last, a CPU's loops have stride 1 inside."""
-        return torch.channels_last if self.transforms else torch.contiguous_format
 
 
 PLAIN = Kernels()
@@ -96,11 +89,7 @@ def choose_kernels(compile: str, *, work: float, device: torch.device | str = "c
         compile: "always", "never", or "auto": where `work` is at least `WORTH_COMPILING`.
         work: see `flops`.
         device: where it runs.
-
-    Raises:
-        InputError: `compile` is something else.
     """
-    choose("compile", compile, dict.fromkeys(MODES))
     enough = WORTH_COMPILING.get(torch.device(device).type, math.inf)
     wanted = compile == "always" or (compile == "auto" and work >= enough)
     return (compiled_kernels(str(device)) if wanted else None) or PLAIN

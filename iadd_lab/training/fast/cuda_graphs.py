@@ -33,7 +33,7 @@ class Graphs:
             tensors: all on one GPU.
 
         Returns:
-            Tensors that the next replay of any function overwrites.
+            Tensors that the next replay of any function overwrites; None where the function gives it.
         """
         key = (key, *((tensor.shape, tensor.dtype) for tensor in tensors))
         with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one

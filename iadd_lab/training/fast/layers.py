@@ -29,32 +29,30 @@ class Dual(NamedTuple):
     tangent: Tensor
 
 
-def has_rules(network: nn.Module) -> bool:
-    """Whether the passes below know every layer of `network`, with its options."""
-    if type(network) is not ImageClassifier or network.classifier.bias is None:
-        return False
-    layers = [layer for layer in network.features.modules() if not isinstance(layer, _CONTAINERS)]
-    known = all(type(layer) in _KNOWN and _KNOWN[type(layer)](layer) for layer in layers)
-    return known and bool(layers) and isinstance(layers[0], nn.Conv2d)
-
-
-_CONTAINERS = (nn.Sequential, ResidualBlock)
-# Which options of a layer the rules below know.
+# Which layers the rules below know, and with which options; of these types exactly, as a subclass may compute
+# anything.
 _KNOWN: dict[type[nn.Module], Callable[[Any], bool]] = {
+    **dict.fromkeys((ResidualBlock, nn.ReLU, nn.AvgPool2d), lambda layer: True),
     nn.Conv2d: lambda layer: (
         (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
-        and isinstance(layer.padding, tuple)
-        and len(set(layer.padding)) == len(set(layer.stride)) == 1
+        and len(set(layer.padding)) == len(set(layer.stride)) == 1  # nor a padding by name
     ),
     nn.GroupNorm: lambda layer: layer.affine and layer.num_groups == layer.num_channels,
-    nn.ReLU: lambda layer: True,
-    nn.AvgPool2d: lambda layer: True,
     nn.MaxPool2d: lambda layer: (
         isinstance(layer.kernel_size, int)
         and (layer.stride, layer.padding, layer.dilation) == (layer.kernel_size, 0, 1)
         and not (layer.ceil_mode or layer.return_indices)
     ),
 }
+
+
+def has_rules(network: nn.Module) -> bool:
+    """Whether the passes below know every layer of `network`, with its options."""
+    if type(network) is not ImageClassifier or network.classifier.bias is None:
+        return False
+    layers = [layer for layer in network.features.modules() if type(layer) is not nn.Sequential]
+    known = all(type(layer) in _KNOWN and _KNOWN[type(layer)](layer) for layer in layers)
+    return known and bool(layers) and isinstance(layers[0], nn.Conv2d)
 
 
 class PlainPass:
@@ -97,26 +95,25 @@ class PlainPass:
             case nn.ReLU():
                 return self.relu(maps)
             case ResidualBlock():
-                return self.relu(self.add(self.run(layer.body, maps), self.run(layer.shortcut, maps)))
+                parts = self.run(layer.body, maps), self.run(layer.shortcut, maps)
+                return self.relu(self.each(torch.add, *parts))
 
     def sequence(self, layers: nn.Sequential, maps: Any) -> Any:
-        number = 0
-        while number < len(layers):
-            layer, relu, pool = layers[number], False, False
-            if isinstance(layer, nn.GroupNorm):
-                value = maps.value if type(maps) is Dual else maps
-                relu, pool = _followers(layers, number, value.shape[2:])
-                maps = self.norm(maps, *self.weights[layer], layer.eps, relu=relu, pool=pool)
-            else:
-                maps = self.run(layer, maps)
-            number += 1 + relu + pool
+        rest = list(layers)
+        while rest:
+            match rest:
+                case [nn.GroupNorm() as norm, nn.ReLU(), nn.AvgPool2d() as pool, *rest] if _even(pool, maps):
+                    maps = self.norm(maps, *self.weights[norm], norm.eps, relu=True, pool=True)
+                case [nn.GroupNorm() as norm, nn.ReLU(), *rest]:
+                    maps = self.norm(maps, *self.weights[norm], norm.eps, relu=True, pool=False)
+                case [nn.GroupNorm() as norm, *rest]:
+                    maps = self.norm(maps, *self.weights[norm], norm.eps, relu=False, pool=False)
+                case [layer, *rest]:
+                    maps = self.run(layer, maps)
         return maps
 
-    def each(self, function, maps):
-        return function(maps)
-
-    def add(self, first, second):
-        return first + second
+    def each(self, function, *maps):
+        return function(*maps)
 
     def affine(self, maps, weight, bias):
         shares = maps.unflatten(0, (len(weight), -1))  # (networks, batch, inputs)
@@ -141,13 +138,10 @@ class PlainPass:
         return F.max_pool2d(maps, size)
 
 
-def _followers(layers: nn.Sequential, number: int, sides: tuple[int, int]) -> tuple[bool, bool]:
-    """Whether a ReLU, and then 2×2 averages, follow the norm at `number`."""
-    following = list(layers[number + 1 : number + 3])
-    relu = bool(following) and isinstance(following[0], nn.ReLU)
-    pool = relu and len(following) == 2 and isinstance(following[1], nn.AvgPool2d)
-    plain = pool and (following[1].kernel_size, following[1].stride, following[1].padding) == (2, 2, 0)
-    return relu, plain and not any(side % 2 for side in sides)
+def _even(pool: nn.AvgPool2d, maps: Any) -> bool:
+    """Whether the layer takes 2×2 averages that leave out no pixel."""
+    sides = (maps.value if type(maps) is Dual else maps).shape[2:]
+    return (pool.kernel_size, pool.stride, pool.padding) == (2, 2, 0) and not any(side % 2 for side in sides)
 
 
 def _for_images(parameter: Tensor, maps: Tensor) -> Tensor:
@@ -163,11 +157,8 @@ class DualPass(PlainPass):
     Images have no derivative: a `Dual` whose tangent is None.
     """
 
-    def each(self, function, maps):
-        return Dual(*(None if part is None else function(part) for part in maps))
-
-    def add(self, first, second):
-        return Dual(first.value + second.value, first.tangent + second.tangent)
+    def each(self, function, *maps):
+        return Dual(*(None if parts[0] is None else function(*parts) for parts in zip(*maps, strict=True)))
 
     def affine(self, maps, weight, bias):
         value = F.linear(maps.value, weight.value, bias.value)
@@ -248,20 +239,25 @@ class _DualConvolution(torch.autograd.Function):
     def backward(ctx, above, dabove):
         x, dx, weight, dweight = ctx.saved_tensors
         stride, padding, kernels = ctx.options
-        back = partial(_convolution_backward, stride=stride, padding=padding)
+
+        def back(above, x, weight, *wanted):
+            """The gradients of x and of the weight, each where it is wanted."""
+            options = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False])
+            return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
+
         wants_x, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         by_patches = wants_x and kernels.transforms and patches.suits(weight, stride, padding)
-        x_bar, weight_bar = back(above, x, weight, wanted=(wants_x and not by_patches, wants_weight))
+        x_bar, weight_bar = back(above, x, weight, wants_x and not by_patches, wants_weight)
         dx_bar = None
         if dx is not None:
-            dx_bar, more = back(dabove, dx, weight, wanted=(True, wants_weight))
+            dx_bar, more = back(dabove, dx, weight, True, wants_weight)
             weight_bar = weight_bar.add_(more) if wants_weight else None
         if by_patches:
             above, dabove = laid_out(above, kernels), laid_out(dabove, kernels)
             sent = patches.send_patches(above, weight) + patches.send_patches(dabove, dweight)
             x_bar = kernels.add_patches(sent, *x.shape[2:])
         elif wants_x:
-            x_bar += back(dabove, x, dweight, wanted=(True, False))[0]
+            x_bar += back(dabove, x, dweight, True, False)[0]
         bias_bar = above.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None, None, None
 
@@ -331,14 +327,8 @@ class _DualWinograd(torch.autograd.Function):
         return x_bar, dx_bar, weight_bar, None, bias_bar, None, None
 
 
-def _convolution_backward(
-    above: Tensor, x: Tensor, weight: Tensor, *, stride: int, padding: int, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and of the weight, each where it is wanted."""
-    options = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False])
-    return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
-
-
 def laid_out(maps: Tensor, kernels: Kernels) -> Tensor:
     """`maps` in the one layout for which kernels are compiled; autograd hands over others."""
-    return maps.contiguous(memory_format=kernels.memory_format)
+    # With the channels last, a CPU's loops have stride 1 inside.
+    layout = torch.channels_last if kernels.transforms else torch.contiguous_format
+    return maps.contiguous(memory_format=layout)

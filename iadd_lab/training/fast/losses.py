@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,8 @@ class FusedStudentLoss(StudentLoss):
         for part, targets, shares in self._chunks(images, labels):
             points = leaf(flats)
             logits = self._joint_logits(points, part)  # (networks, batch, classes)
-            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            values = values.view_as(targets) @ shares  # (networks,)
+            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+            values = values.view(len(flats), -1) @ shares  # (networks,)
             # The networks share nothing: the gradient of the sum is every network's own.
             (slopes,) = torch.autograd.grad(values.sum(), points)
             total = slopes if total is None else total.add_(slopes)
@@ -78,12 +79,9 @@ class FusedStudentLoss(StudentLoss):
 
     def _joint_logits(self, flats: Tensor, images: Tensor) -> Tensor:
         """What every network says of its images, (networks, batch, classes)."""
-        layout, networks = self.layout, len(flats)
-        pieces = zip(layout.names, layout.shapes, flats.split(layout.sizes, dim=1), strict=True)
-        parameters = {name: piece.view(networks, *shape) for name, shape, piece in pieces}
         maps = laid_out(images.flatten(0, 1), self.kernels)
-        logits = PlainPass(self.network, parameters, self.kernels).logits(maps)
-        return logits.unflatten(0, (networks, -1))
+        logits = PlainPass(self.network, self.layout.split(flats), self.kernels).logits(maps)
+        return logits.unflatten(0, (len(flats), -1))
 
     def _scalar(self, flat, direction, images, labels, shares) -> Tensor:
         """s for one chunk, as `along` has it, whose images have `shares` (batch,) of the mean."""
@@ -99,14 +97,15 @@ class FusedStudentLoss(StudentLoss):
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of every network's images and labels, and the share of each image in the mean."""
-        networks, count = labels.shape
+        networks, count = labels.shape[:2]
         number = math.ceil(count / max(self._fitting(images) // networks, 1))
         size = math.ceil(count / number)
         missing = number * size - count
         shares = images.new_full((count,), 1 / count)
         if missing:
             images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
-            labels, shares = F.pad(labels, (0, missing)), F.pad(shares, (0, missing))
+            below = [0, 0] * (labels.ndim - 2)  # the classes of soft labels
+            labels, shares = F.pad(labels, [*below, 0, missing]), F.pad(shares, (0, missing))
         return zip(images.split(size, 1), labels.split(size, 1), shares.split(size), strict=True)
 
     def _fitting(self, images: Tensor) -> int:
@@ -142,13 +141,8 @@ class CapturedStudentLoss(StudentLoss):
         return self._replay("slopes", self.loss.slopes, None, flats, images, labels)
 
     def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        def along(*given):
-            found = self.loss.along(*given, curvature=curvature)
-            return found if curvature else found[:2]  # no graph gives None
-
-        name = f"along, {curvature}"
-        found = self._replay(name, along, augmentation, flat, direction, images, labels)
-        return found if curvature else (*found, None)
+        along, name = partial(self.loss.along, curvature=curvature), f"along, {curvature}"
+        return self._replay(name, along, augmentation, flat, direction, images, labels)
 
     def _replay(self, name, function, augmentation: Augmentation | None, *given: Tensor):
         given = tuple(tensor.detach() for tensor in given)

@@ -32,13 +32,9 @@ FEWEST_CHANNELS = 64  # with fewer, the transforms cost more than the products
 
 def suits(maps: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether a convolution of `maps` with `weight` can be computed here, and gains by it."""
-    height, width = maps.shape[2:]
-    *_, outputs, inputs, rows, columns = weight.shape
-    return (
-        (rows, columns, stride, padding) == (3, 3, 1, 1)
-        and height % 4 == width % 4 == 0
-        and min(outputs, inputs) >= FEWEST_CHANNELS
-    )
+    usual = (*weight.shape[-2:], stride, padding) == (3, 3, 1, 1)
+    wide = min(weight.shape[-4:-2]) >= FEWEST_CHANNELS
+    return usual and wide and not any(side % 4 for side in maps.shape[2:])
 
 
 class Constants(NamedTuple):

@@ -1,0 +1,178 @@
+"""Folders of pictures as they really are: what in them is a picture, a class, a split, or none of these."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain, product
+from pathlib import Path
+
+from iadd_lab.data.pixels import is_picture
+from iadd_lab.errors import require
+
+NAMED = 10  # files are named up to so many
+_DEEPEST = 4  # so many folders too deep an archive may be unpacked
+
+# What systems, storage boxes, archives and cameras leave between pictures; .thm are videos' thumbnails.
+_STREWN = re.compile(
+    r"\..*|~\$.*|.*\.(thm|part|crdownload|tmp)|__macosx|__pycache__|(eh)?thumbs\.db|desktop\.ini|icon\r"
+    r"|picasa\.ini|zbthumbnail\.info|@(eadir|recycle|recently-snapshot)|#(recycle|snapshot)|\$recycle\.bin"
+    r"|recycler|system volume information|lost\+found|found\.\d+",
+    re.IGNORECASE | re.DOTALL,
+)
+_MASKS = re.compile(r"(segmentation|ground.?truth|annotation|mask|label)s?", re.IGNORECASE)
+_NO_CLASS = re.compile(rf"images?|{_MASKS.pattern}", re.IGNORECASE)
+# How the folders of splits are called, in a word of their names; of the last three one is to test on.
+_SPLITS = {"train": "train(ing)?", "test": "test(ing)?", "eval": "eval(uation)?", "val": "val(id|idation)?"}
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of `names`, sorted, and how many more there are."""
+    shown = [name if is_text(name) else repr(name) for name in sorted(names)]
+    return ", ".join(shown[:NAMED]) + (f" and {len(shown) - NAMED} more" if len(shown) > NAMED else "")
+
+
+class LeftOut:
+    """What is passed over below `root`: counted and named, by the reason; and notes on its folders."""
+
+    def __init__(self, root: Path):
+        self.root, self.names, self.notes = root, defaultdict(set), []
+
+    def add(self, reason: str, path: Path | str) -> None:
+        """Note a file, or a folder with the number of its files."""
+        count = 0 if os.path.islink(path) else sum(len(files) for _, _, files in os.walk(path))
+        name = os.path.relpath(path, self.root)
+        self.names[reason].add(f"{name} with {count} files" if count else name)
+
+    def add_beside(self, folder: Path, read: Iterable[Path]) -> None:
+        """Note what is in `folder` beside the folders that are `read`."""
+        for path in set(_visible(folder, self)) - {str(path) for path in read}:
+            self.add("outside of the class folders", path)
+
+    def __str__(self) -> str:
+        some = sorted((reason, names) for reason, names in self.names.items() if names)
+        found = [f"{len(names)} {reason} ({listed(names)})" for reason, names in some]
+        return "; ".join([*self.notes, *([f"left out: {', '.join(found)}"] if found else [])])
+
+
+def _visible(folder: Path | str, left: LeftOut) -> list[str]:
+    """Paths of what is in `folder`, sorted, but for what is hidden or strewn."""
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    for path in (path for path in paths if _STREWN.fullmatch(os.path.basename(path))):
+        left.add("hidden or of a system", path)
+    return [path for path in paths if not _STREWN.fullmatch(os.path.basename(path))]
+
+
+def _at_and_above(folder: Path) -> set[str]:
+    """Real places that a link in `folder` must not lead to: it would go round in circles."""
+    return {str(path) for path in (folder.resolve(), *folder.resolve().parents)}
+
+
+def pictures(folder: Path, left: LeftOut) -> list[str]:
+    """Paths of the pictures below `folder`, sorted; linked folders are entered, each real one once.
+
+    Masks in a folder of their own beside the pictures are none.
+    """
+    found, folders, seen = [], [str(folder)], _at_and_above(folder)
+    while folders:  # not by recursion, which a deep tree would exhaust
+        inside = _visible(folders.pop(), left)
+        for path in inside:
+            if not os.path.isdir(path):
+                if is_picture(path):
+                    found.append(path)
+                else:
+                    left.add("no picture", path)
+            elif _MASKS.fullmatch(os.path.basename(path)) and len(inside) > 1:
+                left.add("of masks", path)
+            elif (real := os.path.realpath(path)) in seen:
+                left.add("linked again or in circles", path)
+            else:
+                seen.add(real)
+                folders.append(path)
+    return sorted(found)
+
+
+def class_folders(folder: Path, left: LeftOut) -> dict[str, list[Path]]:
+    """The class folders in `folder` by name, sorted; names that differ in their Unicode form only are one."""
+    found, inside = defaultdict(list), _folders(folder, left)
+    left.add_beside(folder, inside)
+    for path in inside:
+        found[_name(path)].append(path)
+    require(len(found) >= 2, f"{folder} has {len(found)} class folders; it needs at least two.")
+    for name in found:
+        require(is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
+    return dict(sorted(found.items()))
+
+
+def _folders(folder: Path, left: LeftOut) -> list[Path]:
+    """Folders in `folder`, but for links to itself or above it."""
+    inside, above = filter(os.path.isdir, _visible(folder, left)), _at_and_above(folder)
+    return [Path(path) for path in inside if os.path.realpath(path) not in above]
+
+
+def _name(path: Path) -> str:
+    """Its name in one Unicode form: that of a folder from a Mac is another than that from Linux."""
+    return unicodedata.normalize("NFC", path.name)
+
+
+def _class_names(folder: Path, left: LeftOut) -> set[str]:
+    """Names of the folders in `folder` that may be classes: images and their masks may lie in two folders."""
+    return {name for name in map(_name, _folders(folder, left)) if not _NO_CLASS.fullmatch(name)}
+
+
+def _has_only_folders(folder: Path, left: LeftOut) -> bool:
+    files = [path for path in _visible(folder, left) if os.path.isfile(path)]
+    return bool(_folders(folder, left)) and not any(map(is_picture, files))
+
+
+def innermost(folder: Path, left: LeftOut) -> Path:
+    """`folder`, or the one below it in which the classes lie: an archive may be unpacked too deep."""
+    for _ in range(_DEEPEST):
+        inside = _folders(folder, left)
+        if len(inside) != 1 or not _has_only_folders(inside[0], left):
+            break
+        left.add_beside(folder, inside)
+        (folder,) = inside
+    return folder
+
+
+def _role(name: str) -> str:
+    """The key of `_SPLITS` whose word a folder's name has, as Training, test_set or seg_train have; or ""."""
+    words = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    ends = "(set|data|images?)?(?![a-z])"
+    return next((role for role, word in _SPLITS.items() if re.search(f"(?<![a-z])({word}){ends}", words)), "")
+
+
+def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
+    """The folders "train" and "test" in `folder`, by any usual name, or none where it has a folder per class.
+
+    Where that to test on has no classes, that of validation is taken. Other folders are left out. A class may
+    be called train or test too: splits hold folders, some of the same names.
+
+    Raises:
+        InputError: it cannot be told which folders are the splits, or one of the two is missing.
+    """
+    inside = _folders(folder, left)
+    roles = {role: [path for path in inside if _role(path.name) == role] for role in _SPLITS}
+    train, *others = roles.values()
+    classes = {path: _class_names(innermost(path, left), left) for path in chain(train, *others)}
+    shown = listed(map(_name, inside))
+    for role, test in zip([*roles][1:], others, strict=True):
+        pairs = [(one, other) for one, other in product(train, test) if classes[one] & classes[other]]
+        several = f"{folder} has several folders to train or to test on ({shown})"
+        require(len(pairs) < 2, f"{several}: keep one of each.")
+        for pair in pairs:
+            left.add_beside(folder, pair)
+            left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
+            return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
+    nested = any(names and _has_only_folders(path, left) for path, names in classes.items())
+    mistaken = nested or (train and any(others) and len(classes) == len(inside))
+    lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"
+    require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
+    return {}
