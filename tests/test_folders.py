@@ -247,14 +247,14 @@ def test_archives_may_be_unpacked_one_folder_too_deep(tmp_path):
     assert inner.parent.name == inner.name
 
 
-@pytest.mark.parametrize("images", ["", "images"])
-def test_tiny_imagenets_validation_images_may_lie_in_class_folders(tmp_path, images):
+@pytest.mark.parametrize("layout", ["val/{}", "val/{}/images", "val/images/{}"])
+def test_tiny_imagenets_validation_images_may_lie_in_class_folders(tmp_path, layout):
     folder = make_tiny(tmp_path)
     official = load("tiny_imagenet", tmp_path)
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
         name, identifier = line.split()[:2]
-        (folder / "val" / identifier / images).mkdir(parents=True, exist_ok=True)
-        (folder / "val" / "images" / name).rename(folder / "val" / identifier / images / name)
+        (folder / layout.format(identifier)).mkdir(parents=True, exist_ok=True)
+        (folder / "val" / "images" / name).rename(folder / layout.format(identifier) / name)
     (folder / "val" / "val_annotations.txt").unlink()
     data = load("tiny_imagenet", tmp_path)
     assert data.remark == official.remark
