@@ -76,6 +76,7 @@ def test_splits_are_known_by_their_folders_and_classes_may_be_called_so(
         ("train/a train/b test", r"only one of train and test .*\(test, train\): give both"),
         ("train/a train/b other", r"only one of train and test .*\(other, train\): give both"),
         ("train/images train/labels test/images test/labels", "only one of train and test"),
+        ("a/train a/test b/train b/test", r"splits in its classes \(a, b\): put the classes into train and"),
         ("train test", "only one of train and test with a folder per class"),
         ("train/a train/b test/c test/d", "only one of train and test"),
         ("train_x/a train_x/b train_y/a train_y/b test/a test/b", "several folders to train or to test on"),

@@ -34,8 +34,9 @@ def is_text(name: str) -> bool:
 
 def listed(names: Iterable[str]) -> str:
     """The first of `names`, sorted, and how many more there are."""
-    shown = [name if is_text(name) else repr(name) for name in sorted(names)]
-    return ", ".join(shown[:NAMED]) + (f" and {len(shown) - NAMED} more" if len(shown) > NAMED else "")
+    names = sorted(names)
+    shown = ", ".join(name if is_text(name) else repr(name) for name in names[:NAMED])
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 class LeftOut:
@@ -172,4 +173,9 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
     mistaken = any(classes[path] for path in bare) or (train and any(others) and len(classes) == len(inside))
     lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"
     require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
+    within = ({_role(each.name) for each in _folders(path, left)} for path in inside)
+    swapped = bool(inside) and all({"train", "test"} <= roles for roles in within)
+    require(
+        not swapped, f"{folder} has splits in its classes ({shown}): put the classes into train and test."
+    )
     return {}

@@ -190,8 +190,9 @@ def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[I
     for label, folders in enumerate(classes.values()):
         require(folders[0].is_dir(), f"the class folder {folders[0]} is missing: unpack the set again.")
         paths = [path for folder in folders for path in pictures(folder, left)]
-        lack = f"the class folder {folders[0]} has no images ({listed(os.listdir(folders[0]))})"
-        require(bool(paths), f"{lack}: fill it or remove it.")
+        if not paths:
+            inside = listed(os.listdir(folders[0])) or "nothing in it"
+            raise InputError(f"the class folder {folders[0]} has no images ({inside}): fill it or remove it.")
         files += [_image_file(path, label) for path in paths]
     return files
 
