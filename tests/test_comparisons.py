@@ -33,6 +33,7 @@ def test_differences_are_taken_seed_by_seed():
     assert found.each == pytest.approx((2.0, 2.0, 2.0))
     assert (found.difference, found.low95, found.high95) == pytest.approx((2.0, 2.0, 2.0))
     assert found.is_sure
+    assert compare(cell("mtt", luck), cell("iadd", [hits + 2 for hits in luck])).is_sure  # that it is worse
     assert comparisons.seed_accuracies(cell("mtt", luck)).tolist() == pytest.approx([0.11, 0.51, 0.83])
 
 

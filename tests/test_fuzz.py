@@ -90,21 +90,21 @@ SHAPES |= {
 }
 
 
-@st.composite
-def reshaped(draw, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Named tensors, of which up to two have other shapes, dtypes, values or names, or are left out."""
+# Which of some tensors, and what becomes of it.
+CHANGES = st.tuples(st.integers(0, 99), st.sampled_from([*SHAPES, "gone", "renamed", "elsewhere"]))
+
+
+def reshaped(tensors: dict[str, torch.Tensor], changes: list[tuple[int, str]]) -> dict[str, torch.Tensor]:
+    """Named tensors, of which some have other shapes, dtypes, values or names, or are left out."""
     tensors = dict(tensors)
-    for _ in range(draw(st.integers(0, 2))):
-        name = draw(st.sampled_from(sorted(tensors) or [""]))
-        how = draw(st.sampled_from([*SHAPES, "gone", "renamed", "other"]))
-        if name and how in SHAPES:
-            tensors[name] = SHAPES[how](tensors[name]).contiguous()
-        elif name:
+    for number, how in changes:
+        if tensors:
+            name, other = (sorted(tensors)[place % len(tensors)] for place in (number, number + 1))
             tensor = tensors.pop(name)
-            tensors |= {
-                "renamed": {name[:-1]: tensor},
-                "other": {draw(st.sampled_from(sorted(tensors) or ["x"])): tensor},
-            }.get(how, {})
+            if how in SHAPES:
+                tensors[name] = SHAPES[how](tensor).contiguous()
+            elif how != "gone":
+                tensors[{"renamed": name[:-1], "elsewhere": other}[how]] = tensor
     return tensors
 
 
@@ -174,9 +174,9 @@ def test_artefacts_with_other_content(name, runs):  # noqa: F811
     whole, artefact = path.read_bytes(), load_artefact(path, kind=kind)
 
     @quarter
-    @given(metadata=changed({"": artefact.metadata}), tensors=reshaped(artefact.tensors))
-    def check(metadata, tensors):
-        content = metadata.get("", {})
+    @given(metadata=changed({"": artefact.metadata}), changes=st.lists(CHANGES, max_size=2))
+    def check(metadata, changes):
+        content, tensors = metadata.get("", {}), reshaped(artefact.tensors, changes)
         save_artefact(path, kind=kind, tensors=tensors, metadata=content if isinstance(content, dict) else {})
         tried(lambda: read(path))
         tried(lambda: stored(runs, verify=True))
@@ -211,7 +211,7 @@ def test_sets_in_mtts_format(mtt, data):
             name = data.draw(st.sampled_from(names))
             (mtt / name).write_bytes(data.draw(harmed(wholes[name])))
         else:
-            content = dict(data.draw(reshaped(tensors)))
+            content = reshaped(tensors, data.draw(st.lists(CHANGES, max_size=2)))
             content = data.draw(changed(content)) if data.draw(st.booleans(), "objects") else content
             for name in names[:3]:
                 (mtt / name).unlink()
