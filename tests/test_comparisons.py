@@ -90,7 +90,10 @@ def test_one_seed_has_no_interval():
 
 
 def test_only_like_is_compared_with_like():
+    same = cell("mtt", [60] * 6)
+    chosen_on = replace(same.evaluation, config=replace(same.evaluation.config, split="validation"))
     others = {
+        r"split \(test and validation\)": replace(same, evaluation=chosen_on),
         "setting": cell("mtt", [60] * 6, replace(SETTING, ipc=2)),
         "network": cell("mtt", [60] * 6, network=NetworkConfig("alexnet")),
         r"seeds \(3 and 1\)": cell("whole", [90] * 2),  # there is one, whatever the seeds

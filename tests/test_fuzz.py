@@ -4,6 +4,7 @@ Unlike in test_corruption, changed artefacts carry sound checksums: it is their 
 reader gets 25 files here, and another 1,000 by `pytest tests/test_fuzz.py --hypothesis-profile fuzz`.
 """
 
+import contextlib
 import copy
 import json
 import shutil
@@ -243,39 +244,36 @@ def test_replay_buffers(runs, tmp_path_factory, data):  # noqa: F811
     shutil.rmtree(place)
 
 
+NAMES = ("a.png", "b", "x.JPG", ".c.png", "train", "dog", "Thumbs.db", "é.png", "$.png")
+
+
 @quarter
 @given(data=st.data())
 def test_folders_of_pictures(tmp_path_factory, data):
-    root = tmp_path_factory.mktemp("pictures")
-    files = sorted(
-        make_tree(
-            root, count=3, suffix=data.draw(st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif"]))
-        ).rglob("*.*")
-    )
+    def pick(*choices):
+        return data.draw(st.sampled_from(choices))
+
+    root, suffix = tmp_path_factory.mktemp("pictures"), pick(".png", ".jpg", ".bmp", ".gif", ".tif")
+    files = sorted(make_tree(root, count=3, suffix=suffix).rglob("*.*"))
     for path in data.draw(st.lists(st.sampled_from(files), max_size=3, unique=True)):
-        name = data.draw(
-            st.sampled_from(["a.png", "b", "x.JPG", ".c.png", "train", "dog", "Thumbs.db", "é.png", "$.png"])
-        )
-        match data.draw(st.sampled_from(("bytes", "renamed", "up", "folder", "link", "gone"))):
-            case "bytes":
-                path.write_bytes(data.draw(harmed(path.read_bytes())))
-            case "renamed":
-                path.rename(path.with_name(name))
-            case "up":
-                path.rename(root / f"{name}{path.suffix}")
-            case "folder":
-                (path.parent / name).mkdir(exist_ok=True)
-                path.rename(path.parent / name / path.name)
-            case "link":
-                path.unlink()
-                path.symlink_to(data.draw(st.sampled_from([root, "nowhere", path.name, files[0]])))
-            case "gone":
-                path.unlink()
-    options = {
-        "size": data.draw(st.sampled_from([None, 8, 16])),
-        "channels": data.draw(st.sampled_from([None, 1, 3])),
-    }
-    options["bad_images"] = data.draw(st.sampled_from(["refuse", "skip"]))
+        name = pick(*NAMES)
+        with contextlib.suppress(FileExistsError, IsADirectoryError):  # another file has this name now
+            match pick("bytes", "renamed", "up", "folder", "link", "gone"):
+                case "bytes":
+                    path.write_bytes(data.draw(harmed(path.read_bytes())))
+                case "renamed":
+                    path.rename(path.with_name(name))
+                case "up":
+                    path.rename(root / f"{name}{path.suffix}")
+                case "folder":
+                    (path.parent / name).mkdir(exist_ok=True)
+                    path.rename(path.parent / name / path.name)
+                case "link":
+                    path.unlink()
+                    path.symlink_to(pick(root, "nowhere", path.name, files[0]))
+                case "gone":
+                    path.unlink()
+    options = {"size": pick(None, 8, 16), "channels": pick(None, 1, 3), "bad_images": pick("refuse", "skip")}
     tried(lambda: load("image_folder", root, **options))
     shutil.rmtree(root)
 
