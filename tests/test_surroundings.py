@@ -6,7 +6,6 @@ import os
 import pwd
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from iadd_lab.notebooks import Page
 from iadd_lab.notebooks.batch import batch_in
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder
-from iadd_lab.study.own_data import class_table
 from iadd_lab.training.fast.compiling import compiled_kernels
 from tests.processes import complete
 from tests.samples import assert_refused, make_tree
@@ -128,13 +126,13 @@ def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch):
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
 
 
-def test_a_name_of_several_lines_or_directions_takes_one_line(toy_data):
-    table = class_table(replace(toy_data, classes=("a\nb\r\u2028", "\u202eשלום\u2066x")))
-    assert [line.split()[0] for line in table.splitlines()] == [
-        "class",
-        r"a\nb\r\u2028",
-        r"\u202eשלום\u2066x",
-    ]
+def test_a_name_of_several_lines_or_directions_takes_one_line(tmp_path):
+    root = make_tree(tmp_path / "tree", ("fox\n\x1b[1m", "\u202eשלום\u2066x"), count=10)
+    (root / "fox\n\x1b[1m" / "note\n.txt").touch()
+    said = complete("data check image_folder --data-root {}", root).stdout.splitlines()
+    names = [line.split()[0] for line in said if line[-12:].strip().isdigit()]
+    assert names == [r"fox\n\x1b[1m", r"\u202eשלום\u2066x", "all"]
+    assert r"note\n.txt" in said[-1]
 
 
 LEFT = [
