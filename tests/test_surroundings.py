@@ -118,12 +118,21 @@ def test_home_is_known_by_its_tilde_wherever_a_path_is_given(monkeypatch, tmp_pa
     assert not (tmp_path / "~").exists()
 
 
-def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch):
+@pytest.mark.parametrize("bad", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR", ""])
+def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch, tmp_path, bad):
+    """PyTorch parts its command lines at blanks."""
     monkeypatch.setattr(torch, "compile", None)  # only where it would be kept is of interest
-    for given, expected in (("/a b's", f"/tmp/torchinductor_{os.getuid()}"), ("/a/b-c_1.2", "/a/b-c_1.2")):
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
-        assert compiled_kernels.__wrapped__("cpu") is None
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    given = {
+        name: tmp_path / ("a b's" if name == bad else "ab") for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    for name, place in given.items():
+        place.mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(place))
+    assert compiled_kernels.__wrapped__("cpu") is None
+    found = [tempfile.gettempdir(), os.environ["TMPDIR"], os.environ["TORCHINDUCTOR_CACHE_DIR"]]
+    safe = ["/tmp", "/tmp", f"/tmp/torchinductor_{os.getuid()}"]
+    assert found == (safe if bad else [str(tmp_path / "ab")] * 3)
 
 
 def test_a_name_of_several_lines_or_directions_takes_one_line(tmp_path):

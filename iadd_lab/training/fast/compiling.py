@@ -54,8 +54,9 @@ PLAIN = Kernels()
 @functools.cache
 def compiled_kernels(device: str) -> Kernels | None:
     """The compiled kernels for that device; None, with a line in the log, where there can be none."""
-    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "") + tempfile.gettempdir()
     if shlex.quote(place) != place:  # PyTorch would part its compiler's command line there
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"/tmp/torchinductor_{os.getuid()}"
     try:
         sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, device=device)
