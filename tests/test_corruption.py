@@ -446,8 +446,8 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     odd.symlink_to(odd.name)
     assert_refused(r"odd\.png", load, "image_folder", root)
     odd.unlink()
-    make_tree(root, ("fox\nerror",), count=2)
-    assert_refused(r"class folder 'fox\\nerror', which is no plain text", load, "image_folder", root)
+    make_tree(root, (os.fsdecode(b"fox\xff"),), count=2)
+    assert_refused(r"class folder 'fox\\udcff', which is no Unicode", load, "image_folder", root)
 
 
 # Bad images ----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import os
 import pwd
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from iadd_lab.notebooks import Page
 from iadd_lab.notebooks.batch import batch_in
 from iadd_lab.ranks import joined, local_device
 from iadd_lab.store.artefacts import check_folder
-from iadd_lab.study.own_data import class_table
 from iadd_lab.training.fast.compiling import compiled_kernels
 from tests.processes import complete
 from tests.samples import assert_refused, make_tree
@@ -120,21 +118,34 @@ def test_home_is_known_by_its_tilde_wherever_a_path_is_given(monkeypatch, tmp_pa
     assert not (tmp_path / "~").exists()
 
 
-def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch):
+@pytest.mark.parametrize("bad", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR", ""])
+def test_compiled_code_lies_where_its_compiler_finds_it(monkeypatch, tmp_path, bad):
+    """PyTorch parts its command lines at blanks."""
     monkeypatch.setattr(torch, "compile", None)  # only where it would be kept is of interest
-    for given, expected in (("/a b's", f"/tmp/torchinductor_{os.getuid()}"), ("/a/b-c_1.2", "/a/b-c_1.2")):
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
-        assert compiled_kernels.__wrapped__("cpu") is None
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    given = {
+        name: tmp_path / ("a b's" if name == bad else "ab") for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    for name, place in given.items():
+        place.mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(place))
+    assert compiled_kernels.__wrapped__("cpu") is None
+    found = [tempfile.gettempdir(), os.environ["TMPDIR"], os.environ["TORCHINDUCTOR_CACHE_DIR"]]
+    safe, own = ["/tmp", "/tmp", f"/tmp/torchinductor_{os.getuid()}"], torch.backends.cpu.get_cpu_capability()
+    *places, kept = safe if bad else [str(tmp_path / "ab")] * 3
+    assert found == [
+        *places,
+        f"{kept}/{own.lower()}",
+    ]  # PyTorch mistakes another instruction set's for its own
 
 
-def test_a_name_of_several_lines_or_directions_takes_one_line(toy_data):
-    table = class_table(replace(toy_data, classes=("a\nb\r\u2028", "\u202eשלום\u2066x")))
-    assert [line.split()[0] for line in table.splitlines()] == [
-        "class",
-        r"a\nb\r\u2028",
-        r"\u202eשלום\u2066x",
-    ]
+def test_a_name_of_several_lines_or_directions_takes_one_line(tmp_path):
+    root = make_tree(tmp_path / "tree", ("fox\n\x1b[1m", "\u202eשלום\u2066x"), count=10)
+    (root / "fox\n\x1b[1m" / "note\n.txt").touch()
+    said = complete("data check image_folder --data-root {}", root).stdout.splitlines()
+    names = [line.split()[0] for line in said if line[-12:].strip().isdigit()]
+    assert names == [r"fox\n\x1b[1m", r"\u202eשלום\u2066x", "all"]
+    assert r"note\n.txt" in said[-1]
 
 
 LEFT = [

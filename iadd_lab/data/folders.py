@@ -27,16 +27,23 @@ _NO_CLASS = re.compile(rf"images?|{_MASKS.pattern}", re.IGNORECASE)
 _SPLITS = {"train": "train(ing)?", "test": "test(ing)?", "eval": "eval(uation)?", "val": "val(id|idation)?"}
 
 
-def is_text(name: str) -> bool:
-    """Whether `name` can be shown and stored: no control characters, no bytes that are not Unicode."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+def is_text(name: str, *, controls: bool = False) -> bool:
+    """Whether `name` can be stored: no bytes that are not Unicode, nor control characters if not allowed."""
+    refused = ("Cs",) if controls else ("Cc", "Cs")
+    return not any(unicodedata.category(character) in refused for character in name)
+
+
+def on_one_line(name: str) -> str:
+    """`name` as text can show it: an escape for what breaks lines, turns the direction, or is no Unicode."""
+    odd = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
 
 
 def listed(names: Iterable[str]) -> str:
     """The first of `names`, sorted, and how many more there are."""
     names = sorted(names)
-    shown = ", ".join(name if is_text(name) else repr(name) for name in names[:NAMED])
-    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(on_one_line, names[:NAMED])) + more
 
 
 class LeftOut:
@@ -107,7 +114,8 @@ def class_folders(folder: Path, left: LeftOut) -> dict[str, list[Path]]:
         found[_name(path)].append(path)
     require(len(found) >= 2, f"{folder} has {len(found)} class folders; it needs at least two.")
     for name in found:
-        require(is_text(name), f"{folder} has a class folder {name!r}, which is no plain text: rename it.")
+        said = f"{folder} has a class folder {name!r}, which is no Unicode: rename it."
+        require(is_text(name, controls=True), said)
     return dict(sorted(found.items()))
 
 

@@ -164,12 +164,6 @@ class DatasetSpec:
     licence: str = "see the source"
 
 
-def on_one_line(name: str) -> str:
-    """A class's name as text can show it: what breaks lines, or turns the direction, is an escape."""
-    odd = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
-
-
 def data_root() -> Path:
     """The folder of the data sets: `IADD_DATA`, else the platform's cache folder."""
     return user_folder("IADD_DATA", "data")

@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from iadd_lab.data.distilled import KIND, DistilledSet, made_by
-from iadd_lab.data.sets import DATASETS, on_one_line
+from iadd_lab.data.folders import on_one_line
+from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation, doubts
 from iadd_lab.store.artefacts import Artefact, load_artefact

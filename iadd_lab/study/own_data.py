@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from iadd_lab.data.augment import AugmentConfig
-from iadd_lab.data.folders import LeftOut, pictures
+from iadd_lab.data.folders import LeftOut, on_one_line, pictures
 from iadd_lab.data.pixels import open_picture
 from iadd_lab.data.sampling import check_class_sizes
-from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData, on_one_line
+from iadd_lab.data.sets import SPLITS, UNMIRRORED, DataConfig, ImageData
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.errors import check_flag, check_whole, require
 from iadd_lab.evaluation.protocol import EvaluateConfig

@@ -54,9 +54,7 @@ PLAIN = Kernels()
 @functools.cache
 def compiled_kernels(device: str) -> Kernels | None:
     """The compiled kernels for that device; None, with a line in the log, where there can be none."""
-    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
-    if shlex.quote(place) != place:  # PyTorch would part its compiler's command line there
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"/tmp/torchinductor_{os.getuid()}"
+    _keep_code_where_it_is_found()
     try:
         sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, device=device)
         limit = _room_for_shapes()
@@ -70,6 +68,23 @@ def compiled_kernels(device: str) -> Kernels | None:
         return None
     kind = torch.device(device).type
     return Kernels(**functions, compiled=True, transforms=kind == "cpu", graphs=kind == "cuda")
+
+
+def _keep_code_where_it_is_found() -> None:
+    """Give what PyTorch compiles a folder that its compiler can bear, and each instruction set its own.
+
+    PyTorch takes code of another instruction set for its own, and then overwrites memory (seen in 2.14).
+    """
+    place = (
+        os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    )
+    if (
+        shlex.quote(place + tempfile.gettempdir()) != place + tempfile.gettempdir()
+    ):  # it parts paths at blanks
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+        place = f"/tmp/torchinductor_{os.getuid()}"
+    own = torch.backends.cpu.get_cpu_capability().lower()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = place if place.endswith(f"/{own}") else f"{place}/{own}"
 
 
 def _room_for_shapes() -> dict[str, int]:
