@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from iadd_lab.baselines import real_images
 from iadd_lab.distillation.matching import Learned
 from iadd_lab.errors import DivergenceError, InputError, check_number, check_whole, choose, require
+from iadd_lab.evaluation.export import load
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
-from iadd_lab.evaluation.training_set import load
 from iadd_lab.study.luck import repeat_segments
 from iadd_lab.study.own_data import folder_config, suggest
 from iadd_lab.study.settings import Setting
