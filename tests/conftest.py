@@ -53,12 +53,12 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory):
-    """No test, and nothing that one starts, goes by the caller's folders or cluster."""
+    """No test, and nothing that one starts, goes by the caller's folders, cluster or kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("IADD_DATA", "IADD_CLUSTER"):
+        for name in ("IADD_DATA", "IADD_CLUSTER", "JUPYTER_PATH"):
             patch.delenv(name, raising=False)
-        for name in ("cache", "runs"):
-            patch.setenv(f"IADD_{name.upper()}", str(tmp_path_factory.getbasetemp() / name))
+        for name in ("IADD_CACHE", "IADD_RUNS", "JUPYTER_DATA_DIR"):
+            patch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
         yield
 
 

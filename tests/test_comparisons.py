@@ -33,6 +33,7 @@ def test_differences_are_taken_seed_by_seed():
     assert found.each == pytest.approx((2.0, 2.0, 2.0))
     assert (found.difference, found.low95, found.high95) == pytest.approx((2.0, 2.0, 2.0))
     assert found.is_sure
+    assert compare(cell("mtt", luck), cell("iadd", [hits + 2 for hits in luck])).is_sure  # that it is worse
     assert comparisons.seed_accuracies(cell("mtt", luck)).tolist() == pytest.approx([0.11, 0.51, 0.83])
 
 
@@ -91,7 +92,10 @@ def test_one_seed_has_no_interval():
 
 
 def test_only_like_is_compared_with_like():
+    same = cell("mtt", [60] * 6)
+    chosen_on = replace(same.evaluation, config=replace(same.evaluation.config, split="validation"))
     others = {
+        r"split \(test and validation\)": replace(same, evaluation=chosen_on),
         "setting": cell("mtt", [60] * 6, replace(SETTING, ipc=2)),
         "network": cell("mtt", [60] * 6, network=NetworkConfig("alexnet")),
         r"seeds \(3 and 1\)": cell("whole", [90] * 2),  # there is one, whatever the seeds

@@ -3,6 +3,7 @@
 Each kind of file is harmed 200 times at random places. Then: what a file from outside must not be able to do.
 """
 
+import errno
 import functools
 import io
 import json
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -356,6 +358,13 @@ def test_a_malicious_replay_buffer_does_nothing(tmp_path, place, protocol):
         path.write_bytes(pickle.dumps(content, protocol=protocol))
     assert_refused(r"replay_buffer_0\.pt is refused", read_replay_buffer, path)
     assert not trap.exists()
+
+
+def test_what_the_machine_is_short_of_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    path = replay_buffer(tmp_path).path
+    monkeypatch.setattr(torch, "load", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(OSError, match="Too many open files"):
+        read_replay_buffer(path)
 
 
 def test_an_old_pickle_of_mnist_is_not_unpickled(tmp_path):

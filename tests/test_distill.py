@@ -119,12 +119,13 @@ def test_resumed_equals_uninterrupted(toy_data, toy_teachers, tmp_path, change, 
 
 def test_segments_are_averaged(toy_data, toy_teachers):
     """One iteration with two segments moves the images by the mean of what each alone asks for."""
-    config = replace(CONFIG, iterations=1, segments=2, momentum=0.0, matching=Pruned(0.3))
+    change = {"matching": Pruned(0.3, "difference"), "momentum": 0.0, "seed": 1}
+    config = replace(CONFIG, iterations=1, segments=2, **change)
     found = distill(toy_data, toy_teachers, config, progress=False)
     random = generator(config.seed, "segments")
     start = found.history.snapshot_images[0]
     variables = Variables(start, found.labels, torch.tensor(config.alpha), torch.zeros(0))
-    loss, parts, plain = StudentLoss(toy_teachers.network(0)), [], []
+    loss, parts, plain, targets = StudentLoss(toy_teachers.network(0)), [], [], []
     for _ in range(2):
         place = draw_place(toy_teachers, config, random)
         segment = draw_segment(toy_teachers, config, start, random, *place)
@@ -132,15 +133,15 @@ def test_segments_are_averaged(toy_data, toy_teachers):
         objective = partial(config.matching.loss, **ends)
         parts.append(ENGINES["full"](loss, segment, variables, objective))
         plain.append(Uniform().loss(parts[-1].end, variables.raw, **ends).item())
+        targets.append(segment.target)
+    assert not torch.equal(*targets)
     one, other = (part.loss.item() for part in parts)
     assert one != other
     assert found.history.loss == pytest.approx([(one + other) / 2], rel=1e-4)
     assert found.history.unweighted_loss == pytest.approx([sum(plain) / 2], rel=1e-4)
     # W is that of the last segment.
-    expected = config.matching.weights(
-        variables.raw, end=parts[-1].end, target=segment.target, layout=loss.layout
-    )
-    assert torch.equal(found.importance, expected)
+    place = {"end": parts[-1].end, "target": targets[-1], "layout": loss.layout}
+    assert torch.equal(found.importance, config.matching.weights(variables.raw, **place))
     moved = -config.image_rate * (parts[0].images + parts[1].images) / 2
     torch.testing.assert_close(found.images - start, moved, rtol=1e-3, atol=1e-5)
 

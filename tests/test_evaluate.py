@@ -122,14 +122,13 @@ def test_chance_is_the_same_however_uneven_the_classes_are():
     assert "cannot be told from chance (50.0 %)" in doubts(Evaluation(always, ("a", "b"), "learned", CONFIG))
 
 
-def test_splits_are_pooled_and_count_as_the_independent_draws(tmp_path):
-    parts = [hits(0.6, 0.8), hits(0.8, 1.0), hits(0.6, 0.6)]
-    joint = pooled(parts)
+def test_splits_are_pooled_with_all_their_images_and_networks(tmp_path):
+    joint = pooled([hits(0.6, 0.8), hits(0.8, 1.0), hits(0.6, 0.6)])
     assert joint.tested.tolist() == [30, 30]
-    mean, low, high = joint.interval
-    assert mean == pytest.approx(0.7333, abs=1e-4)
-    student = 4.3027 * torch.tensor([0.7, 0.9, 0.6]).std().item() / 3**0.5
-    assert (low, high) == pytest.approx((mean - math.hypot(0.1234, student), 1.0), abs=3e-3)
+    mean, low, _ = joint.interval
+    student = 2.5706 * joint.balanced_accuracies.std().item() / 6**0.5  # of six networks
+    wilson = 0.73333 - 0.60991  # of 44 in 60
+    assert (mean, low) == pytest.approx((0.73333, 0.73333 - math.hypot(wilson, student)), abs=1e-4)
     back = Evaluation.load(joint.save(tmp_path / "pooled.safetensors"))
     assert (back.splits, back.interval, str(back)) == (3, joint.interval, str(joint))
     assert doubts(pooled([hits(0.6, 0.6)] * 9)) == ""  # what twenty images leave open, many tell

@@ -76,6 +76,7 @@ def test_splits_are_known_by_their_folders_and_classes_may_be_called_so(
         ("train/a train/b test", r"only one of train and test .*\(test, train\): give both"),
         ("train/a train/b other", r"only one of train and test .*\(other, train\): give both"),
         ("train/images train/labels test/images test/labels", "only one of train and test"),
+        ("a/train a/test b/train b/test", r"splits in its classes \(a, b\): put the classes into train and"),
         ("train test", "only one of train and test with a folder per class"),
         ("train/a train/b test/c test/d", "only one of train and test"),
         ("train_x/a train_x/b train_y/a train_y/b test/a test/b", "several folders to train or to test on"),
@@ -247,14 +248,14 @@ def test_archives_may_be_unpacked_one_folder_too_deep(tmp_path):
     assert inner.parent.name == inner.name
 
 
-@pytest.mark.parametrize("images", ["", "images"])
-def test_tiny_imagenets_validation_images_may_lie_in_class_folders(tmp_path, images):
+@pytest.mark.parametrize("layout", ["val/{}", "val/{}/images", "val/images/{}"])
+def test_tiny_imagenets_validation_images_may_lie_in_class_folders(tmp_path, layout):
     folder = make_tiny(tmp_path)
     official = load("tiny_imagenet", tmp_path)
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
         name, identifier = line.split()[:2]
-        (folder / "val" / identifier / images).mkdir(parents=True, exist_ok=True)
-        (folder / "val" / "images" / name).rename(folder / "val" / identifier / images / name)
+        (folder / layout.format(identifier)).mkdir(parents=True, exist_ok=True)
+        (folder / "val" / "images" / name).rename(folder / layout.format(identifier) / name)
     (folder / "val" / "val_annotations.txt").unlink()
     data = load("tiny_imagenet", tmp_path)
     assert data.remark == official.remark

@@ -4,6 +4,7 @@ Unlike in test_corruption, changed artefacts carry sound checksums: it is their 
 reader gets 25 files here, and another 1,000 by `pytest tests/test_fuzz.py --hypothesis-profile fuzz`.
 """
 
+import contextlib
 import copy
 import json
 import shutil
@@ -90,21 +91,21 @@ SHAPES |= {
 }
 
 
-@st.composite
-def reshaped(draw, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Named tensors, of which up to two have other shapes, dtypes, values or names, or are left out."""
+# Which of some tensors, and what becomes of it.
+CHANGES = st.tuples(st.integers(0, 99), st.sampled_from([*SHAPES, "gone", "renamed", "elsewhere"]))
+
+
+def reshaped(tensors: dict[str, torch.Tensor], changes: list[tuple[int, str]]) -> dict[str, torch.Tensor]:
+    """Named tensors, of which some have other shapes, dtypes, values or names, or are left out."""
     tensors = dict(tensors)
-    for _ in range(draw(st.integers(0, 2))):
-        name = draw(st.sampled_from(sorted(tensors) or [""]))
-        how = draw(st.sampled_from([*SHAPES, "gone", "renamed", "other"]))
-        if name and how in SHAPES:
-            tensors[name] = SHAPES[how](tensors[name]).contiguous()
-        elif name:
+    for number, how in changes:
+        if tensors:
+            name, other = (sorted(tensors)[place % len(tensors)] for place in (number, number + 1))
             tensor = tensors.pop(name)
-            tensors |= {
-                "renamed": {name[:-1]: tensor},
-                "other": {draw(st.sampled_from(sorted(tensors) or ["x"])): tensor},
-            }.get(how, {})
+            if how in SHAPES:
+                tensors[name] = SHAPES[how](tensor).contiguous()
+            elif how != "gone":
+                tensors[{"renamed": name[:-1], "elsewhere": other}[how]] = tensor
     return tensors
 
 
@@ -174,9 +175,9 @@ def test_artefacts_with_other_content(name, runs):  # noqa: F811
     whole, artefact = path.read_bytes(), load_artefact(path, kind=kind)
 
     @quarter
-    @given(metadata=changed({"": artefact.metadata}), tensors=reshaped(artefact.tensors))
-    def check(metadata, tensors):
-        content = metadata.get("", {})
+    @given(metadata=changed({"": artefact.metadata}), changes=st.lists(CHANGES, max_size=2))
+    def check(metadata, changes):
+        content, tensors = metadata.get("", {}), reshaped(artefact.tensors, changes)
         save_artefact(path, kind=kind, tensors=tensors, metadata=content if isinstance(content, dict) else {})
         tried(lambda: read(path))
         tried(lambda: stored(runs, verify=True))
@@ -211,7 +212,7 @@ def test_sets_in_mtts_format(mtt, data):
             name = data.draw(st.sampled_from(names))
             (mtt / name).write_bytes(data.draw(harmed(wholes[name])))
         else:
-            content = dict(data.draw(reshaped(tensors)))
+            content = reshaped(tensors, data.draw(st.lists(CHANGES, max_size=2)))
             content = data.draw(changed(content)) if data.draw(st.booleans(), "objects") else content
             for name in names[:3]:
                 (mtt / name).unlink()
@@ -243,39 +244,36 @@ def test_replay_buffers(runs, tmp_path_factory, data):  # noqa: F811
     shutil.rmtree(place)
 
 
+NAMES = ("a.png", "b", "x.JPG", ".c.png", "train", "dog", "Thumbs.db", "é.png", "$.png")
+
+
 @quarter
 @given(data=st.data())
 def test_folders_of_pictures(tmp_path_factory, data):
-    root = tmp_path_factory.mktemp("pictures")
-    files = sorted(
-        make_tree(
-            root, count=3, suffix=data.draw(st.sampled_from([".png", ".jpg", ".bmp", ".gif", ".tif"]))
-        ).rglob("*.*")
-    )
+    def pick(*choices):
+        return data.draw(st.sampled_from(choices))
+
+    root, suffix = tmp_path_factory.mktemp("pictures"), pick(".png", ".jpg", ".bmp", ".gif", ".tif")
+    files = sorted(make_tree(root, count=3, suffix=suffix).rglob("*.*"))
     for path in data.draw(st.lists(st.sampled_from(files), max_size=3, unique=True)):
-        name = data.draw(
-            st.sampled_from(["a.png", "b", "x.JPG", ".c.png", "train", "dog", "Thumbs.db", "é.png", "$.png"])
-        )
-        match data.draw(st.sampled_from(("bytes", "renamed", "up", "folder", "link", "gone"))):
-            case "bytes":
-                path.write_bytes(data.draw(harmed(path.read_bytes())))
-            case "renamed":
-                path.rename(path.with_name(name))
-            case "up":
-                path.rename(root / f"{name}{path.suffix}")
-            case "folder":
-                (path.parent / name).mkdir(exist_ok=True)
-                path.rename(path.parent / name / path.name)
-            case "link":
-                path.unlink()
-                path.symlink_to(data.draw(st.sampled_from([root, "nowhere", path.name, files[0]])))
-            case "gone":
-                path.unlink()
-    options = {
-        "size": data.draw(st.sampled_from([None, 8, 16])),
-        "channels": data.draw(st.sampled_from([None, 1, 3])),
-    }
-    options["bad_images"] = data.draw(st.sampled_from(["refuse", "skip"]))
+        name = pick(*NAMES)
+        with contextlib.suppress(FileExistsError, IsADirectoryError):  # another file has this name now
+            match pick("bytes", "renamed", "up", "folder", "link", "gone"):
+                case "bytes":
+                    path.write_bytes(data.draw(harmed(path.read_bytes())))
+                case "renamed":
+                    path.rename(path.with_name(name))
+                case "up":
+                    path.rename(root / f"{name}{path.suffix}")
+                case "folder":
+                    (path.parent / name).mkdir(exist_ok=True)
+                    path.rename(path.parent / name / path.name)
+                case "link":
+                    path.unlink()
+                    path.symlink_to(pick(root, "nowhere", path.name, files[0]))
+                case "gone":
+                    path.unlink()
+    options = {"size": pick(None, 8, 16), "channels": pick(None, 1, 3), "bad_images": pick("refuse", "skip")}
     tried(lambda: load("image_folder", root, **options))
     shutil.rmtree(root)
 

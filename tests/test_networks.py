@@ -201,6 +201,16 @@ def test_small_images_are_enlarged_inside(name):
         assert torch.equal(small(images), large(enlarged))
 
 
+@pytest.mark.parametrize(
+    ("name", "enlarged", "padding"),
+    [("convnet", [], 3), ("alexnet", [27], 4), ("resnet18", [27], 1), ("vgg11", [27, 28, 31], 3)],
+)
+def test_from_28_or_32_px_images_stay_and_grey_ones_of_28_are_padded(name, enlarged, padding):
+    assert [size for size in (27, 28, 31, 32) if build(name, size=size).enlarge_to] == enlarged
+    grey = build(name, size=28, channels=1)
+    assert (grey.enlarge_to, grey.features[0].padding) == (None, (padding, padding))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_device_are_kept(dtype, device):

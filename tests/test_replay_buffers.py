@@ -38,20 +38,21 @@ def test_replay_buffers_of_others_become_teachers(path, imported, toy_config, to
     assert torch.equal(teachers.snapshot(3, 2), toy_teachers.snapshot(1, 2))
     noted = [teachers.history(n)["validation_accuracy"] for n in range(4)]
     assert noted == 2 * [toy_teachers.history(n)["validation_accuracy"] for n in range(2)]
+    assert_refused("holds teachers already", imported)
     assert not caplog.records
 
 
 def test_classes_in_another_order_are_warned_of(path, imported, toy_teachers, caplog):
-    buffer = torch.load(path)
+    buffer, whole = torch.load(path), path.rename(path.with_name("whole.pt"))
     for snapshot in (s for trajectory in buffer for s in trajectory):
         snapshot[-2:] = [tensor.flip(0) for tensor in snapshot[-2:]]  # the classifier's rows and biases
     torch.save(buffer, path)
-    teachers = imported()
+    teachers = imported(path, path, whole)
     for teacher in range(2):
         right = toy_teachers.history(teacher)["validation_accuracy"]
         assert teachers.history(teacher)["validation_accuracy"] == pytest.approx(1 - right)
     (record,) = caplog.records
-    sentence = "2 of 2 imported teachers have less than 60.0 % validation accuracy, and guessing 50.0 %"
+    sentence = "4 of 6 imported teachers have less than 60.0 % validation accuracy, and guessing 50.0 %"
     assert f"{sentence}: classes or preprocessing of the buffers may differ" in record.getMessage()
 
 
@@ -99,6 +100,8 @@ def test_trajectories_that_do_not_move_are_refused(path, imported):
     for still, told in (([second[0]], "has one snapshot"), (4 * [second[3]], "repeats a snapshot")):
         torch.save([first, still], path)
         assert_refused(rf"trajectory 1 of .*replay_buffer_0.pt {told}", imported)
+    torch.save([first, [[p + torch.inf for p in snapshot] for snapshot in second]], path)
+    assert_refused("replay_buffer_0.pt holds parameters that are not finite", imported)
     torch.save([first, [*second[:3], second[2]]], path)
     assert_refused(r"p.detach\(\).cpu\(\) copies nothing on a CPU.*\.clone\(\)", imported)
 

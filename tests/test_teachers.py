@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from iadd_lab.data.sets import load_data
+from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.errors import DivergenceError, InputError
@@ -21,8 +22,9 @@ from iadd_lab.seeds import derive_seed
 from iadd_lab.store.artefacts import open_artefact, save_artefact
 from iadd_lab.store.configs import describe, fingerprint
 from iadd_lab.training import teachers as module
+from iadd_lab.training.fast.compiling import PLAIN, flops
 from iadd_lab.training.networks import NetworkConfig
-from iadd_lab.training.sgd import Training
+from iadd_lab.training.sgd import Training, predict
 from iadd_lab.training.teachers import (
     STORE_DTYPES,
     TeacherConfig,
@@ -109,11 +111,15 @@ def test_a_trajectory_starts_at_the_initialisation_and_moves_every_epoch(toy_tea
         assert (earlier != later).double().mean() > 0.5  # no alias of the live weights
 
 
-def test_teachers_differ_and_learn(toy_teachers, toy_config):
+def test_teachers_differ_and_learn(toy_data, toy_teachers, toy_config):
     assert len(toy_teachers) == 2
     assert not torch.equal(toy_teachers.snapshot(0, 3), toy_teachers.snapshot(1, 3))
+    split = toy_data.validation
     for teacher in range(2):
-        history = toy_teachers.history(teacher)
+        history, network = toy_teachers.history(teacher), toy_teachers.network(0)
+        network.load_state_dict(toy_teachers.layout.split(toy_teachers.snapshot(teacher, 3)))
+        right = predict(network, toy_teachers.preprocess.apply(split.images)) == split.labels
+        assert history["validation_accuracy"] == right.double().mean()
         assert len(history["train_loss"]) == toy_config.epochs
         assert history["train_loss"][-1] < history["train_loss"][0]
         assert history["validation_accuracy"] > 0.8
@@ -154,6 +160,9 @@ def test_a_folder_of_other_settings_is_refused(toy_data, toy_config, copied):
 def test_foreign_and_missing_trajectories_are_named(copied, toy_teachers):
     first, path = copied / "teacher_000.safetensors", copied / "teacher_001.safetensors"
     whole = path.read_bytes()
+    open_teachers(copied).save(1, torch.zeros(3, toy_teachers.layout.count), history={})
+    with pytest.raises(InputError, match=r"teacher_001.safetensors holds \(3, \d+\), expected \(4, \d+\)"):
+        open_teachers(copied)
     tensors = {"trajectory": torch.zeros(4, toy_teachers.layout.count)}
     save_artefact(path, kind="trajectory", tensors=tensors, metadata={"teachers": "other"})
     with pytest.raises(InputError, match="another set of teachers"):
@@ -179,6 +188,38 @@ def test_a_bad_count_and_a_network_too_deep_are_refused_before_training(toy_data
 def test_a_diverging_teacher_says_what_to_lower(toy_data, toy_config, tmp_path):
     with pytest.raises(DivergenceError, match="lower the rate"):
         train_teachers(toy_data, replace(toy_config, rate=1e30), tmp_path, count=1, progress=False)
+
+
+def test_each_teacher_has_an_order_of_its_own_and_compiles_by_all_its_epochs(
+    toy_data, toy_teachers, monkeypatch
+):
+    def choose(mode, *, work, device):
+        works.append(work)
+        return PLAIN
+
+    works = []
+    monkeypatch.setattr(module, "choose_kernels", choose)
+    both = [module._Teacher(toy_teachers, n, toy_data, Execution(device="cpu")) for n in range(2)]
+    first, second = (each.training.generators[0].get_state() for each in both)
+    assert not torch.equal(first, second)
+    passes = 3 * toy_teachers.config.epochs * len(toy_data.train)
+    assert works == 2 * [passes * flops(toy_teachers.network(0), channels=1, size=8)]
+
+
+def test_a_teacher_whose_last_step_leaves_no_numbers_is_not_stored(
+    toy_data, toy_config, tmp_path, monkeypatch
+):
+    advance = Training.advance
+
+    def spoil(training):
+        losses = advance(training)
+        next(training.networks[0].parameters()).detach().fill_(torch.nan)
+        return losses
+
+    monkeypatch.setattr(Training, "advance", spoil)
+    with pytest.raises(DivergenceError, match="teacher 0 ended with parameters that are not finite"):
+        train_teachers(toy_data, replace(toy_config, epochs=1), tmp_path, count=1, progress=False)
+    assert not list(tmp_path.glob("teacher_*"))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,19 @@ def test_adjoint_equals_full(problem):
         assert relative(getattr(found, part), getattr(exact, part)) < 1e-10, part
 
 
+def test_several_networks_have_a_loss_and_a_slope_each():
+    loss, segment, variables, _ = make_problem(steps=2)
+    flats, rows = torch.stack([segment.start, segment.target]), torch.stack([s.rows for s in segment.steps])
+    found = loss.slopes(flats, variables.images[rows], variables.labels[rows])
+    alone = [
+        loss.slopes(flats[n : n + 1], variables.images[rows[n : n + 1]], variables.labels[rows[n : n + 1]])
+        for n in range(2)
+    ]
+    for both, parts in zip(found, zip(*alone, strict=True), strict=True):
+        assert torch.equal(both, torch.cat(parts))
+        assert not torch.equal(*parts)
+
+
 @pytest.mark.parametrize("engine", ["full", "adjoint"])
 @pytest.mark.parametrize("name", ["learned", "literal", "tensor"])
 def test_gradients_equal_finite_differences(engine, name):

@@ -99,17 +99,15 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
     return decoded
 
 
-def _labelled(
-    tree: Tree, images: Mapping[str, torch.Tensor], skipped: dict[str, str], white: int | None
-) -> Decoded:
-    """`images` (by part, those of the files that were not skipped) with the files' labels."""
+def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Decoded:
+    """`images` (by part, those of the files that were not skipped) with the files' labels and names."""
     parts = {}
     for part, files in tree.parts.items():
-        kept = [file for file in files if file.path not in skipped]
+        kept = [file for file in files if file.path not in about["skipped"]]
         names = [Path(os.path.relpath(file.path, tree.left.root)).as_posix() for file in kept]
         labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
         parts[part] = Split(images[part], labels, np.array(names, dtype=object))
-    return Decoded(parts, skipped, white)
+    return Decoded(parts, about["skipped"], about["white"])
 
 
 def _decode_files(tree: Tree, request: Request) -> Decoded:
@@ -147,7 +145,7 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
     skipped = {files[number].path: reasons[number] for number in sorted(reasons)}
     lengths = [sum(file.path not in skipped for file in part) for part in tree.parts.values()]
     parts = dict(zip(tree.parts, torch.from_numpy(good).split(lengths), strict=True))
-    return _labelled(tree, parts, skipped, white)
+    return _labelled(tree, parts, {"skipped": skipped, "white": white})
 
 
 def _passing(error: InputError) -> bool:
@@ -167,8 +165,7 @@ def _from_cache(path: Path, key: str, tree: Tree) -> Decoded | None:
         cached = load_artefact(path, kind=KIND)
         with unpacking(path):
             require(cached.metadata["key"] == key, "it holds other images")
-            about = cached.metadata
-            return _labelled(tree, cached.tensors, dict(about["skipped"]), about["white"])
+            return _labelled(tree, cached.tensors, cached.metadata)
     except (InputError, OSError) as error:
         logger.warning("cached images will be decoded anew (%s)", " ".join(str(error).split()))
         return None

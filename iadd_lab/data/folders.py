@@ -34,8 +34,9 @@ def is_text(name: str) -> bool:
 
 def listed(names: Iterable[str]) -> str:
     """The first of `names`, sorted, and how many more there are."""
-    shown = [name if is_text(name) else repr(name) for name in sorted(names)]
-    return ", ".join(shown[:NAMED]) + (f" and {len(shown) - NAMED} more" if len(shown) > NAMED else "")
+    names = sorted(names)
+    shown = ", ".join(name if is_text(name) else repr(name) for name in names[:NAMED])
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 class LeftOut:
@@ -126,16 +127,11 @@ def _class_names(folder: Path, left: LeftOut) -> set[str]:
     return {name for name in map(_name, _folders(folder, left)) if not _NO_CLASS.fullmatch(name)}
 
 
-def _has_only_folders(folder: Path, left: LeftOut) -> bool:
-    files = [path for path in _visible(folder, left) if os.path.isfile(path)]
-    return bool(_folders(folder, left)) and not any(map(is_picture, files))
-
-
 def innermost(folder: Path, left: LeftOut) -> Path:
     """`folder`, or the one below it in which the classes lie: an archive may be unpacked too deep."""
     for _ in range(_DEEPEST):
         inside = _folders(folder, left)
-        if len(inside) != 1 or not _has_only_folders(inside[0], left):
+        if len(inside) != 1 or not _folders(inside[0], left):
             break
         left.add_beside(folder, inside)
         (folder,) = inside
@@ -171,8 +167,15 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
             left.add_beside(folder, pair)
             left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
             return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
-    nested = any(names and _has_only_folders(path, left) for path, names in classes.items())
-    mistaken = nested or (train and any(others) and len(classes) == len(inside))
+    bare = [
+        path for path in classes if not any(map(is_picture, filter(os.path.isfile, _visible(path, left))))
+    ]
+    mistaken = any(classes[path] for path in bare) or (train and any(others) and len(classes) == len(inside))
     lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"
     require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
+    within = ({_role(each.name) for each in _folders(path, left)} for path in inside)
+    swapped = bool(inside) and all({"train", "test"} <= roles for roles in within)
+    require(
+        not swapped, f"{folder} has splits in its classes ({shown}): put the classes into train and test."
+    )
     return {}

@@ -122,10 +122,14 @@ def read_tiny_imagenet(request: Request) -> RawData:
     identifiers = [_plain_name(line, listing) for line in _read_text(listing).split()]
     twice = len(set(identifiers)) < len(identifiers)
     require(bool(identifiers) and not twice, f"{listing} is empty or names a class twice: unpack it again.")
-    folders = {part: {name: [folder / part / name] for name in identifiers} for part in ("train", "val")}
-    sorted_in = any(path.is_dir() for (path,) in folders["val"].values())
-    test = _class_files(folders["val"], left) if sorted_in else _tiny_test(folder, identifiers)
-    parts = {"train": _class_files(folders["train"], left), "test": test}
+
+    def files(place: Path) -> list[ImageFile]:
+        return _class_files({name: [place / name] for name in identifiers}, left)
+
+    places = (folder / "val", folder / "val" / "images")
+    place = next((place for place in places if (place / identifiers[0]).is_dir()), None)
+    test = files(place) if place else _tiny_test(folder, identifiers)
+    parts = {"train": files(folder / "train"), "test": test}
     left.names["no picture"] = {name for name in left.names["no picture"] if not name.endswith("_boxes.txt")}
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
@@ -187,8 +191,9 @@ def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[I
     for label, folders in enumerate(classes.values()):
         require(folders[0].is_dir(), f"the class folder {folders[0]} is missing: unpack the set again.")
         paths = [path for folder in folders for path in pictures(folder, left)]
-        lack = f"the class folder {folders[0]} has no images ({listed(os.listdir(folders[0]))})"
-        require(bool(paths), f"{lack}: fill it or remove it.")
+        if not paths:
+            inside = listed(os.listdir(folders[0])) or "nothing in it"
+            raise InputError(f"the class folder {folders[0]} has no images ({inside}): fill it or remove it.")
         files += [_image_file(path, label) for path in paths]
     return files
 

@@ -21,7 +21,7 @@ from iadd_lab.distillation.matching import Uniform, effective_share
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import ALONE, Ranks, draw_place, draw_segment
 from iadd_lab.distillation.unroll import ENGINES, Gradients, Variables
-from iadd_lab.errors import DivergenceError, require
+from iadd_lab.errors import DivergenceError, check_whole, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact
 from iadd_lab.store.configs import describe, fingerprint
@@ -264,7 +264,8 @@ class Distillation:
         """Go back to what `tensors` returned."""
         self.images.copy_(tensors["images"])
         self.alpha.copy_(tensors["alpha"])
-        self.raw, self.importance = (tensors[name].to(self.images.device) for name in ("raw", "importance"))
+        own = {name: getattr(self, name) for name in ("raw", "importance")}
+        self.raw, self.importance = (tensors[name].to(now).view_as(now) for name, now in own.items())
         self.generator.set_state(tensors["generator"])
         for owner, optimizer in self.optimizers.items():
             own = {name: tensor.clone() for name, tensor in under(f"optimizer/{owner}/", tensors).items()}
@@ -280,4 +281,5 @@ class Distillation:
         self.restore(artefact.tensors)
         self.last_good = under("proven/", artefact.tensors)
         self.done = artefact.metadata["iteration"]
+        check_whole("iteration", self.done, minimum=0, maximum=self.total)
         self.history = History.from_tensors(artefact.tensors)

@@ -68,5 +68,6 @@ class DistillResult:
         with unpacking(path):
             distilled, history = DistilledSet.from_parts(tensors, metadata), History.from_tensors(tensors)
             config = restore(DistillConfig, metadata["config"])
-            raw, importance = tensors["raw"], tensors["importance"]
-            return cls(distilled, importance, raw, history, config, metadata["teachers"])
+            raw, importance, teachers = tensors["raw"], tensors["importance"], metadata["teachers"]
+            restore(TeacherConfig, teachers["config"])
+            return cls(distilled, importance, raw, history, config, teachers)

@@ -122,13 +122,12 @@ class Evaluation:
 
         Two independent errors, added in squares. Few test images: Wilson's interval of a share of so many
         (it holds for a dozen of them, and at 0 and 1), unequal classes counting as their harmonic mean each.
-        Few networks: Student's t over them, or where there are several splits, over these, since the networks
-        of a split share their images and their distilled set.
+        Few networks: Student's t over them. Where few splits share many networks, a t over splits would have
+        too few values to tell anything; what their images do is in Wilson's part.
         """
-        values = self.balanced_accuracies.view(self.splits, -1)
-        values = values.mean(1) if self.splits > 1 else values[0]
-        mean, count, classes = values.mean().item(), len(values), len(self.classes)
-        images = max(int(classes**2 / (1 / self.tested).sum()), 1)
+        values, classes = self.balanced_accuracies, len(self.classes)
+        mean, count = values.mean().item(), len(values)
+        images = max(round(classes**2 / (1 / self.tested).sum().item()), 1)
         wilson = stats.binomtest(round(mean * images), images).proportion_ci(method="wilson")
         error = stats.t.ppf(0.975, max(count - 1, 1)) * spread(values) / math.sqrt(count)
         low, high = math.hypot(mean - wilson.low, error), math.hypot(wilson.high - mean, error)

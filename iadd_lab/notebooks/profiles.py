@@ -179,9 +179,10 @@ def read_profile(name: str) -> Profile:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
-    parts = check_names(content, ("every", "settings", "pages"), path.name)
-    every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
-    check_names(every, FIELDS, f"every of {path.name}")
+    names, where = ("every", "settings", "pages"), f"of {path.name}"
+    parts = check_names(content, names, path.name)
+    every, rows, pages = (dict(check_names(parts.get(n) or {}, None, f"{n} {where}")) for n in names)
+    check_names(every, FIELDS, f"every {where}")
     for row, values in rows.items():
         check_names(values, SETTING_FIELDS, f"row {row} of {path.name}")
         require({"data_name", "ipc"} <= values.keys(), f"row {row} of {path.name} needs data_name and ipc.")
@@ -191,10 +192,10 @@ def read_profile(name: str) -> Profile:
     return Profile(path.stem, every, rows, pages)
 
 
-def check_names(values: object, names: Iterable[str], where: str) -> Mapping[str, Any]:
-    """`values`, a mapping of none but these names; `where` it stands, for the message."""
+def check_names(values: object, names: Iterable[str] | None, where: str) -> Mapping[str, Any]:
+    """`values`, a mapping of none but these names, or of any if None; `where` it stands, for the message."""
     require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
-    for name in values:
+    for name in values if names is not None else ():
         choose(f"name in {where}:", name, dict.fromkeys(names))
     return values
 

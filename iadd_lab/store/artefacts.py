@@ -28,7 +28,7 @@ _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors 
 _MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
 _MENDS |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)")
 # Not the file's fault, which may be read another time.
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
+PASSING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
 _PARTS = {"content", "computed_with", "text_digest", "sha256"}  # what is under that key
 
 
@@ -233,7 +233,7 @@ def open_artefact(path: Path):
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        if (number := _number(error)) in _PASSING:
+        if (number := _number(error)) in PASSING:
             mend, cause = _MENDS.get(number, "see to it that it can be read"), OSError(number, str(error))
             raise InputError(f"{path} can't be read ({os.strerror(number)}): {mend}.") from cause
         told = f"{path} is not a whole safetensors file ({error}): delete it and make it again."

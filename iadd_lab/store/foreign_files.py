@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from iadd_lab.errors import InputError, require
+from iadd_lab.store.artefacts import PASSING
 
 
 def load_safely(path: Path, *, expected: str) -> Any:
@@ -28,6 +29,8 @@ def load_safely(path: Path, *, expected: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # a loader that meets a foreign file may raise almost anything
+        if getattr(error, "errno", None) in PASSING:
+            raise
         why = "it is damaged, or a pickle that holds more than tensors, which could run code"
         raise InputError(f"{path} is refused: {why}: get it again from a source that you trust.") from error
 
