@@ -73,7 +73,7 @@ WRONGLY = {
     "teach --data digits --out x --epochs many": '--epochs: unable to convert "many" into int',
     "teach --data digits --out x --epochs 1.5": "--epochs is '1.5'; it must be a whole number",
     "bench --images 0x10": "--images is '0x10'; it must be a whole number",
-    "teach --data digits --out x --rate nan": "--rate is 'nan'; it must be a finite number",
+    "teach --data digits --out x --rate nan": "rate is nan; it must be a finite number",
     "import-set x --out y --alpha -inf": "--alpha is '-inf'; it must be a finite number",
     "data fetch": "NAME requires an argument",
     "data list digits": "Unused Tokens: ['digits']",

@@ -73,7 +73,7 @@ OUTSIDE = {
     **{name: [1.0] for name in ("fraction", "prune_fraction", "limit")},
     **{name: [1.1] for name in ("flip", "crop", "cutout", "weight")},
 }
-MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until", "threads"}
+MAY_BE_ZERO = {"back_offs", "seed", "learn_from", "learn_until", "threads", "test_fold"}
 MUST_BE_POSITIVE = {"image_rate", "alpha", "network_rate", "teacher_rate", "gradient_image_rate"}
 MUST_BE_POSITIVE |= {"evaluation_rate"}
 STRANGE = [None, True, math.nan, math.inf, -math.inf, 10**400, 1j, object(), b"1", "1", "", "é\n", int]
