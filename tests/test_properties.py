@@ -148,6 +148,8 @@ NAMES = {
     "mean_over": ["network", "tensor"],
     "device": ["auto", "cpu"],
     "precision": ["float32", "bf16"],
+    "compile": ["auto", "never"],
+    "instructions": ["own", "avx2"],
     "operations": [*OPERATIONS],
     "engines": ["full", "adjoint", "frozen"],
 }
