@@ -101,10 +101,10 @@ def decode_tree(tree: Tree, request: Request) -> Decoded:
 
 def _labelled(tree: Tree, images: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Decoded:
     """`images` (by part, those of the files that were not skipped) with the files' labels and names."""
-    parts = {}
+    parts, root = {}, len(os.path.join(tree.left.root, ""))
     for part, files in tree.parts.items():
         kept = [file for file in files if file.path not in about["skipped"]]
-        names = [Path(os.path.relpath(file.path, tree.left.root)).as_posix() for file in kept]
+        names = [file.path[root:].replace(os.sep, "/") for file in kept]
         labels = torch.tensor([file.label for file in kept], dtype=torch.int64)
         parts[part] = Split(images[part], labels, np.array(names, dtype=object))
     return Decoded(parts, about["skipped"], about["white"])

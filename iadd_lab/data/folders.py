@@ -165,7 +165,8 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
     inside = _folders(folder, left)
     roles = {role: [path for path in inside if _role(path.name) == role] for role in _SPLITS}
     train, *others = roles.values()
-    classes = {path: _class_names(innermost(path, left), left) for path in chain(train, *others)}
+    unsaid = LeftOut(folder)  # they may be classes, whose files are no part of what is left out
+    classes = {path: _class_names(innermost(path, unsaid), unsaid) for path in chain(train, *others)}
     shown = listed(map(_name, inside))
     for role, test in zip([*roles][1:], others, strict=True):
         pairs = [(one, other) for one, other in product(train, test) if classes[one] & classes[other]]
@@ -175,15 +176,11 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
             left.add_beside(folder, pair)
             left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
             return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
-    bare = [
-        path for path in classes if not any(map(is_picture, filter(os.path.isfile, _visible(path, left))))
-    ]
+    bare = [path for path in classes if not any(map(is_picture, _visible(path, left)))]
     mistaken = any(classes[path] for path in bare) or (train and any(others) and len(classes) == len(inside))
     lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"
     require(not mistaken, f"{lack}: give both, with the same classes, or a folder per class.")
     within = ({_role(each.name) for each in _folders(path, left)} for path in inside)
     swapped = bool(inside) and all({"train", "test"} <= roles for roles in within)
-    require(
-        not swapped, f"{folder} has splits in its classes ({shown}): put the classes into train and test."
-    )
+    require(not swapped, f"{folder} has splits in its classes ({shown}): put these into train and test.")
     return {}
