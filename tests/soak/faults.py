@@ -113,9 +113,9 @@ def attempt(name: str, given: Path, disk: Disk, fault: str, after: float, expect
     return f"{code}, BUT {short} {said[-500:]}" if short else str(code)
 
 
-def main(times: str = "3", seed: str = "0") -> int:
-    """Try everything, and print a line for each command and fault."""
-    chance, root, ends = random.Random(int(seed)), Path(tempfile.mkdtemp(prefix="faults")), Counter()
+def everything(root: Path, times: int, chance: random.Random) -> int:
+    """Try everything in the folder `root`, and print a line for each command and fault."""
+    ends: Counter = Counter()
     given, output = root / "given", root / "output.txt"
     (given / "notebooks").mkdir(parents=True)
     write_notebook(given / "notebooks" / "one.ipynb", CELL, parameters='figures_dir = runs_dir = ""')
@@ -129,13 +129,19 @@ def main(times: str = "3", seed: str = "0") -> int:
         seconds, expected = time.monotonic() - started, files(whole)
         for fault in FAULTS:
             found = Counter()
-            for number in range(int(times)):
+            for number in range(times):
                 after = chance.uniform(0.3, 1.0) * seconds
                 disk = Disk(root / f"{name}_{fault}_{number}")
                 found[attempt(name, given, disk, fault, after, expected)] += 1
             print(f"{name}, {fault}: {times} times; exit codes {dict(found)}", flush=True)
             ends += found
     return int(any("BUT" in end for end in ends))
+
+
+def main(times: str = "3", seed: str = "0") -> int:
+    """Try everything so often, at moments that the seed decides."""
+    with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as root:
+        return everything(Path(root), int(times), random.Random(int(seed)))
 
 
 if __name__ == "__main__":
