@@ -1,4 +1,4 @@
-"""Disks that fill up, turn read-only or go away in the middle: `python -m tests.soak.faults [TIMES [NAME …]]`.
+"""Disks that fill up, turn read-only or go away at any moment: `python -m tests.soak.faults [TIMES [NAME]]`.
 
 Each of `reproduce`, `study`, `distill` and `export` meets each fault so many times (3), at random moments. It
 must end by itself, with a sentence and no traceback; what has its final name must be whole; and when the disk
