@@ -319,7 +319,10 @@ def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tupl
     environment = os.environ | folders_of_images() | ({"IADD_CLUSTER": cluster} if cluster else {})
     # -P: the modules beside the script must not hide others of their names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
-    code = subprocess.run(command, stdin=life_line, env=environment, check=False).returncode
+    # What a kernel's own child processes print reaches the notebook; here it would only fill the screen, or a
+    # pipe that nobody reads, and all would wait.
+    where = {"stdin": life_line, "stdout": subprocess.DEVNULL, "env": environment}
+    code = subprocess.run(command, **where, check=False).returncode
     told = Path(order["output_path"]).with_suffix(".txt")
     failure = told.read_text(encoding="utf-8") if told.is_file() else ""
     if code:

@@ -26,7 +26,8 @@ def main(order: dict) -> None:
     threading.Thread(target=_end_with_batch, daemon=True).start()
     logging.disable()  # a line of papermill's or a kernel's log would tear our own bars
     # Opened and filled now: what went wrong may be that nothing can be opened or written any more.
-    with Path(order["output_path"]).with_suffix(".txt").open("w", encoding="utf-8") as told:
+    path = Path(order["output_path"]).with_suffix(".txt")
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as told:
         told.write(" " * 4 * _LONGEST)  # bytes; a letter has four at most
         told.flush()
         failure = _failure(order)
@@ -63,7 +64,7 @@ def _failure(order: dict) -> str:
             os.environ |= {"JUPYTER_RUNTIME_DIR": place, "IPYTHONDIR": place}
             execute_notebook(**order, **options)
     except Exception as error:  # a kernel that died, or whatever else: on to the next notebook
-        if hasattr(error, "ename"):  # papermill's own
+        if hasattr(error, "exec_count"):  # papermill's own
             reason = f"{error.ename}: {error.evalue}".splitlines()[0]
             return f"{source.name} failed in cell [{error.exec_count}]: {reason}"
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
-"""Disks that fill up, turn read-only or go away in the middle: `python -m tests.soak.faults [TIMES] [SEED]`.
+"""Disks that fill up, turn read-only or go away at any moment: `python -m tests.soak.faults [TIMES [NAME]]`.
 
-Each of `reproduce`, a study, `distill` and `export` meets each fault so many times (3), at random moments. It
+Each of `reproduce`, `study`, `distill` and `export` meets each fault so many times (3), at random moments. It
 must end by itself, with a sentence and no traceback; what has its final name must be whole; and when the disk
 is back, the same command must make the same files as one that nobody disturbed. No part of `make test`; it
 needs Linux and `unshare`, which says so where no disk may be mounted.
@@ -113,29 +113,35 @@ def attempt(name: str, given: Path, disk: Disk, fault: str, after: float, expect
     return f"{code}, BUT {short} {said[-500:]}" if short else str(code)
 
 
-def main(times: str = "3", seed: str = "0") -> int:
-    """Try everything, and print a line for each command and fault."""
-    chance, root, ends = random.Random(int(seed)), Path(tempfile.mkdtemp(prefix="faults")), Counter()
+def everything(root: Path, times: int, names: tuple[str, ...]) -> int:
+    """Try these commands in the folder `root`, and print a line for each of them and each fault."""
+    ends, chance = Counter(), random.Random(0)
     given, output = root / "given", root / "output.txt"
     (given / "notebooks").mkdir(parents=True)
     write_notebook(given / "notebooks" / "one.ipynb", CELL, parameters='figures_dir = runs_dir = ""')
     for words in (f"{TEACH} --out {{}}/teachers", f"{DISTILL} --teachers {{}}/teachers --out {{}}/run"):
         lab = [sys.executable, "-m", "iadd_lab"]
         assert run([*lab, *words.replace("{}", str(given)).split()], output) == 0, output.read_text()
-    for name in commands(given, root):
+    for name in names or commands(given, root):
         whole, started = root / f"whole_{name}", time.monotonic()
         whole.mkdir()
         assert run(commands(given, whole)[name], output) == 0, output.read_text()
         seconds, expected = time.monotonic() - started, files(whole)
         for fault in FAULTS:
             found = Counter()
-            for number in range(int(times)):
+            for number in range(times):
                 after = chance.uniform(0.3, 1.0) * seconds
                 disk = Disk(root / f"{name}_{fault}_{number}")
                 found[attempt(name, given, disk, fault, after, expected)] += 1
             print(f"{name}, {fault}: {times} times; exit codes {dict(found)}", flush=True)
             ends += found
     return int(any("BUT" in end for end in ends))
+
+
+def main(times: str = "3", *names: str) -> int:
+    """Try the commands of these names, or all, so often."""
+    with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as root:
+        return everything(Path(root), int(times), names)
 
 
 if __name__ == "__main__":
