@@ -126,6 +126,8 @@ def test_parameters_stay_in_their_ranges_and_fill_them():
         assert low <= values.min() < low + margin
         assert high - margin < values.max() <= high
         assert abs(values.mean() - (low + high) / 2) < 3 * margin
+    weaker = drawn("color", shape, contrast=0.2).parameters["contrast"]  # 0.5 is also 1 - 0.5
+    assert (weaker.min().item(), weaker.max().item()) == pytest.approx((0.2, 1.2), abs=0.01)
     assert abs(drawn("flip", shape, flip=0.2).parameters["flipped"].double().mean() - 0.2) < 0.05
 
 

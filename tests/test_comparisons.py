@@ -66,6 +66,9 @@ def test_balanced_accuracies_are_compared_too():
     assert balanced.each == pytest.approx((100 * (0.8 - 0.5), 100 * (0.8 - (1 / 3 + 1) / 2)))
     assert balanced.heading == f"{plain.heading}, balanced accuracy"
     assert difference_frame([plain, balanced])["measure"].tolist() == ["accuracy", "balanced accuracy"]
+    frame = measurement_frame(cells[1:], profile="quick", balanced=True)
+    assert frame["mean"].tolist() == pytest.approx([100 * (30 / 40 + 20 / 40) / 2, 100 * (0.5 + 2 / 3) / 2])
+    assert frame["std"].tolist() == pytest.approx([100 * 0.25 / 2**0.5, 100 / 6 / 2**0.5])
     figure = plots.paired_intervals([plain, balanced])
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["IADD", "IADD, balanced"]

@@ -141,7 +141,7 @@ def read_set(path: Path) -> None:
 
 def read_result(path: Path) -> None:
     result = DistillResult.load(path)
-    _ = result.teacher_config, result.history.settled("loss"), str(result.config)
+    _ = result.teacher_config, str(result.config), result.distilled.pictures()
 
 
 def read_evaluation(path: Path) -> None:
