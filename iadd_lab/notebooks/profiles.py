@@ -168,10 +168,9 @@ def read_profile(name: str) -> Profile:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({' '.join(str(error).split())}).") from error
     parts = _known(content, ("every", "settings", "pages"), path.name)
-    every, rows, pages = (
-        dict(_known(parts.get(part) or {}, None, f"{part} of {path.name}"))
-        for part in ("every", "settings", "pages")
-    )
+    for part, values in parts.items():
+        _known(values or {}, None, f"{part} of {path.name}")
+    every, rows, pages = (dict(parts.get(part) or {}) for part in ("every", "settings", "pages"))
     _known(every, FIELDS, f"every of {path.name}")
     for row, values in rows.items():
         _known(values, SETTING_FIELDS, f"row {row} of {path.name}")
@@ -179,11 +178,15 @@ def read_profile(name: str) -> Profile:
         rows[row] = _only(every, SETTING_FIELDS) | values
     for page, values in pages.items():
         _known(values, {"rows", "methods", "own", *FIELDS}, f"page {page} of {path.name}")
+        _known(values.get("own", {}), None, f"own of page {page} of {path.name}")
+        listed = values.get("rows", [])
+        require(isinstance(listed, list), f"rows of page {page} is {listed!r}; it must be a list of names.")
     return Profile(path.stem, every, rows, pages)
 
 
 def _known(values: object, names: Iterable[str] | None, where: str) -> Mapping[str, Any]:
-    require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
+    named = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+    require(named, f"{where} is {values!r}; it must map names to values.")
     for name in values if names is not None else ():
         choose(f"name in {where}:", name, dict.fromkeys(names))
     return values
