@@ -43,7 +43,8 @@ class History:
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
         """The history among an artefact's tensors."""
         stored = under("history/", tensors).items()
-        return cls(**{name: list(t.unbind()) if t.ndim > 1 else t.tolist() for name, t in stored})
+        states = ("snapshot_images", "snapshot_importance")
+        return cls(**{n: list(t.unbind()) if n in states else t.flatten().tolist() for n, t in stored})
 
     def append(self, **values: float | torch.Tensor) -> None:
         """One more value for each of these series."""

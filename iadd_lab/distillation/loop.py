@@ -283,3 +283,5 @@ class Distillation:
         self.done = artefact.metadata["iteration"]
         check_whole("iteration", self.done, minimum=0, maximum=self.total)
         self.history = History.from_tensors(artefact.tensors)
+        for name in ("images", "importance"):  # that the next snapshot fits to those before
+            torch.stack([getattr(self, name).cpu(), *getattr(self.history, f"snapshot_{name}")])

@@ -188,13 +188,17 @@ def read_profile(name: str) -> Profile:
         require({"data_name", "ipc"} <= values.keys(), f"row {row} of {path.name} needs data_name and ipc.")
         rows[row] = _only(every, SETTING_FIELDS) | values
     for page, values in pages.items():
-        check_names(values, {"rows", "methods", "own", *FIELDS}, f"page {page} of {path.name}")
+        check_names(values, {"rows", "methods", "own", *FIELDS}, f"page {page} {where}")
+        check_names(values.get("own", {}), None, f"own of page {page} {where}")
+        listed = values.get("rows", [])
+        require(isinstance(listed, list), f"rows of page {page} is {listed!r}; it must be a list of names.")
     return Profile(path.stem, every, rows, pages)
 
 
 def check_names(values: object, names: Iterable[str] | None, where: str) -> Mapping[str, Any]:
     """`values`, a mapping of none but these names, or of any if None; `where` it stands, for the message."""
-    require(isinstance(values, Mapping), f"{where} is {values!r}; it must map names to values.")
+    named = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+    require(named, f"{where} is {values!r}; it must map names to values.")
     for name in values if names is not None else ():
         choose(f"name in {where}:", name, dict.fromkeys(names))
     return values
