@@ -60,3 +60,7 @@ def test_roots_are_made_of_operations_that_round_alike_everywhere():
     exact = 1 / (1 / np.sqrt(values.numpy()))  # IEEE 754 says how each of them rounds
     assert np.array_equal(root(values).numpy(), exact)
     assert root(torch.zeros(1)) == 0
+
+
+if __name__ == "__main__":  # on another processor, or an emulated one
+    exec(RUN)
