@@ -107,3 +107,7 @@ def test_blank_images_give_the_bias_and_finite_gradients(relu, pool):
     assert_near(value, level[:, :, None, None].expand_as(value))
     found = kernels.dual_norm_backward(above, dabove, blank, dy, *statistics, gamma, beta, dgamma, relu, pool)
     assert all(part.isfinite().all() for part in (tangent, *found))
+    zero = torch.zeros_like(dy), 0 * beta
+    _, *statistics = kernels.norm(zero[0], gamma, zero[1], EPSILON, relu, pool)
+    found = kernels.norm_backward(above, zero[0], *statistics, gamma, zero[1], relu, pool)
+    assert bool(found[2].any()) is not relu  # at 0 a ReLU passes nothing back, as torch's own
