@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.mtt_format import export_mtt, import_mtt, reread_mtt
 from iadd_lab.distillation.result import DistillResult
-from iadd_lab.errors import InputError
+from iadd_lab.errors import DivergenceError, InputError
 from iadd_lab.evaluation.protocol import Evaluation
 from iadd_lab.notebooks import profiles
 from iadd_lab.notebooks.notebook import Record, read_record
@@ -123,7 +123,7 @@ def tried(read: Callable[[], object]) -> None:
         warnings.simplefilter("ignore")  # of values that are none
         try:
             read()
-        except InputError as error:
+        except (InputError, DivergenceError) as error:
             said = str(error)
         except OSError as error:
             said = f"{error}."

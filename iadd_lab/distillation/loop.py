@@ -269,6 +269,9 @@ class Distillation:
         self.generator.set_state(tensors["generator"])
         for owner, optimizer in self.optimizers.items():
             own = {name: tensor.clone() for name, tensor in under(f"optimizer/{owner}/", tensors).items()}
+            own |= {
+                name: tensor.view_as(getattr(self, owner)) for name, tensor in own.items() if name != "step"
+            }
             optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: own} if own else {}})
 
     def state(self) -> State:
