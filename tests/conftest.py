@@ -40,9 +40,10 @@ AUGMENT = AugmentConfig(operations=("color", "crop", "cutout", "scale", "rotate"
 REAL_DATA = os.environ.get("IADD_DATA", "")  # the caller's, for tests of real data sets alone
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Tests started in the background by a script would ignore the Ctrl-C that some of them press.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests started in the background, or by nohup, would ignore the Ctrl-C that some of them press, and the like.
+for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser):

@@ -21,6 +21,7 @@ from iadd_lab.distillation.segments import ALONE
 from iadd_lab.notebooks import Page
 from iadd_lab.notebooks.batch import batch_in
 from iadd_lab.ranks import joined, local_device
+from iadd_lab.store import resumable
 from iadd_lab.store.artefacts import check_folder
 from iadd_lab.training.fast.compiling import compiled_kernels
 from tests.processes import complete
@@ -34,6 +35,7 @@ def program(monkeypatch, words: str, **streams: object) -> int:
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
     monkeypatch.setattr(sys, "argv", ["iadd-lab", *words.split()])
+    monkeypatch.setattr(resumable, "heed", lambda: None)  # it would last longer than this test
     with pytest.raises(SystemExit) as ended:
         main()
     return ended.value.code or 0
