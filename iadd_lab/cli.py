@@ -404,12 +404,16 @@ def evaluate(
         runs = at / f"fair_{_short(made, config, settings.whole_epochs)}"
         part = partial(lab.evaluate_fairly, made, fair=settings, folder=runs, **kept)
         print(*_computed([part], real, data_root, cluster))
+    _show_notes(real)
+    print(f"in {folder}/{name}*")
+
+
+def _show_notes(real: ImageData) -> None:
     if real.remark:
         print(f"Note: {real.remark}")
     if own_data.folds_for(real) > 1:
         few = f"{len(real.test)} test images are few"
         print(f"Note: {few}; `teach --test-fold 1` to {real.folds - 1} keeps others aside for the test.")
-    print(f"in {folder}/{name}*")
 
 
 def _short(made: lab.DistilledSet, *more: object) -> str:
