@@ -304,7 +304,7 @@ class _FreshNetworks:
         self.sets, self.data, self.config, self.device = sets, data, config, how.place
         self.total = len(sets) * config.epochs
         # (count, channels, height, width)
-        self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
+        self.real = sets[0].preprocess.prepare(data.split(config.split).images.to(self.device))
         network, images, classes = self.fresh(0), len(sets[0].images), len(data.classes)
         work = training_flops(network, data, images=images, epochs=self.total)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
