@@ -1,8 +1,8 @@
 """Does memory grow with the bytes of the pictures? `python -m tests.soak.large_sets TASK [COUNT]`.
 
 The task is `teacher`, `evaluation` or, one after the other, `teacher+evaluation`. So many random pictures
-(100,000) of 64 × 64 × 3 are read from an npz and split; then a teacher of width 32 is trained for an epoch, or
-a few of them are evaluated, in a process of its own. The exit code is 1 where more than 2.2 times the
+(100,000) of 64 × 64 × 3 are read from an npz and split; then a teacher of width 32 is trained for an epoch,
+or a few of them are evaluated, in a process of its own. The exit code is 1 where more than 2.2 times the
 pictures' bytes and 0.5 GB were resident at once. No part of `make test`: it takes minutes.
 """
 
