@@ -5,14 +5,21 @@ fast, for networks whose layers it knows.
 """
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.networks import ParameterLayout
+
+
+class Kept(Protocol):
+    """What a student's step computed and its adjoint needs."""
+
+    def nbytes(self) -> int:
+        """The memory that keeping it takes."""
 
 
 class StudentLoss:
@@ -33,12 +40,13 @@ class StudentLoss:
         """What the network says of the images, (batch, classes)."""
         return functional_call(self.network, self.layout.split(flat), (images,))
 
-    def slope(
-        self, flat: Tensor, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None
-    ) -> Tensor:
-        """∇_θ ℓ, shape (P,), on the images as `augmentation`, if any, leaves them."""
-        batch = images if augmentation is None else augmentation(images).detach()
-        return self.slopes(flat[None], batch[None], labels[None])[1][0]
+    def slope(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """∇_θ ℓ, shape (P,)."""
+        return self.slopes(flat[None], images[None], labels[None])[1][0]
+
+    def step(self, flat: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Kept | None]:
+        """`slope`, and what `along` at this very point can use again, if there is anything."""
+        return self.slope(flat, images, labels), None
 
     def slopes(self, flats: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The losses of several networks, each on images of its own, and their gradients.
@@ -74,7 +82,7 @@ class StudentLoss:
         direction: Tensor,
         images: Tensor,
         labels: Tensor,
-        augmentation: Augmentation | None = None,
+        kept: Kept | None = None,
         *,
         curvature: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -83,27 +91,14 @@ class StudentLoss:
         Args:
             flat: θ, (P,).
             direction: λ, (P,), taken as constant.
-            images: (batch, channels, height, width), before augmentation.
+            images: as the network sees them, (batch, channels, height, width).
             labels: (batch,) int64.
-            augmentation: through which the network sees the images, if any.
+            kept: what `step` gave for the same arguments, if it was kept; it is used up.
             curvature: False leaves ∇_θ s out.
 
         Returns:
             s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
         """
-        source = leaf(images)
-        batch = source if augmentation is None else augmentation(source)  # (batch, channels, height, width)
-        scalar, batch_gradient, flat_gradient = self._along_seen(
-            flat, direction, batch.detach(), labels, curvature=curvature
-        )
-        # The augmentation's own backward once, outside.
-        (image_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
-        return scalar, image_gradient, flat_gradient
-
-    def _along_seen(
-        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`along` for images as the network sees them."""
         flat, images = leaf(flat), leaf(images)
         (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
         scalar = slope @ direction

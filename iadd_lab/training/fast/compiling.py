@@ -36,8 +36,8 @@ class Kernels:
 
     norm: Callable[..., tuple[Tensor, ...]] = kernels.norm
     norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward
-    dual_norm: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm
-    dual_norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm_backward
+    norm_along: Callable[..., tuple[Tensor, ...]] = kernels.norm_along
+    norm_backward_along: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward_along
     input_tiles: Callable[..., Tensor] = winograd.input_tiles
     input_maps: Callable[..., Tensor] = winograd.input_maps
     output_maps: Callable[..., Tensor] = winograd.output_maps
