@@ -30,7 +30,7 @@ from iadd_lab.training.networks import NetworkConfig, network_for
 from iadd_lab.training.sgd import Training, predict, training_flops
 from iadd_lab.training.teachers import check_training, training_options
 
-_DESCRIBED = ("classes", "method", "config", "identity", "splits")  # fields, as metadata
+_DESCRIBED = ("classes", "method", "config", "identity", "splits", "storage")  # fields, as metadata
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 UNSETTLED = "their accuracy depends on how fast they learn, and on chance"
@@ -84,6 +84,7 @@ class Evaluation:
     # (networks,) float64: each one's mean training loss in its last epoch; None where an older file has none
     losses: Tensor | None = None
     splits: int = 1  # of the real set; as many networks were tested on each of them, see `pooled`
+    storage: int = 0  # how many numbers each network's set is; 0 where an older file does not say it
 
     @property
     def unfitted(self) -> int:
@@ -145,7 +146,8 @@ class Evaluation:
         row = self.summary()
         plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
         balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
-        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']})"
+        stored = f", a set of {self.storage:,} numbers" if self.storage else ""
+        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']}){stored}"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
@@ -162,7 +164,7 @@ class Evaluation:
         """
         artefact = load_artefact(path, kind="evaluation")
         with unpacking(path):
-            stored = {"identity": "", "splits": 1, **artefact.metadata}  # older files have none
+            stored = {"identity": "", "splits": 1, "storage": 0, **artefact.metadata}  # older files have none
             about = restore_fields(cls, _DESCRIBED, stored)
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
@@ -301,11 +303,12 @@ class _FreshNetworks:
     unit = "epoch"  # of a single network
 
     def __init__(self, sets: list[DistilledSet], data: ImageData, config: EvaluateConfig, how: Execution):
-        self.sets, self.data, self.config, self.device = sets, data, config, how.place
+        self.storage, self.device = sets[0].storage, how.place
+        self.sets, self.data, self.config = [made.decoded for made in sets], data, config
         self.total = len(sets) * config.epochs
         # (count, channels, height, width)
-        self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
-        network, images, classes = self.fresh(0), len(sets[0].images), len(data.classes)
+        self.real = sets[0].preprocess.prepare(data.split(config.split).images.to(self.device))
+        network, images, classes = self.fresh(0), len(self.sets[0].images), len(data.classes)
         work = training_flops(network, data, images=images, epochs=self.total)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)
         loss = student_loss(network, self.kernels)
@@ -359,7 +362,8 @@ class _FreshNetworks:
     def evaluation(self, identity: str) -> Evaluation:
         """What all of them got right."""
         first, known = self.sets[0], None if self.losses.isnan().any() else self.losses
-        return Evaluation(self.confusion, first.classes, first.method, self.config, identity, known)
+        about = {"losses": known, "storage": self.storage}
+        return Evaluation(self.confusion, first.classes, first.method, self.config, identity, **about)
 
     def state(self) -> State:
         tensors = {} if self.training is None else self.training.state()
