@@ -21,8 +21,9 @@ from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.student import Kept, StudentLoss, leaf
 
 # (θ̃_J, raw) -> the matching loss L; see `Matching.loss`.
-_BLOCK = 2**19  # floats: more images than that at once only cost memory
 Objective = Callable[[Tensor, Tensor], Tensor]
+
+_BLOCK = 2**19  # numbers of images that are augmented at once; more only cost memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +64,13 @@ class Gradients:
     end: Tensor  # θ̃_J, (P,)
 
 
-Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
+Engine = Callable[..., Gradients]
 
 
-def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective) -> Gradients:
-    """Exact gradients from one graph over all steps; memory grows with J × batch."""
+def full(
+    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, budget: float = 0
+) -> Gradients:
+    """Exact gradients from one graph over all steps; memory grows with J × batch, whatever the budget."""
     images, alpha, raw = (leaf(v) for v in (variables.images, variables.alpha, variables.raw))
     flat = leaf(segment.start)
     for step in segment.steps:
@@ -81,22 +84,29 @@ def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: O
 
 
 def adjoint(
-    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, curvature: bool = True, budget: float = 0
+    loss: StudentLoss,
+    segment: Segment,
+    variables: Variables,
+    objective: Objective,
+    *,
+    curvature: bool = True,
+    budget: float = 0,
 ) -> Gradients:
     """Exact gradients step by step backwards; memory constant in J but for J+1 parameter vectors.
 
+    `budget` is how many bytes of what the steps compute may be kept besides, to save computing it again.
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
-    path, kept = walk(loss, segment, variables, budget)  # J + 1 of (P,), J
+    path, kept = _walk(loss, segment, variables, budget)
     end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
     # λ_J (P,), and the shape of raw
     costate, raw_gradient = torch.autograd.grad(value, (end, raw), allow_unused=True, materialize_grads=True)
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
-    for block in reversed(blocks(segment.steps, variables.images)):
+    for block in reversed(_blocks(segment.steps, variables.images)):
         source, sent = leaf(variables.images), []
-        batches, labels = seen(block, source, variables.labels)
+        batches, labels = _seen(block, source, variables.labels)
         for batch, targets in zip(reversed(batches), reversed(labels), strict=True):
             given = path[len(kept) - 1], costate, batch, targets, kept.pop()
             scalar, batch_gradient, flat_gradient = loss.along(*given, curvature=curvature)
@@ -110,18 +120,18 @@ def adjoint(
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
 
 
-def walk(
-    loss: StudentLoss, segment: Segment, variables: Variables, budget: float = 0
-) -> tuple[list[Tensor], list[Kept | None]]:
-    """The student's way.
+def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:
+    """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
+    return _walk(loss, segment, variables, 0)[0]
 
-    Returns:
-        Its parameters before the first step and after each, J + 1 vectors of shape (P,); and what of each
-        step is kept for `StudentLoss.along`, in `budget` bytes at most.
-    """
+
+def _walk(
+    loss: StudentLoss, segment: Segment, variables: Variables, budget: float
+) -> tuple[list[Tensor], list[Kept | None]]:
+    """The same, and what of each step is kept for `StudentLoss.along`, in about `budget` bytes."""
     path, kept = [segment.start.detach()], []
-    for block in blocks(segment.steps, variables.images):
-        for batch, labels in zip(*seen(block, variables.images, variables.labels), strict=True):
+    for block in _blocks(segment.steps, variables.images):
+        for batch, labels in zip(*_seen(block, variables.images, variables.labels), strict=True):
             slope, found = loss.step(path[-1], batch, labels)
             path.append(torch.addcmul(path[-1], variables.alpha, slope, value=-1))
             budget -= found.nbytes() if found and budget > 0 else 0
@@ -129,13 +139,13 @@ def walk(
     return path, kept
 
 
-def blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
+def _blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
     """The steps, as many together as see `_BLOCK` numbers of images."""
     size = max(_BLOCK // (len(steps[0].rows) * images[0].numel()), 1)
     return [steps[start : start + size] for start in range(0, len(steps), size)]
 
 
-def seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """What the network sees in each step, and its labels: one call for all steps with the same operation."""
     batches = {}
     for name in dict.fromkeys(step.augmentation.operation for step in steps):

@@ -159,8 +159,8 @@ class _Chunks(list[_Chunk]):
 class CapturedStudentLoss(StudentLoss):
     """Another loss on a GPU, its derivatives captured once and replayed from then on.
 
-    What `slope`, `slopes` and `along` return is overwritten by the next call of any of them, and nothing is
-    kept for `along`.
+    What its methods return is overwritten by the next call of any of them, but for the images' gradient, and
+    nothing is kept for `along`.
     """
 
     def __init__(self, loss: StudentLoss):
@@ -175,7 +175,8 @@ class CapturedStudentLoss(StudentLoss):
     def along(self, flat, direction, images, labels, kept=None, *, curvature=True):
         function = functools.partial(self.loss.along, curvature=curvature)
         given = (tensor.detach() for tensor in (flat, direction, images, labels))
-        return self.graphs.replay(f"along, {curvature}", function, *given)
+        scalar, gradient, slope = self.graphs.replay(f"along, {curvature}", function, *given)
+        return scalar, gradient.clone(), slope
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
