@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from timeit import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,8 @@ from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Study
 from iadd_lab.training.fast.compiling import WORTH_COMPILING, flops
-from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.networks import NetworkConfig, network_for
+from iadd_lab.training.own_networks import known_network
 from iadd_lab.training.sgd import Training
 from iadd_lab.training.teachers import Teachers
 
@@ -179,7 +181,8 @@ def _shape(config: DataConfig) -> Shape:
 def _measured(config: NetworkConfig, shape: Shape, images: int, how: Execution) -> tuple[int, int, float]:
     """Operations of an image's forward pass; parameters; operations a second with so many images at once."""
     *_, classes, channels, size = shape
-    network = build_network(config, channels=channels, size=size, classes=classes, seed=0).to(how.place)
+    like = SimpleNamespace(channels=channels, size=size, classes=range(classes))
+    network = network_for(like, known_network(config, like), seed=0).to(how.place)
     forward = flops(network, channels=channels, size=size)
     count = max(min(images, int(_TIMED / 3 / forward)), 1)
     pictures = torch.randn(count, channels, size, size, device=how.place)
