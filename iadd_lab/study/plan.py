@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.preprocess import Zca
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
@@ -100,7 +101,8 @@ def _row(shape: Shape, how: Execution, network: NetworkConfig, images: int, **ne
     row["disk"] = 4.0 * row["count"] * (row["floats"] + row["vectors"] * parameters)
     # A batch's feature maps and their gradients are seven times the first map, four bytes each.
     maps = 28.0 * images * (network.width or 128) * shape.size**2
-    return row | {"memory": maps + 5.0 * shape.train * shape.channels * shape.size**2}
+    pictures = shape.train * shape.channels * shape.size**2  # bytes, of which there are two copies in between
+    return row | {"memory": maps + 2.0 * pictures + min(4.0 * pictures, Zca.kept)}
 
 
 def _needed(setting: Setting, shape: Shape, shown: Any, source: str) -> Iterator[tuple[Any, dict]]:
