@@ -58,8 +58,9 @@ class Execution:
             takes; 0 saves after every unit of work.
         cuda_graphs: whether a student's steps are replayed as CUDA graphs, which changes nothing but the
             time; None does so on every GPU.
-        kept_megabytes: the most memory for what a student's steps compute and their gradients need again: time
-            for memory, and nothing else. None takes a quarter of what is free, at most 4,000; 0 keeps nothing.
+        kept_megabytes: the most memory for what a student's steps compute and their gradients need again:
+            memory for time, and nothing else. None takes a quarter of what is free, at most 4,000; 0 keeps
+            nothing.
         instructions: of an x86-64 processor: "own", all that it has; or "avx2", so that with one thread every
             such processor gives the same last digits; see `hold`.
 
@@ -202,7 +203,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that nobody uses: of a GPU's memory, or of the machine's; there all of it, where the system won't say."""
+    """Bytes that nobody uses, of a GPU's memory or the machine's; of that all, where the system won't say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = Path("/proc/meminfo")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
-from iadd_lab.training.networks import ParameterLayout
+from iadd_lab.training.networks import ParameterLayout, is_plain
 
 
 class Kept(Protocol):
@@ -23,14 +24,19 @@ class Kept(Protocol):
 
 
 class StudentLoss:
-    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
+    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector.
+
+    Batch norm goes by the statistics of each batch, in `predict` too: running ones are no parameters.
+    """
 
     joint = False  # whether several networks at once cost less than one after another
 
     def __init__(self, network: nn.Module):
+        self.layout, copied = ParameterLayout.of(network), without_state(network)
+        self.constants = dict(copied.named_buffers())  # of its own layers, if they have any
+        self.plain = is_plain(network)
         # Only the architecture is used; on the meta device its own weights cost nothing.
-        self.network = copy.deepcopy(network).to("meta")
-        self.layout = ParameterLayout.of(network)
+        self.network = copied.to("meta")
 
     def __call__(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of `images` (batch, channels, height, width) at parameters `flat` (P,)."""
@@ -38,7 +44,12 @@ class StudentLoss:
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """What the network says of the images, (batch, classes)."""
-        return functional_call(self.network, self.layout.split(flat), (images,))
+        given = self.layout.split(flat)
+        if not self.plain:
+            images = images.clone()  # in which it may write
+        for name, tensor in self.constants.items():
+            given[name] = tensor.to(images.device, images.dtype if tensor.is_floating_point() else None)
+        return functional_call(self.network, given, (images,))
 
     def slope(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """∇_θ ℓ, shape (P,)."""
@@ -104,6 +115,21 @@ class StudentLoss:
         scalar = slope @ direction
         gradients = torch.autograd.grad(scalar, (images, flat) if curvature else (images,))
         return scalar.detach(), gradients[0], gradients[1] if curvature else None
+
+
+def without_state(network: nn.Module) -> nn.Module:
+    """A copy in training mode that is a function of parameters and images alone, without in-place layers.
+
+    Batch norm goes by the statistics of the batch, and keeps none.
+    """
+    copied = copy.deepcopy(network).train()
+    for layer in copied.modules():
+        if isinstance(layer, _NormBase):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        if getattr(layer, "inplace", False):
+            layer.inplace = False
+    return copied
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def choose_kernels(compile: str, *, work: float, device: torch.device | str = "c
 
 def flops(network: nn.Module, *, channels: int, size: int) -> int:
     """Floating-point operations of one forward pass of one image (channels, size, size)."""
-    on_meta = copy.deepcopy(network).to("meta")  # without memory: only its shapes are of interest
+    on_meta = copy.deepcopy(network).eval().to("meta")  # without memory: only its shapes are of interest
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         on_meta(torch.empty(1, channels, size, size, device="meta"))
     return counter.get_total_flops()

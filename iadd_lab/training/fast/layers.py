@@ -1,11 +1,12 @@
 """A network's pass over images and back, and the derivative of both along one direction of its parameters.
 
-A step of the student needs ∇_θ ℓ: `forward` and `backward`. The adjoint needs the gradients of s = ⟨∇_θ ℓ, λ⟩,
-which are the derivatives of ∇_x ℓ and ∇_θ ℓ where θ moves along λ: `forward_along` and `backward_along`
-(Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994). They need what the first two
-saw, and no graph of autograd; so a pass that is kept since the student's step is not repeated for the adjoint.
+A step of the student needs ∇_θ ℓ: `forward` and `backward`. The adjoint needs the gradients of s =
+⟨∇_θ ℓ, λ⟩, which are the derivatives of ∇_x ℓ and ∇_θ ℓ where θ moves along λ: `forward_along` and
+`backward_along` (Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994). They need
+what the first two saw, and no graph of autograd; so a pass that is kept since the student's step is not
+repeated for the adjoint.
 
-In the names, y_bar is the gradient of y, and dy is the derivative of y along the direction, as is dy_bar of y_bar.
+In the names, y_bar is the gradient of y, and dy is the derivative of y along the direction.
 
 The layers are those of `iadd_lab.training.networks`; `has_rules` tells whether all of a network's are known.
 """
@@ -415,18 +416,10 @@ class _Convolution(_Layer):
         shares = x.chunk(len(weight)), weight, [None] * len(weight) if bias is None else bias
         return torch.cat([F.conv2d(*share, *options) for share in zip(*shares, strict=True)])
 
-    def _back(self, above, x, source, *wanted):
+    def _back(self, above, x, source, wants_x, wants_weight=True):
         """The gradients of x and of the weight, each where it is wanted; `source` has the weight."""
-        weight, _ = self.parameters(source)
-        options = (
-            self.layer.stride,
-            self.layer.padding,
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [*(wanted + (True,))[:2], False],
-        )
+        weight, layer = self.parameters(source)[0], self.layer
+        options = layer.stride, layer.padding, [1, 1], False, [0, 0], 1, [wants_x, wants_weight, False]
         if self.run.networks is None:
             return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
         shares = zip(above.chunk(len(weight)), x.chunk(len(weight)), weight, strict=True)

@@ -165,6 +165,7 @@ class CapturedStudentLoss(StudentLoss):
 
     def __init__(self, loss: StudentLoss):
         self.loss, self.network, self.layout, self.joint = loss, loss.network, loss.layout, loss.joint
+        self.plain = loss.plain
         self.predict, self.networks_at_once = loss.predict, loss.networks_at_once
         self.graphs = Graphs()
 
