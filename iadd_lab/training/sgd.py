@@ -92,8 +92,10 @@ class Training:
         groups = [
             {"params": part, "lr": rate} for part, rate in zip(self.parameters, self.rates, strict=True)
         ]
-        # Fused is one pass over memory instead of three, with other rounding.
-        self.optimizer = torch.optim.SGD(groups, lr=0.0, **options, fused=self.loss.joint or None)
+        # Fused is one pass over memory instead of three, with other rounding; foreach is only without
+        # Python between its operations.
+        each = {"fused": True} if self.loss.joint else {"foreach": True}
+        self.optimizer = torch.optim.SGD(groups, lr=0.0, **options, **each)
 
     def advance(self) -> list[float]:
         """One pass over the images, in a new random order; returns each network's mean loss.
