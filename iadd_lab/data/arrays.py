@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iadd_lab.data.pixels import GREY_MODES, LARGEST_SIZE, planes_of, resize_arrays
+from iadd_lab.data.pixels import GREY_MODES, LARGEST_SIZE, MOST_CHANNELS, planes_of, resize_arrays
 from iadd_lab.errors import choose, require
 
 LAYOUTS = ("channels_first", "channels_last")
-MOST_CHANNELS = 16
 USUAL_SIZE = 32  # side of pictures of several sizes
 _CHUNK = 1024  # pictures of which there are copies in floating point at a time
 _SLACK = 1e-5  # by how much rounding may leave a range

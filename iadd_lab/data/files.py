@@ -24,7 +24,7 @@ from iadd_lab.data.arrays import USUAL_SIZE
 from iadd_lab.data.decoded import Request, Tree
 from iadd_lab.data.folders import LeftOut, is_text, listed, pictures
 from iadd_lab.data.labels import indexed, one_each
-from iadd_lab.data.pixels import LARGEST_SIZE, is_grey, open_picture
+from iadd_lab.data.pixels import LARGEST_SIZE, channels_of, open_picture
 from iadd_lab.data.readers import RawData, find_tree, image_file, read_tree
 from iadd_lab.data.sources import (
     TEST_FRACTION,
@@ -116,7 +116,7 @@ def _read_pictures(tree: Tree, request: Request, **options: Any) -> RawData:
         with suppress(Exception), open_picture(path) as image:  # decoding meets it again, and names it
             sizes.add(image.size)
     own = min(*min(sizes), LARGEST_SIZE) if len(sizes) == 1 else USUAL_SIZE
-    channels = request.channels or (1 if all(map(is_grey, few)) else 3)
+    channels = request.channels or max(map(channels_of, few))
     request = replace(request, size=request.size or own, channels=channels)
     return read_tree(tree, request, test_fraction=TEST_FRACTION, **options)
 

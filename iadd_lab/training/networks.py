@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.pixels import LARGEST_SIZE, MOST_CHANNELS
 from iadd_lab.errors import check_whole, choose, require
 
 SMALLEST_SIZE = 8
@@ -73,10 +73,10 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
     32 px; VGG11, whose five poolings leave nothing of less, does so below 32 px (its 28 px grey images are
     padded to 32 px instead). Larger images simply give the last layer more features, as in the field.
 
-    Raises `InputError` unless channels is 1 or 3, size is 8 to 224 and classes is at least 2, and if a
+    Raises `InputError` unless channels is 1 to 16, size is 8 to 224 and classes is at least 2, and if a
     ConvNet's depth is too much for the size.
     """
-    require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
+    check_whole("channels", channels, minimum=1, maximum=MOST_CHANNELS)
     check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)
