@@ -53,15 +53,19 @@ def export_set(
         InputError: the set can't be read, the format is unknown, or the folder holds something.
     """
     export = choose("format", to, EXPORTS)
-    distilled = DistilledSet.load(set_file(path), root=root)
+    stored = DistilledSet.load(set_file(path), root=root)
+    distilled = stored if to == KEEPS else stored.decoded
     folder = check_folder(folder)
     require(not any(folder.iterdir()), f"{folder} is not empty: choose another folder for the export.")
     try:
         notes = [export(distilled, folder)]
+        if distilled is not stored:
+            seen = f"{len(distilled.images)} images are what networks see of {len(stored.images)} stored ones"
+            notes += [f"The {seen}: {distilled.storage:,} numbers; the set itself is {stored.storage:,}."]
         if to in PICTURES and distilled.soft_labels is not None:
             notes += ["Of soft labels only the largest is left, as the folder."]
         if measure and to in PICTURES:
-            back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), distilled)
+            back, beside = read_pictures(distilled, folder), evaluations_beside(set_file(path), stored)
             notes += [_worth(back, measured, root, how) for measured in beside]
         save_text(folder / CARD, data_card(set_file(path), notes=notes))
     except BaseException:  # a part is of no use to anybody, and would keep the next try from the folder
@@ -228,4 +232,5 @@ def _safe(name: str) -> str:
 
 # How a set is written into an empty folder; each returns what was lost, in a sentence.
 PICTURES = {"image_folder": _image_folder, "png16": _png16}  # which hold no exact values
-EXPORTS = {"mtt": _mtt, **PICTURES, "safetensors": _safetensors}
+KEEPS = "safetensors"  # holds images as they are stored
+EXPORTS = {"mtt": _mtt, **PICTURES, KEEPS: _safetensors}

@@ -97,7 +97,7 @@ class TrainingSet(Dataset):
     Where the set has soft labels, what comes with an image is the probability of each class, (classes,).
 
     Attributes:
-        distilled: the set itself.
+        distilled: the set itself, decoded: with all images that networks see.
         images: (classes * ipc, channels, height, width), preprocessed already.
         labels: (classes * ipc,) int64; of soft labels the largest.
         targets: what the loss is computed from: labels, or (classes * ipc, classes) probabilities.
@@ -107,6 +107,7 @@ class TrainingSet(Dataset):
     """
 
     def __init__(self, distilled: DistilledSet, *, channels: int | None = None):
+        distilled = distilled.decoded
         own = distilled.images.shape[1]
         check_whole("channels", own if channels is None else channels, minimum=1)
         require(

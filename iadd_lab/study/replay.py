@@ -146,7 +146,7 @@ def one_iteration(
         real_images=real_images,
         loss=gradients.loss.item(),
         unweighted_loss=(end / start).square().item(),
-        image_gradient=gradients.images.norm().item(),
+        image_gradient=again.form.transpose(gradients.images, stored=result.images).norm().item(),
         alpha_gradient=gradients.alpha.item(),
         importance_gradient=gradients.raw.norm().item(),
         start_distance=start.item(),
@@ -183,7 +183,9 @@ class _Again:
         given = f"{teachers.folder} holds teachers of fingerprint {found}"
         require(found == own, f"{given}, but the result was distilled from {own}: open those.")
         self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
-        learned = (result.images, result.labels, torch.tensor(result.alpha), result.raw)
+        self.form = result.config.parametrisation
+        seen = result.distilled.decoded
+        learned = (seen.images, seen.labels, torch.tensor(result.alpha), result.raw)
         self.variables = Variables(*(each.to(device) for each in learned))
 
     def draw(self, seed: int, index: int) -> tuple[tuple[int, int, int], Segment]:
