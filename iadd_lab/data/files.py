@@ -125,9 +125,11 @@ def _read_npz(request: Request) -> RawData:
     """Named arrays, as MedMNIST and Keras store them, or images and labels."""
     path = request.folder
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    parts = parts_of_arrays(arrays, request.config, path.name)
-    return raw_data(parts, request, source=path.name)
+        return raw_data(_parts(file, request), request, source=path.name)  # which alone knows the arrays
+
+
+def _parts(file: Mapping[str, np.ndarray], request: Request) -> dict[str, Part]:
+    return parts_of_arrays({name: file[name] for name in file}, request.config, request.folder.name)
 
 
 def _read_table(request: Request) -> RawData:

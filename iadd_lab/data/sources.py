@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iadd_lab.data.arrays import Reading, as_array, is_array
-from iadd_lab.data.decoded import Request
+from iadd_lab.data.decoded import Request, check_room
 from iadd_lab.data.folders import listed, split_role
 from iadd_lab.data.labels import indexed, one_each
 from iadd_lab.data.pixels import open_bytes
@@ -120,8 +120,8 @@ def raw_data(parts: Mapping[str, Part], request: Request, *, source: str) -> Raw
         InputError: pictures or labels are not what can be read, or more than one reading fits.
     """
     config, (parts, notes) = request.config, by_role(parts, source)
-    for name, part in parts.items():
-        require(part.count > 0, f"the part {name} of {source} is empty: leave it out.")
+    empty = [name for name, part in parts.items() if not part.count]
+    require(not empty, f"the part {listed(empty)} of {source} is empty: leave it out.")
     labels = {name: one_each(part.labels, source) for name, part in parts.items() if part.labels is not None}
     chosen, names = config.classes is not None, config.classes or _names(parts.values(), source)
     if len(labels) == len(parts):
@@ -129,14 +129,17 @@ def raw_data(parts: Mapping[str, Part], request: Request, *, source: str) -> Raw
     reading = Reading.of([each for part in parts.values() for each in _samples(part, source)], config)
     planes = {}
     total = sum(part.count for part in parts.values())
+    check_room(replace(request, size=reading.size, channels=reading.channels), total)
+    groups = {name: part.groups for name, part in parts.items()}
     with tqdm(total=total, desc=source[:40], unit="image", disable=not request.progress) as bar:
-        for name, part in parts.items():
-            planes[name], found = _decoded(part, reading, bar.update)
+        for name in groups:
+            # What has been read goes: parting it needs the room.
+            planes[name], found = _decoded(parts.pop(name), reading, bar.update)
             labels[name] = labels[name] if found is None else one_each(found, source)
     classes, indices, unused = indexed(labels, names, chosen=chosen)
     splits = {
-        name: Split(torch.from_numpy(planes[name]), indices[name], groups=part.groups)
-        for name, part in parts.items()
+        name: Split(torch.from_numpy(planes.pop(name)), indices[name], groups=own)
+        for name, own in groups.items()
     }
     if reading.ends not in (None, (0.0, 255.0)):
         notes.append("values from {:g} to {:g} became 0 to 255".format(*reading.ends))
