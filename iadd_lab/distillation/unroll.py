@@ -97,7 +97,7 @@ def adjoint(
     `budget` is how many bytes of what the steps compute may be kept besides, to save computing it again.
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
-    path, kept = _walk(loss, segment, variables, budget)
+    path, kept, seen = _walk(loss, segment, variables, budget)
     end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
     # λ_J (P,), and the shape of raw
@@ -105,8 +105,7 @@ def adjoint(
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     for block in reversed(_blocks(segment.steps, variables.images)):
-        source, sent = leaf(variables.images), []
-        batches, labels = _seen(block, source, variables.labels)
+        (source, batches, labels), sent, seen = seen or _seen(block, variables), [], None
         for batch, targets in zip(reversed(batches), reversed(labels), strict=True):
             given = path[len(kept) - 1], costate, batch, targets, kept.pop()
             scalar, batch_gradient, flat_gradient = loss.along(*given, curvature=curvature)
@@ -127,16 +126,18 @@ def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tens
 
 def _walk(
     loss: StudentLoss, segment: Segment, variables: Variables, budget: float
-) -> tuple[list[Tensor], list[Kept | None]]:
-    """The same, and what of each step is kept for `StudentLoss.along`, in about `budget` bytes."""
+) -> tuple[list[Tensor], list[Kept | None], tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """The same; what of each step is kept for `StudentLoss.along`, in about `budget` bytes; and what the last
+    block of steps has seen."""
     path, kept = [segment.start.detach()], []
     for block in _blocks(segment.steps, variables.images):
-        for batch, labels in zip(*_seen(block, variables.images, variables.labels), strict=True):
-            slope, found = loss.step(path[-1], batch, labels)
+        seen = _seen(block, variables)
+        for batch, labels in zip(*seen[1:], strict=True):
+            slope, found = loss.step(path[-1], batch.detach(), labels)
             path.append(torch.addcmul(path[-1], variables.alpha, slope, value=-1))
             budget -= found.nbytes() if found and budget > 0 else 0
             kept.append(found if budget > 0 else None)
-    return path, kept
+    return path, kept, seen
 
 
 def _blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
@@ -145,9 +146,12 @@ def _blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
     return [steps[start : start + size] for start in range(0, len(steps), size)]
 
 
-def _seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """What the network sees in each step, and its labels: one call for all steps with the same operation."""
-    batches = {}
+def _seen(steps: Sequence[Step], variables: Variables) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The images as a variable, and what the network sees of them in each step, with the labels.
+
+    Steps that drew the same operation are augmented by one call.
+    """
+    images, batches = leaf(variables.images), {}
     for name in dict.fromkeys(step.augmentation.operation for step in steps):
         alike = [step for step in steps if step.augmentation.operation == name]
         drawn = zip(*(step.augmentation.tensors() for step in alike), strict=True)
@@ -155,8 +159,9 @@ def _seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[T
         rows = torch.cat([step.rows for step in alike])
         images_seen = replace(joint, batch=len(rows))(images[rows])
         batches |= zip(map(id, alike), images_seen.split([len(step.rows) for step in alike]), strict=True)
-    targets = labels[torch.cat([step.rows for step in steps])].split([len(step.rows) for step in steps])
-    return [batches[id(step)] for step in steps], list(targets)
+    labels = variables.labels[torch.cat([step.rows for step in steps])]
+    labels = labels.split([len(step.rows) for step in steps])
+    return images, [batches[id(step)] for step in steps], list(labels)
 
 
 ENGINES: dict[str, Engine] = {"adjoint": adjoint, "full": full, "frozen": partial(adjoint, curvature=False)}

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
-from iadd_lab.device import PRECISIONS, pick_device, set_precision
+from iadd_lab.device import PRECISIONS, Execution, pick_device, set_precision
 from iadd_lab.distillation.loop import ADJOINT_PASSES
 from iadd_lab.distillation.matching import Uniform
 from iadd_lab.distillation.segments import on_device
@@ -82,6 +82,7 @@ class BenchConfig:
         training: whether to measure teachers and evaluation as well.
         device: "auto", "cpu", "cuda" or "cuda:N". Peak memory is then the GPU's.
         precision: inside products; see `iadd_lab.device.set_precision`.
+        kept_megabytes: of what the student's steps compute; see `iadd_lab.device.Execution`.
     """
 
     width: int = 128
@@ -94,6 +95,7 @@ class BenchConfig:
     training: bool = True
     device: str = "cpu"
     precision: str = "float32"
+    kept_megabytes: float | None = None
 
     def __post_init__(self):
         kind = pick_device(self.device).type
@@ -112,6 +114,12 @@ class BenchConfig:
             require(possible, f"engine {engine!r} needs a CUDA device, and this is {kind}: leave it out.")
         check_flag("training", self.training)
         self.network(0)
+        self.how  # noqa: B018  refuses what it must
+
+    @property
+    def how(self) -> Execution:
+        """Where and how the engines run."""
+        return Execution(device=self.device, kept_megabytes=self.kept_megabytes)
 
     def network(self, seed: int) -> torch.nn.Module:
         """The ConvNet."""
@@ -123,7 +131,8 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
     """All of `config`, as a JSON-serialisable mapping; a full unroll too large for the memory is left out.
 
     Returns:
-        "machine", "config", "matmul_gflops"; "engines": a record for each engine and setting with "engine",
+        "machine", "config", "matmul_gflops", "convolution_gflops" (the larger is the machine's limit);
+        "engines": a record for each engine and setting with "engine",
         "title", "images", "steps", "seconds" (per iteration), "peak_mb", "conv_gflops" (the operations per
         second of its convolutions, counted as direct ones), "warm_up_seconds" and "iterations"; and
         "training": records with "task", "way" and "seconds".
@@ -132,9 +141,17 @@ def measure(config: BenchConfig, *, progress: bool = True) -> dict[str, Any]:
     for kind, job in tqdm(list(_jobs(config)), desc="bench", leave=None, disable=not progress):
         records[kind].append(job | _in_process(kind, job, config))
     name = str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    machine = {"processor": processor(), "threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "device": name}
-    return {"machine": machine, "config": asdict(config), "matmul_gflops": matmul_gflops(device)} | records
+    rates = {"matmul_gflops": matmul_gflops(device), "convolution_gflops": convolution_gflops(device)}
+    return {"machine": machine, "config": asdict(config)} | rates | records
+
+
+def processor() -> str:
+    """The processor's name, as Linux knows it, or else its kind."""
+    known = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", known.read_text()) if known.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repeats: int = 7) -> float:
@@ -142,6 +159,15 @@ def matmul_gflops(device: torch.device | None = None, *, size: int = 2048, repea
     first, second = torch.rand(2, size, size, device=device)
     times = [_timed(lambda: first @ second, device) for _ in range(repeats)]
     return 2 * size**3 / min(times) / 1e9
+
+
+def convolution_gflops(device: torch.device | None = None, *, images: int = 50, repeats: int = 7) -> float:
+    """The best rate of float32 3×3 convolutions of 128 channels and 16 px, channels last, as above."""
+    maps, weight = torch.rand(images, 128, 16, 16, device=device), torch.rand(128, 128, 3, 3, device=device)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    convolve = partial(torch.nn.functional.conv2d, maps, weight, padding=1)
+    times = [_timed(convolve, device) for _ in range(repeats)]
+    return 2 * 9 * 128**2 * images * 16**2 / min(times) / 1e9
 
 
 def _jobs(config: BenchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,8 +208,9 @@ def measure_engine(config: BenchConfig, *, engine: str, images: int, steps: int)
         reuse_freed_memory()
     network, device = config.network(0), pick_device(config.device)
     kernels = compiled_kernels(str(device)) or PLAIN if variant.compiled else PLAIN
-    loss = student_loss(network, replace(kernels, graphs=variant.graphs))
-    iterate = _iteration(config, loss, ENGINES[variant.engine], images, steps)
+    loss = student_loss(network, replace(kernels, graphs=variant.graphs), plain=variant.engine != "full")
+    engine = partial(ENGINES[variant.engine], budget=config.how.budget)
+    iterate = _iteration(config, loss, engine, images, steps)
     # Graphs are captured when an operation of the augmentation is first drawn.
     warm_up = sum(_timed(iterate, device) for _ in range(5 if variant.graphs else 1))
     seconds = statistics.median(_timed(iterate, device) for _ in range(config.iterations))

@@ -11,6 +11,7 @@ In the names, y_bar is the gradient of y, and dy is the derivative of y along th
 The layers are those of `iadd_lab.training.networks`; `has_rules` tells whether all of a network's are known.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -65,12 +66,11 @@ class Pass:
         self.directions: Mapping[str, Tensor] = {}  # what the parameters move along
         self.gradients: dict[str, Tensor] = {}  # of the parameters, by the latest way back
         self.curvature = True  # whether `backward_along` gives those too
-        self.names = {layer: name for name, layer in network.named_modules()}
+        self.names, self.first = _structure(network)
         bias = values[f"{self.names[network.classifier]}.bias"]
         self.networks = (
             len(bias) if bias.ndim == 2 else None
         )  # None: one, whose parameters have no dimension more
-        self.first = next(layer for layer in network.features.modules() if isinstance(layer, nn.Conv2d))
         self.features, self.classifier = _Sequence(self, network.features), _Linear(self, network.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,6 +117,13 @@ class Pass:
                 waiting += found
             elif isinstance(found, _Layer):
                 waiting += vars(found).values()
+
+
+@functools.lru_cache(maxsize=64)
+def _structure(network: ImageClassifier) -> tuple[dict[nn.Module, str], nn.Conv2d]:
+    """The name of every layer, and the first convolution."""
+    names = {layer: name for name, layer in network.named_modules()}
+    return names, next(layer for layer in network.features.modules() if isinstance(layer, nn.Conv2d))
 
 
 class _Layer:
@@ -387,27 +394,32 @@ class _Convolution(_Layer):
 
     def backward(self, above):
         self.above = laid_out(above)
-        x_bar, weight_bar = self._back(self.above, self.x, self.run.values, self.layer is not self.run.first)
+        x_bar, weight_bar = self._back(
+            self.above, self.x, self.parameters(self.run.values)[0], self.layer is not self.run.first
+        )
         self.found(weight_bar, self.of_network(self.above.sum((2, 3))))
         return x_bar
 
     def forward_along(self, dx):
+        (weight, _), (dweight, dbias) = self.parameters(self.run.values), self.parameters(self.run.directions)
         self.dx = dx
-        tangent = self._convolve(self.x, *self.parameters(self.run.directions))
-        if dx is not None:
-            tangent += self._convolve(dx, self.parameters(self.run.values)[0], None)
-        return tangent
+        if dx is None:
+            return self._convolve(self.x, dweight, dbias)
+        # Both products as one, which is faster: of twice as many channels.
+        return self._convolve(torch.cat((self.x, dx), 1), torch.cat((dweight, weight), -3), dbias)
 
     def backward_along(self, above):
-        above, wanted = laid_out(above), self.run.curvature
-        x_bar, weight_bar = self._back(above, self.x, self.run.values, True, wanted)
-        dx = self.x if self.dx is None else self.dx  # where there is none, the shape of x counts
-        more, weight_more = self._back(
-            self.above, dx, self.run.directions, True, wanted and self.dx is not None
-        )
-        weight_bar = weight_bar if weight_more is None else weight_bar.add_(weight_more)
-        self.found(weight_bar, self.of_network(above.sum((2, 3))) if wanted else None)
-        return x_bar.add_(more)
+        above, (weight, _) = laid_out(above), self.parameters(self.run.values)
+        # As above: of twice as many channels, and of twice as many images.
+        both = torch.cat((weight, self.parameters(self.run.directions)[0]), -4)
+        x_bar, _ = self._back(torch.cat((above, self.above), 1), self.x, both, True, False)
+        if self.run.curvature:
+            bias_bar = self.of_network(above.sum((2, 3)))
+            x = self.x
+            if self.dx is not None:
+                above, x = torch.cat((above, self.above)), torch.cat((x, self.dx))
+            self.found(self._back(above, x, weight, False)[1], bias_bar)
+        return x_bar
 
     def _convolve(self, x, weight, bias):
         options = self.layer.stride, self.layer.padding
@@ -416,10 +428,17 @@ class _Convolution(_Layer):
         shares = x.chunk(len(weight)), weight, [None] * len(weight) if bias is None else bias
         return torch.cat([F.conv2d(*share, *options) for share in zip(*shares, strict=True)])
 
-    def _back(self, above, x, source, wants_x, wants_weight=True):
-        """The gradients of x and of the weight, each where it is wanted; `source` has the weight."""
-        weight, layer = self.parameters(source)[0], self.layer
-        options = layer.stride, layer.padding, [1, 1], False, [0, 0], 1, [wants_x, wants_weight, False]
+    def _back(self, above, x, weight, wants_x, wants_weight=True):
+        """The gradients of x and of the weight, each where it is wanted."""
+        options = (
+            self.layer.stride,
+            self.layer.padding,
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [wants_x, wants_weight, False],
+        )
         if self.run.networks is None:
             return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
         shares = zip(above.chunk(len(weight)), x.chunk(len(weight)), weight, strict=True)
