@@ -277,8 +277,10 @@ def evaluate_each(
 
     `config.networks` is not used. The spread then covers the sets' randomness as well.
 
-    A network that is not of `NETWORKS` warms up for a twentieth of its epochs. If no rate is given, one of
-    `RATES` is found for it: the one at which a network on the first set is best on the validation images.
+    A network that is not of `NETWORKS` warms up for a twentieth of its epochs. Before its test the running
+    statistics of batch norm are taken anew, over its set as it is: many forget slower than it trains. If no
+    rate is given, one of `RATES` is found for it: the one at which a network on the first set is best on the
+    validation images.
     `Evaluation.config` and `Evaluation.tried` say what was found. Images that are too small for it are
     enlarged, see `iadd_lab.training.own_networks`.
 
@@ -405,6 +407,8 @@ class _FreshNetworks:
             self.training = self.begin(min(self.at_once, len(self.sets) - len(self.confusion)))
         losses = self.training.advance()
         if self.training.epoch == self.config.epochs:
+            if self.config.network.is_own:
+                self.training.settle()
             self.confusion = torch.cat([self.confusion, *map(self.test, self.training.networks)])
             self.losses = torch.cat([self.losses, torch.tensor(losses, dtype=torch.float64)])
             self.training = None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.preprocess import Preprocessed
@@ -161,6 +162,12 @@ class Training:
             return nullcontext()
         own = self.generators[number].initial_seed()
         return seeded(derive_seed(own, "layers", self.epoch, step), device)
+
+    def settle(self) -> None:
+        """Take the running statistics of batch norm anew, over the images as they are."""
+        for number, network in enumerate(self.networks):
+            with self._drawing(number, 0, self.images[number].device):
+                update_bn(self.images[number].split(self.batch), network.train())
 
     @torch.no_grad()
     def _update_networks(self) -> None:
