@@ -22,6 +22,7 @@ _ROOMS = {
     "data.augment": "AugmentConfig",
     "data.distilled": "DistilledSet",
     "data.mtt_format": "import_mtt",
+    "data.parametrisation": "PARAMETRISATIONS MultiFormation Parametrisation Pixels",
     "data.sets": "DATASETS DataConfig ImageData load_data",
     "training.networks": "NETWORKS NetworkConfig",
     "training.teachers": "TeacherConfig Teachers open_teachers train_teachers",

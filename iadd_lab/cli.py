@@ -26,7 +26,17 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from tqdm import tqdm
 
 import iadd_lab as lab
-from iadd_lab import DATASETS, EXPORTS, MATCHINGS, NETWORKS, DataConfig, Execution, ImageData, NetworkConfig
+from iadd_lab import (
+    DATASETS,
+    EXPORTS,
+    MATCHINGS,
+    NETWORKS,
+    PARAMETRISATIONS,
+    DataConfig,
+    Execution,
+    ImageData,
+    NetworkConfig,
+)
 from iadd_lab.data import sets
 from iadd_lab.data.distilled import KIND, made_by
 from iadd_lab.data.mtt_format import FITS, RATES, has_companion
@@ -88,6 +98,7 @@ app.command(data_app := App(name="data", help="List, fetch and check data sets."
 app.command(runs_app := App(name="runs", help="List what is stored in a folder of runs, and delete of it."))
 
 _REGISTRIES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
+_REGISTRIES |= {"parametrisations": PARAMETRISATIONS}
 _REGISTRIES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
 _CHOICES = {name: ", ".join(registry) for name, registry in _REGISTRIES.items()}
 
@@ -111,6 +122,7 @@ def options_of(*left_out: str, **names: str) -> Parameter:
     )
 
 
+_CHOSEN = ("matching", "parametrisation", "augment")  # fields that have options of their own
 _UNASKED = ("progress", "checkpoint_seconds", "instructions")
 How = Annotated[Execution, options_of(*_UNASKED, "cuda_graphs")]
 Student = Annotated[Execution, options_of(*_UNASKED)]
@@ -172,7 +184,9 @@ def teach(
     out: Path,
     teachers: int = 5,
     config: Annotated[lab.TeacherConfig, options_of("network", "augment")] = lab.TeacherConfig(),
-    network: Annotated[NetworkConfig, options_of(name="network")] = NetworkConfig(),
+    network: Annotated[
+        NetworkConfig, options_of("function", "fingerprint", name="network")
+    ] = NetworkConfig(),
     augment: str | None = None,
     how: How = Execution(),
     data_root: DataRoot = None,
@@ -190,7 +204,7 @@ def teach(
         data.seed: of the validation split.
         out: folder of the teachers.
         teachers: how many; more can join later.
-        network.name: one of {networks}.
+        network.name: one of {networks}, or torchvision:NAME or timm:NAME for one of theirs.
         network.width: filters per block of the ConvNet (128).
         network.depth: blocks of the ConvNet (by image size).
         augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
@@ -275,7 +289,9 @@ def distill(
     learned: Annotated[lab.Learned | None, options_of("normalised", rate="weight-rate")] = None,
     literal: bool = False,
     pruned: Annotated[lab.Pruned | None, options_of(fraction="prune")] = None,
-    config: Annotated[lab.DistillConfig, options_of("matching", "augment")] = lab.DistillConfig(),
+    parametrisation: str = lab.Pixels.name,
+    formation: Annotated[lab.MultiFormation | None, options_of()] = None,
+    config: Annotated[lab.DistillConfig, options_of(*_CHOSEN)] = lab.DistillConfig(),
     augment: str | None = None,
     how: Student = Execution(),
     data_root: DataRoot = None,
@@ -295,6 +311,7 @@ def distill(
         matching: one of {matchings}.
         literal: the paper's unnormalised loss, whose trivial minimiser is W = 0.
         pruned.fraction: share of the parameters to drop.
+        parametrisation: how images are stored, one of {parametrisations}.
         augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
             real set).
         data: require teachers of this data set.
@@ -307,14 +324,16 @@ def distill(
     check_folder(out)
     if literal:
         learned = replace(learned or lab.Learned(), normalised=False)
-    chosen = _matching(matching, learned, pruned)
+    chosen = _chosen("matching", matching, MATCHINGS, learned, pruned)
+    form = _chosen("parametrisation", parametrisation, PARAMETRISATIONS, formation)
     trained = lab.open_teachers(teachers)
     _require_teachers(trained, {"data": data, "network": network, "preprocess": preprocess})
-    config = replace(config, matching=chosen, augment=_augment(augment))
+    config = replace(config, matching=chosen, parametrisation=form, augment=_augment(augment))
     data_root = _known_root(data_root, teachers)
     if suggest:
         config = _suggested("distillation", config, lab.load_data(trained.data, root=data_root))
-    watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, ipc=config.ipc)
+    stored = {"ipc": config.ipc, "parametrisation": form}
+    watched = partial(lab.TensorBoard, tensorboard, trained.preprocess, **stored)
     with joined(place) as ranks, watched() if tensorboard and ranks.first else nullcontext() as watch:
         images = lab.load_data(trained.data, root=data_root, progress=ranks.first)
         folder = out if ranks.first else None
@@ -361,7 +380,7 @@ def evaluate(
 
     Args:
         distilled: a distilled.safetensors, or the folder that holds it.
-        network: one of {networks} (the teachers').
+        network: one of {networks}, or torchvision:NAME or timm:NAME for one of theirs (the teachers').
         width: filters per block of the ConvNet (128).
         depth: blocks of the ConvNet (by image size).
         random: also random real images, as many of them.
@@ -387,7 +406,7 @@ def evaluate(
     if fair:
         check_fair(config)
     # All that it depends on is part of the name: another set, network or number of epochs is another file.
-    name = f"evaluation_{config.network.name}_{config.split}_{_short(made, config)}"
+    name = f"evaluation_{config.network.name.replace(':', '_')}_{config.split}_{_short(made, config)}"
     at, kept = folder.absolute(), {"config": config, "how": replace(how, progress=not cluster)}
     parts = [partial(lab.evaluate, made, save_to=at / f"{name}.safetensors", **kept)]
     if random:
@@ -674,13 +693,13 @@ def _augment(text: str | None) -> lab.AugmentConfig | None:
     return lab.AugmentConfig(operations=() if text == "none" else tuple(text.split(",")))
 
 
-def _matching(name: str, *settings: lab.Matching | None) -> lab.Matching:
-    """The matching called `name`, with the settings that were given; those of another one are refused."""
-    kind = choose("matching", name, MATCHINGS)
+def _chosen(what: str, name: str, registry: dict[str, Any], *settings: Any) -> Any:
+    """The matching (or `what` it is) called `name`, with the settings given; those of another are refused."""
+    kind = choose(what, name, registry)
     given = [one for one in settings if one is not None]
     for one in given:
-        said = f"settings of matching {one.name!r} were given, but matching {name!r} has no such settings"
-        require(type(one) is kind, f"{said}: leave them out, or use --matching {one.name}.")
+        said = f"settings of {what} {one.name!r} were given, but {what} {name!r} has no such settings"
+        require(type(one) is kind, f"{said}: leave them out, or use --{what} {one.name}.")
     return given[0] if given else kind()
 
 

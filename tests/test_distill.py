@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.data.parametrisation import MultiFormation
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import Distillation, distill, distillation_flops
@@ -19,7 +20,7 @@ from iadd_lab.distillation.unroll import ENGINES, Variables
 from iadd_lab.errors import DivergenceError
 from iadd_lab.seeds import generator
 from iadd_lab.training.fast.compiling import Kernels, flops
-from iadd_lab.training.fast.losses import CapturedStudentLoss, student_loss
+from iadd_lab.training.fast.losses import CapturedStudentLoss, FusedStudentLoss, student_loss
 from iadd_lab.training.student import StudentLoss
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
@@ -90,6 +91,7 @@ RESUMED = {
     "literal": {"matching": Learned(rate=0.05, normalised=False, granularity="tensor", learn_until=3)},
     "segments": {"segments": 2},
     "frozen": {"gradient": "frozen", "momentum": 0.0, "initial_images": "noise"},
+    "averaged formations": {"average": 0.8, "parametrisation": MultiFormation(2), "batch": 5},
     "backed off": {"alpha_rate": 1.5e-3, "alpha": 0.002, "iterations": 12},
 }
 STEEP = replace(CONFIG, **RESUMED["backed off"])  # α falls below zero without a back-off
@@ -146,6 +148,25 @@ def test_segments_are_averaged(toy_data, toy_teachers):
     torch.testing.assert_close(found.images - start, moved, rtol=1e-3, atol=1e-5)
 
 
+def test_the_average_of_the_images_is_the_result(toy_data, toy_teachers):
+    """Nothing else changes: it is that of the images which a run without it goes through."""
+    plain, averaged = (
+        distill(toy_data, toy_teachers, replace(CONFIG, snapshots=7, average=decay), progress=False)
+        for decay in (0.0, 0.8)
+    )
+    assert (plain.history.loss, plain.alpha) == (averaged.history.loss, averaged.alpha)
+    first, *later = plain.history.snapshot_images
+    average = first.double()
+    for images, shown in zip(later, averaged.history.snapshot_images[1:], strict=True):
+        average = 0.8 * average + 0.2 * images
+        torch.testing.assert_close(shown.double(), average, rtol=1e-5, atol=1e-5)
+    assert torch.equal(averaged.images, averaged.history.snapshot_images[-1])
+    away = (plain.images - averaged.images).norm() / plain.images.norm()
+    assert averaged.history.average_distance[-1] == pytest.approx(away.item(), rel=1e-5) != 0
+    assert len(averaged.history.average_distance) == CONFIG.iterations
+    assert not plain.history.average_distance
+
+
 def test_every_teacher_and_start_epoch_is_drawn_and_snapshots_are_spaced_evenly(toy_data, toy_teachers):
     random = generator(0)
     drawn = {draw_place(toy_teachers, CONFIG, random) for _ in range(60)}
@@ -162,6 +183,7 @@ def test_fused_layers_tell_the_same_story(toy_data, toy_teachers, monkeypatch, g
     expected = distill(toy_data, toy_teachers, config, progress=False)
     module = sys.modules["iadd_lab.distillation.loop"]
     monkeypatch.setattr(module, "choose_kernels", lambda *_, **__: Kernels(compiled=True, transforms=True))
+    monkeypatch.setattr("iadd_lab.training.fast.winograd.FEWEST_CHANNELS", 2)
     found = distill(toy_data, toy_teachers, config, progress=False)
     assert found.history.loss == pytest.approx(expected.history.loss, rel=1e-3)
     assert not torch.equal(found.images, expected.images)  # other rounding: it was another way
@@ -253,6 +275,8 @@ UNFIT = [
     ("teacher_epochs", 9, "teacher_epochs 9 reach epoch 10"),
     ("ipc", 5000, r"ipc is 5000, but class '\d' has only \d+ training images: lower ipc"),
     ("batch", 5, "batch is 5, but there are only 4 distilled images"),
+    ("parametrisation", MultiFormation(3), "factor is 3, but images have 8 pixels a side: choose a divisor"),
+    ("parametrisation", MultiFormation(8), r"ipc is 128, but class '\d' has only \d+ training images"),
 ]
 
 
@@ -275,6 +299,8 @@ BAD = [
     ("initial_images", "fake", "unknown initial_images 'fake'"),
     ("snapshots", 1, "snapshots is 1"),
     ("matching", "learned", "it must be a Matching"),
+    ("parametrisation", "pixels", r"it must be a Parametrisation, as in Pixels\(\) or MultiFormation\(\)"),
+    ("average", 1.0, "average is 1.0; it must be .* at most 0.99999"),
 ]
 
 
@@ -286,7 +312,7 @@ def test_configs_name_the_bad_value(field, value, sentence):
 def test_graphs_are_replayed_where_they_are_wanted(toy_data, toy_teachers):
     """On every GPU unless refused; a refusal holds for compiled kernels as well."""
     how = Execution(device="cpu", compile="never")
-    assert type(Distillation(toy_data, toy_teachers, CONFIG, how).loss) is StudentLoss
+    assert type(Distillation(toy_data, toy_teachers, CONFIG, how).loss) is FusedStudentLoss
     kernels = Kernels(compiled=True, graphs=True)
     network = toy_teachers.network(0)
     assert isinstance(student_loss(network, kernels), CapturedStudentLoss)

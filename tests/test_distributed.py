@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed
 
+from iadd_lab.data.parametrisation import MultiFormation
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Pruned, Uniform
@@ -32,6 +33,7 @@ CONFIGS = {
     "four segments": replace(BASE, segments=4, iterations=3),
     "pruned": replace(BASE, matching=Pruned(fraction=0.3), gradient="full"),
     "uniform": replace(BASE, matching=Uniform(), image_optimizer="adam", image_rate=0.1, gradient="frozen"),
+    "formations": replace(BASE, parametrisation=MultiFormation(2), average=0.8, iterations=3),
     "back-off": replace(STEEP, segments=2),
 }
 

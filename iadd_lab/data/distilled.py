@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.augment import AugmentConfig, usual_augmentation
+from iadd_lab.data.parametrisation import Parametrisation, Pixels
 from iadd_lab.data.preprocess import (
     Preprocess,
     check_preprocess,
@@ -25,8 +26,9 @@ from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_finger
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
 
 KIND = "distilled"
-# Fields, as metadata; older files lack the last two.
-_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", "remark")
+_UNLESS_SET = {"remark": "", "parametrisation": Pixels()}  # are left out of the metadata
+# Fields, as metadata; older files lack the last three.
+_DESCRIBED = ("alpha", "classes", "data", "data_fingerprint", "method", "augment", *_UNLESS_SET)
 REFIT = "refit"  # names, in the metadata, the preprocessing that was left out
 
 
@@ -68,8 +70,8 @@ class DistilledSet:
     does that by itself.
     """
 
-    images: torch.Tensor  # (classes * ipc, channels, height, width) float32, preprocessed
-    labels: torch.Tensor  # (classes * ipc,) int64
+    images: torch.Tensor  # as stored, (classes * ipc, channels, height, width) float32, preprocessed
+    labels: torch.Tensor  # of the stored images, (classes * ipc,) int64
     alpha: float  # the learning rate to train with
     preprocess: Preprocess
     classes: tuple[str, ...]
@@ -78,8 +80,9 @@ class DistilledSet:
     method: str  # how it was made, as in "learned" or "random real"
     augment: AugmentConfig | None = None  # what it was made for; None: the operations of the real set
     remark: str = ""  # of the real set, on the copy that it was made from
-    # (classes * ipc, classes) float32, logits or shares that sum to 1; the largest of each is its label.
+    # Of what networks see, (classes * ipc * views, classes) float32: logits, or shares that sum to 1.
     soft_labels: torch.Tensor | None = None
+    parametrisation: Parametrisation = Pixels()  # by which `images` are decoded to what networks see
 
     def __post_init__(self):
         check_number("alpha", self.alpha, above=True)
@@ -92,17 +95,33 @@ class DistilledSet:
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
+        """Stored images per class."""
         return len(self.images) // len(self.classes)
+
+    @cached_property
+    def decoded(self) -> DistilledSet:
+        """The set as networks see it: its images are all decoded, (classes * ipc * views, ...)."""
+        form = self.parametrisation
+        if form == Pixels():
+            return self
+        seen = {"images": form.decode(self.images), "labels": self.labels.repeat_interleave(form.views)}
+        return replace(self, **seen, parametrisation=Pixels())
+
+    @property
+    def storage(self) -> int:
+        """How many numbers the set is: those of its stored images, and its labels."""
+        labels = self.labels if self.soft_labels is None else self.soft_labels
+        return self.images.numel() + labels.numel()
 
     @property
     def augmentation(self) -> AugmentConfig:
         """What networks that train on it see of it: the operations that it was made for."""
-        return self.augment or AugmentConfig(operations=self.data.spec.augment)
+        return self.augment or usual_augmentation(self.data.spec.augment, self.images.shape[1])
 
     @property
     def targets(self) -> torch.Tensor:
-        """What networks are trained towards by cross-entropy: labels, or probabilities (count, classes).
+        """What networks are trained towards by cross-entropy, of a `decoded` set: labels, or probabilities
+        (count, classes).
 
         Soft labels are logits whose softmax counts, as in TESLA, DATM and PAD, unless they are shares.
         """
@@ -118,15 +137,17 @@ class DistilledSet:
     def fingerprint(self) -> str:
         """16 hex digits over all that training on the set, and testing beside it, depends on."""
         state, content = preprocess_fingerprint(self.preprocess), tensor_fingerprint(self._tensors())
-        return fingerprint(content, float(self.alpha), state, self.data_fingerprint)
+        form = [self.parametrisation] if self.parametrisation != Pixels() else []
+        return fingerprint(content, float(self.alpha), state, self.data_fingerprint, *form)
 
     def pictures(self, images: torch.Tensor | None = None) -> torch.Tensor:
-        """For the eye: the set's images (or others in its preprocessing), without it, in [0, 1].
+        """For the eye: the stored images (or others like them), without preprocessing, in [0, 1].
 
         Distilled pixels leave the range of real ones. The contrast of a picture is lowered about its mean,
         as far as it takes for 98 % of its values to fit; real images stay as they are.
         """
-        return displayable(self.preprocess.invert(self.images if images is None else images))
+        stored = self.images if images is None else images
+        return displayable(self.parametrisation.pixels(stored, self.preprocess))
 
     def check_data(self, data: ImageData) -> None:
         """Require that `data` is the real set, split as it was, that this set stands for."""
@@ -154,7 +175,7 @@ class DistilledSet:
             more_metadata: likewise.
         """
         tensors = self._tensors() | dict(more_tensors or {})
-        said = [name for name in _DESCRIBED if name != "remark" or self.remark]
+        said = [name for name in _DESCRIBED if getattr(self, name) != _UNLESS_SET.get(name, ...)]
         metadata = {name: describe(getattr(self, name)) for name in said} | dict(more_metadata or {})
         metadata["made_by"] = made_by(metadata)
         metadata |= {REFIT: self.preprocess.kind} if refit else {}
@@ -173,12 +194,14 @@ class DistilledSet:
         fit = images.ndim == 4 and images.is_floating_point() and labels.shape == images.shape[:1]
         needs = "it needs (count, channels, height, width) floats and (count,)"
         require(fit, f"a distilled set has {found}; {needs}.")
-        soft, shape = tensors.get("soft_labels"), (len(images), len(metadata["classes"]))
+        about = restore_fields(cls, _DESCRIBED, {"augment": None, **describe(_UNLESS_SET), **metadata})
+        form = about["parametrisation"]
+        form.check(images.shape[3])
+        soft, shape = tensors.get("soft_labels"), (len(images) * form.views, len(metadata["classes"]))
         fits = soft is None or (tuple(soft.shape) == shape and soft.is_floating_point())
         require(fits, f"soft labels of a distilled set must be {shape} floats: make it again.")
         preprocess = preprocess_from_tensors(tensors)
         check_preprocess(preprocess, channels=images.shape[1], size=images.shape[3])
-        about = restore_fields(cls, _DESCRIBED, {"augment": None, "remark": "", **metadata})
         return cls(images=images, labels=labels, soft_labels=soft, preprocess=preprocess, **about)
 
     @classmethod

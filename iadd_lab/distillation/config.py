@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.parametrisation import Parametrisation, Pixels
 from iadd_lab.data.sampling import INITIAL_IMAGES
 from iadd_lab.distillation.matching import Learned, Matching
 from iadd_lab.distillation.unroll import ENGINES
@@ -45,6 +46,11 @@ class DistillConfig:
             is 0, the run stops.
         snapshots: how many states of images and W to keep, evenly spaced, first and last included.
         seed: of initial images, segments, batches and augmentation.
+        parametrisation: how images are stored: `Pixels()`, or `MultiFormation()` (IDC), where networks see
+            several images of each stored one. `batch` counts what networks see.
+        average: decay of the average of the images over the iterations, in [0, 1), which then is the result,
+            as in FTD (Du et al., CVPR 2023) and ATT; 0 takes the last images. The literature's is 0.999 to
+            0.9999 for thousands of iterations.
     """
 
     ipc: int = 1
@@ -66,6 +72,8 @@ class DistillConfig:
     back_offs: int = added_field(5)
     snapshots: int = 11
     seed: int = 0
+    parametrisation: Parametrisation = added_field(Pixels())
+    average: float = added_field(0.0)
 
     def __post_init__(self):
         check_images(self)
@@ -78,8 +86,19 @@ class DistillConfig:
         choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
         choose("gradient", self.gradient, ENGINES)
         check_whole("snapshots", self.snapshots, minimum=2)
-        fits = isinstance(self.matching, Matching) and type(self.matching) is not Matching
-        require(fits, f"matching is {self.matching!r}; it must be a Matching, as in Uniform() or Learned().")
+        check_number("average", self.average, maximum=0.99999)
+        for name, kind in {"matching": Matching, "parametrisation": Parametrisation}.items():
+            value, known = (
+                getattr(self, name),
+                " or ".join(f"{each.__name__}()" for each in kind.__subclasses__()),
+            )
+            fits = isinstance(value, kind) and type(value) is not kind
+            require(fits, f"{name} is {value!r}; it must be a {kind.__name__}, as in {known}.")
+
+    @property
+    def shown_ipc(self) -> int:
+        """Images per class that networks see: those of the `ipc` stored ones."""
+        return self.ipc * self.parametrisation.views
 
 
 def check_images(config: Any) -> None:

@@ -107,8 +107,9 @@ def check_inputs(data: ImageData, teachers: Teachers, config: DistillConfig) -> 
     reached = f"max_start_epoch {first} and teacher_epochs {length} reach epoch {first - 1 + length}"
     sentence = f"{reached}, but the teachers have {epochs} epochs: lower either, or train longer."
     require(first - 1 + length <= epochs, sentence)
-    check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
-    total = config.ipc * len(data.classes)
+    config.parametrisation.check(data.size)
+    check_class_sizes(data, config.shown_ipc if config.initial_images == "real" else 1)
+    total = config.shown_ipc * len(data.classes)
     sentence = f"batch is {config.batch}, but there are only {total} distilled images: lower it."
     require(config.batch is None or config.batch <= total, sentence)
 
@@ -117,7 +118,7 @@ def distillation_flops(network: nn.Module, data: ImageData, config: DistillConfi
     """Floating-point operations of the run, by the adjoint engine; 0 where compiling has nothing to offer."""
     if config.gradient == "full":
         return 0.0
-    images = config.batch or config.ipc * len(data.classes)
+    images = config.batch or config.shown_ipc * len(data.classes)
     passes = ADJOINT_PASSES * images * config.student_steps * config.segments * config.iterations
     return passes * flops(network, channels=data.channels, size=data.size)
 
@@ -133,12 +134,14 @@ class Distillation:
         self.data, self.teachers, self.config, self.ranks = data, teachers, config, ranks
         network, device = teachers.network(0), how.place
         kernels = choose_kernels(how.compile, work=distillation_flops(network, data, config), device=device)
-        self.loss = student_loss(network, replace(kernels, graphs=how.graphs))
+        self.loss = student_loss(network, replace(kernels, graphs=how.graphs), plain=True)
+        self.budget = how.budget
         self.layout = self.loss.layout
         start = generator(config.seed, "initial images")
-        initial = INITIAL_IMAGES[config.initial_images](data, teachers.preprocess, config.ipc, start)
-        self.images = initial.to(device)  # (classes * ipc, channels, height, width)
-        self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.ipc)
+        initial = INITIAL_IMAGES[config.initial_images](data, teachers.preprocess, config.shown_ipc, start)
+        # As they are stored, (classes * ipc, channels, height, width), and the labels of what networks see.
+        self.images = config.parametrisation.encode(initial.to(device))
+        self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.shown_ipc)
         self.alpha = torch.tensor(config.alpha, device=device)  # ()
         self.raw = config.matching.initial(self.layout).to(device)  # what is learned of W
         self.importance = torch.ones(self.layout.count, device=device)  # W, (P,)
@@ -146,6 +149,8 @@ class Distillation:
             "images": OPTIMIZERS[config.image_optimizer](self.images, config.momentum),
             "alpha": torch.optim.SGD([self.alpha], momentum=config.momentum),
         }
+        # Over the iterations; the result, where there is one.
+        self.averages = {"images": self.images.clone()} if config.average else {}
         self.generator = generator(config.seed, "segments")
         self.done, self.total = 0, config.iterations
         self.history = History()
@@ -196,29 +201,33 @@ class Distillation:
         noted = {"loss": gradients.loss.item(), "unweighted_loss": unweighted.item(), "alpha": alpha}
         noted |= {"importance_min": weights.min().item(), "importance_max": weights.max().item()}
         noted |= {"importance_share": effective_share(weights), "seconds": time.perf_counter() - started}
-        self.history.append(**noted)
+        self.history.append(**noted, **self.take_average())
         self.take_snapshot()
         return {name: f"{noted[name]:.4f}" for name in ("loss", "alpha")}
 
     def gradients(self) -> tuple[Gradients, Tensor, Tensor]:
         """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""
         self.ranks.agree(f"iteration {self.done}")
-        variables = Variables(self.images, self.labels, self.alpha, self.raw)
+        form = self.config.parametrisation
+        variables = Variables(form.decode(self.images), self.labels, self.alpha, self.raw)
         config, own = self.config, self.ranks.own(self.config.segments)
         rows = []
         for number in range(config.segments):
             drawn = draw_place(self.teachers, config, self.generator)
-            segment = draw_segment(self.teachers, config, self.images, self.generator, *drawn)
+            segment = draw_segment(self.teachers, config, variables.images, self.generator, *drawn)
             if number in own:
                 place = {"start": segment.start, "target": segment.target, "layout": self.layout}
                 objective = partial(config.matching.loss, **place)
-                found = ENGINES[config.gradient](self.loss, segment, variables, objective)
+                given = self.loss, segment, variables, objective
+                found = ENGINES[config.gradient](*given, budget=self.budget)
                 unweighted = Uniform().loss(found.end, found.raw, **place)
                 parts = found.loss, found.images, found.alpha, found.raw, unweighted
                 rows.append((*parts, found.end, segment.target))
         *columns, ends, targets = zip(*self.ranks.gather(rows), strict=True)
         means = [torch.stack(column).mean(0) if len(column) > 1 else column[0] for column in columns]
-        return Gradients(*means[:-1], ends[-1]), means[-1], targets[-1]
+        found = Gradients(*means[:-1], ends[-1])
+        found = replace(found, images=form.transpose(found.images, stored=self.images))
+        return found, means[-1], targets[-1]
 
     def back_off(self, reason: str) -> bool:
         """Halve the rate at fault, and say so; False where that was done as often as it may be."""
@@ -234,18 +243,30 @@ class Distillation:
         slope = gradients.raw * share_of("rate of W")
         self.raw = config.matching.learn(self.raw, slope, layout=self.layout, iteration=self.done)
 
+    def take_average(self) -> dict[str, float]:
+        """Move the averages towards what there is now; returns how far off they are, for the history."""
+        for name, average in self.averages.items():
+            average.lerp_(getattr(self, name), 1 - self.config.average)
+        if not self.averages:
+            return {}
+        away = (self.images - self.averages["images"]).norm() / self.images.norm()
+        return {"average_distance": away.item()}
+
     def take_snapshot(self) -> None:
         if self.done in self.snapshot_at:
-            self.history.append(snapshot_iterations=self.done, snapshot_images=self.images.cpu().clone())
+            images = self.averages.get("images", self.images)
+            self.history.append(snapshot_iterations=self.done, snapshot_images=images.cpu().clone())
             if self.config.matching.varies:
                 self.history.append(snapshot_importance=self.importance.cpu().clone())
 
     def result(self) -> DistillResult:
         """What there is now."""
         config, data, teachers = self.config, self.data, self.teachers
-        parts = {"images": self.images.cpu().clone(), "labels": self.labels.cpu(), "alpha": self.alpha.item()}
+        images, form = self.averages.get("images", self.images), config.parametrisation
+        labels = self.labels[:: form.views].cpu()  # of stored images
+        parts = {"images": images.cpu().clone(), "labels": labels, "alpha": self.alpha.item()}
         augment = None if config.augment == data.augmentation(None) else config.augment
-        parts |= {"method": config.matching.name, "augment": augment}
+        parts |= {"method": config.matching.name, "augment": augment, "parametrisation": form}
         made = DistilledSet.of(data, teachers.preprocess, **parts)
         source = {"config": describe(teachers.config), "fingerprint": teachers.fingerprint}
         source["count"] = len(teachers)
@@ -255,6 +276,7 @@ class Distillation:
         """Copies of all that an iteration changes, but for the history."""
         tensors = {name: getattr(self, name) for name in ("images", "alpha", "raw", "importance")}
         tensors["generator"] = self.generator.get_state()
+        tensors |= {f"average/{name}": average for name, average in self.averages.items()}
         for owner, optimizer in self.optimizers.items():
             moments = optimizer.state_dict()["state"].get(0, {})
             tensors |= {f"optimizer/{owner}/{n}": value for n, value in moments.items() if value is not None}
@@ -264,6 +286,8 @@ class Distillation:
         """Go back to what `tensors` returned."""
         self.images.copy_(tensors["images"])
         self.alpha.copy_(tensors["alpha"])
+        for name, average in self.averages.items():
+            average.copy_(tensors[f"average/{name}"])
         own = {name: getattr(self, name) for name in ("raw", "importance")}
         self.raw, self.importance = (tensors[name].to(now).view_as(now) for name, now in own.items())
         self.generator.set_state(tensors["generator"])

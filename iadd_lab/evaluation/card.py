@@ -1,6 +1,6 @@
 """Data cards: what a distilled set is, how it was made, how well it does, and whose data it came from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,9 +9,18 @@ from iadd_lab.data.folders import on_one_line
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation, doubts
 from iadd_lab.store.artefacts import Artefact, load_artefact
-from iadd_lab.store.configs import fingerprint
+from iadd_lab.store.configs import describe, fingerprint
 
-_SHOWN = ("ipc", "iterations", "student_steps", "teacher_epochs", "max_start_epoch", "initial_images", "seed")
+_SHOWN = (
+    "ipc",
+    "iterations",
+    "student_steps",
+    "teacher_epochs",
+    "max_start_epoch",
+    "initial_images",
+    "average",
+    "seed",
+)
 
 
 def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
@@ -45,6 +54,10 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
 def _what(distilled: DistilledSet) -> Iterator[str]:
     shape, kind = " × ".join(map(str, distilled.images.shape[1:])), distilled.preprocess.kind
     yield f"{_images(len(distilled.images))} of {shape} (channels, height, width), preprocessed"
+    if distilled.parametrisation.views > 1:
+        many, form = distilled.parametrisation.views, describe(distilled.parametrisation)
+        yield f"each holds {many} images, which networks see enlarged ({form.pop('kind')}, {_named(form)})"
+    yield f"storage: {distilled.storage:,} numbers (images and labels); compare accuracies at equal storage"
     yield f"classes, in the order of their labels: {', '.join(map(on_one_line, distilled.classes))}"
     if distilled.soft_labels is not None:
         yield "labels: soft, for cross-entropy; where one is needed, the largest"
@@ -63,11 +76,9 @@ def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
     yield f"method: {distilled.method}"
     if made_by(metadata) == "distillation":
         config, teachers = metadata["config"], metadata["teachers"]
-        settings = ", ".join(f"{name} {config[name]}" for name in _SHOWN if config.get(name) is not None)
-        yield f"{config['kind']}: {settings}"
+        yield f"{config['kind']}: {_named({name: config.get(name) for name in _SHOWN})}"
         network = {name: value for name, value in teachers["config"]["network"].items() if name != "kind"}
-        named = ", ".join(f"{name} {value}" for name, value in network.items() if value is not None)
-        yield f"teachers: {teachers.get('count', 'several')} networks ({named})"
+        yield f"teachers: {teachers.get('count', 'several')} networks ({_named(network)})"
     if metadata.get("source"):
         yield f"source: {metadata['source']}"
     if artefact.computed_with:
@@ -109,6 +120,10 @@ def evaluations_beside(path: Path, distilled: DistilledSet) -> dict[Evaluation, 
         if each.identity == fingerprint(sets, each.config, distilled.data_fingerprint):
             found[each] = stored.get(f"{name}_random")
     return found
+
+
+def _named(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _bullets(lines: Iterator[str]) -> str:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iadd_lab.data.distilled import displayable
+from iadd_lab.data.parametrisation import Parametrisation, Pixels
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_number, check_whole, require
@@ -135,6 +136,7 @@ class LivePlot:
     Args:
         preprocess: of the teachers, to show images as pictures.
         ipc: distilled images per class.
+        parametrisation: of the run, by which images are stored.
         iterations: of the run: its last one is drawn in any case. None draws the last one when it is due.
         seconds: between two drawings, at least.
         most: drawings at most, the last one beside; from half of them on, each waits a tenth longer than the
@@ -147,6 +149,7 @@ class LivePlot:
     preprocess: Preprocess
     _: KW_ONLY
     ipc: int = 1
+    parametrisation: Parametrisation = Pixels()
     iterations: int | None = None
     seconds: float = 2.0
     most: int = 200
@@ -175,7 +178,9 @@ class LivePlot:
     @house_style()
     def draw(self, history: History) -> Figure:
         """The picture at this moment."""
-        pictures = displayable(self.preprocess.invert(history.snapshot_images[-1][:: self.ipc][:10]))
+        pictures = displayable(
+            self.parametrisation.pixels(history.snapshot_images[-1][:: self.ipc][:10], self.preprocess)
+        )
         figure = new_figure(DOUBLE, 1.6)
         loss, images = figure.subplots(1, 2, width_ratios=(1, 2))
         _draw_series(loss, history.loss)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from iadd_lab.data.distilled import displayable
+from iadd_lab.data.parametrisation import PIXELS, Parametrisation
 from iadd_lab.data.preprocess import Preprocess
 from iadd_lab.distillation.history import History
 from iadd_lab.errors import check_whole, require
@@ -46,17 +47,26 @@ class TensorBoard(AbstractContextManager):
         folder: where the files for TensorBoard go; each run needs one of its own.
         preprocess: of the teachers, to show images as pictures.
         ipc: distilled images per class: they get a row of their own for each.
+        parametrisation: of the run, by which images are stored.
 
     Raises:
         InputError: tensorboard is not installed, nothing can be written in `folder`, or, at the first
             iteration, it holds the points of another run.
     """
 
-    def __init__(self, folder: Path | str, preprocess: Preprocess, *, ipc: int = 1):
+    def __init__(
+        self,
+        folder: Path | str,
+        preprocess: Preprocess,
+        *,
+        ipc: int = 1,
+        parametrisation: Parametrisation = PIXELS,
+    ):
         check_whole("ipc", ipc, minimum=1)
         sentence = "watching a run needs the package tensorboard, not found here: pip install tensorboard."
         require(find_spec("tensorboard") is not None, sentence)
-        self.folder, self.preprocess, self.ipc = check_folder(Path(folder)), preprocess, ipc
+        self.folder, self.ipc = check_folder(Path(folder)), ipc
+        self.preprocess, self.form = preprocess, parametrisation
         self._writer, self._next = None, 0  # the iteration to write next; 0 is before the first
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +119,7 @@ class TensorBoard(AbstractContextManager):
     def _add_snapshot(self, iteration: int, history: History) -> None:
         """The images and W of `iteration`: a row for each class, or ten classes where each has one image."""
         place = history.snapshot_iterations.index(iteration)
-        pictures = displayable(self.preprocess.invert(history.snapshot_images[place]))
+        pictures = displayable(self.form.pixels(history.snapshot_images[place], self.preprocess))
         columns = min(len(pictures) if self.ipc == 1 else self.ipc, _MOST)
         shown = pictures.unflatten(0, (-1, self.ipc))[:, :columns].flatten(0, 1)[: columns * _MOST]
         self._writer.add_image(IMAGES, tile(shown, columns=columns), iteration, dataformats="HWC")

@@ -14,9 +14,11 @@ from torch import Tensor
 from iadd_lab.device import DEFAULT, Execution, executes, root
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
-from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
+from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, Variables, walk
 from iadd_lab.errors import check_whole, require
 from iadd_lab.seeds import generator
+from iadd_lab.training.fast.compiling import PLAIN
+from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.networks import ParameterLayout
 from iadd_lab.training.teachers import Teachers
 
@@ -146,7 +148,7 @@ def one_iteration(
         real_images=real_images,
         loss=gradients.loss.item(),
         unweighted_loss=(end / start).square().item(),
-        image_gradient=gradients.images.norm().item(),
+        image_gradient=again.form.transpose(gradients.images, stored=result.images).norm().item(),
         alpha_gradient=gradients.alpha.item(),
         importance_gradient=gradients.raw.norm().item(),
         start_distance=start.item(),
@@ -182,8 +184,11 @@ class _Again:
         found, own = teachers.fingerprint, result.teachers["fingerprint"]
         given = f"{teachers.folder} holds teachers of fingerprint {found}"
         require(found == own, f"{given}, but the result was distilled from {own}: open those.")
-        self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
-        learned = (result.images, result.labels, torch.tensor(result.alpha), result.raw)
+        self.config, self.teachers = result.config, teachers
+        self.loss = student_loss(teachers.network(0), PLAIN, plain=True)
+        self.form = result.config.parametrisation
+        seen = result.distilled.decoded
+        learned = (seen.images, seen.labels, torch.tensor(result.alpha), result.raw)
         self.variables = Variables(*(each.to(device) for each in learned))
 
     def draw(self, seed: int, index: int) -> tuple[tuple[int, int, int], Segment]:

@@ -7,6 +7,7 @@ from typing import Any
 from iadd_lab.baselines.features import DistributionMatchingConfig
 from iadd_lab.baselines.gradients import GradientMatchingConfig
 from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.parametrisation import MultiFormation, Parametrisation, Pixels
 from iadd_lab.data.sets import DATASETS, DataConfig
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned
@@ -47,6 +48,9 @@ class Setting:
         batch: distilled images per student step; None takes all.
         gradient: the engine, a key of `unroll.ENGINES`.
         image_rate: learning rate of the images.
+        image_optimizer: "sgd" or "adam".
+        average: decay of the average of the images; 0 takes the last images.
+        factor: small images along a side of a stored one (`MultiFormation`); 1 stores pixels.
         alpha: the student's learning rate at the start.
         alpha_rate: learning rate of that learning rate.
         weight_rate: of the descent on W.
@@ -85,6 +89,9 @@ class Setting:
     batch: int | None = _goes(None, "distillation")
     gradient: str = _goes("adjoint", "distillation")
     image_rate: float = _goes(100.0, "distillation")
+    image_optimizer: str = _goes("sgd", "distillation")
+    average: float = _goes(0.0, "distillation")
+    factor: int = 1
     alpha: float = _goes(0.01, "distillation")
     alpha_rate: float = _goes(1e-7, "distillation")
     weight_rate: float = 3e-3
@@ -104,7 +111,7 @@ class Setting:
     seed: int = _goes(0, "distillation", "gradients", "features", "evaluation")
 
     def __post_init__(self):
-        for name in ("teacher_count", "whole_epochs", "seeds", "width"):
+        for name in ("teacher_count", "whole_epochs", "seeds", "width", "factor"):
             check_whole(name, getattr(self, name), minimum=1)
         check_whole("seed", self.seed, minimum=0)
         self.distillation(Learned(rate=self.weight_rate))
@@ -150,7 +157,13 @@ class Setting:
 
     def distillation(self, matching: Matching, *, number: int = 0) -> DistillConfig:
         """Matching parameters with `matching`, for the distilled set `number`."""
-        return DistillConfig(matching=matching, **self._part("distillation", number))
+        own = self._part("distillation", number)
+        return DistillConfig(matching=matching, parametrisation=self.parametrisation, **own)
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """How images are stored that are made by matching parameters."""
+        return Pixels() if self.factor == 1 else MultiFormation(self.factor)
 
     def gradient_matching(self, augment: AugmentConfig | None, *, number: int = 0) -> GradientMatchingConfig:
         """DC without augmentation, DSA with it, for the distilled set `number`."""
