@@ -159,17 +159,39 @@ def data_check(
     /,
     *,
     data_root: DataRoot = None,
-    config: Annotated[DataConfig, options_of("name")] = DataConfig("digits"),
+    size: int | None = None,
+    seed: int = DataConfig.seed,
+    bad_images: str = DataConfig.bad_images,
+    seen_test_images: str = DataConfig.seen_test_images,
+    groups: str | None = None,
+    range: tuple[float, float] | None = None,
+    layout: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
 ) -> None:
     """Load a data set in full and show what is in it.
 
     Args:
         name: one of {data_sets}; torchvision:NAME; or a path: a folder, an archive, .npz, a table, Parquet.
-        config.size: side in pixels (the set's own).
-        config.seed: of the validation split.
+        size: side in pixels (the set's own).
+        seed: of the validation split.
+        bad_images: damaged image files: refuse or skip.
+        seen_test_images: test images that are training images too: keep or drop.
+        groups: what stays together in test and validation images: a column, a CSV file in the folder with
+            rows of file and group, or a regular expression on the files' names.
+        range: black and white in arrays.
+        layout: of arrays: channels_first or channels_last.
+        classes: their names in the order of their labels; one each time.
+        image_column: column or array of the pictures.
+        label_column: column or array of the classes.
+        split_column: column of the parts.
     """
-    started = time.perf_counter()
-    data = lab.load_data(replace(config, name=name), root=data_root)
+    started, given = time.perf_counter(), {"seen_test_images": seen_test_images, "groups": groups}
+    given |= {"range": range, "layout": layout, "classes": classes, "image_column": image_column}
+    given |= {"label_column": label_column, "split_column": split_column}
+    data = lab.load_data(name, root=data_root, size=size, seed=seed, bad_images=bad_images, **given)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
     print(own_data.class_table(data))
@@ -217,8 +239,9 @@ def teach(
     config = replace(config, network=network, augment=_augment(augment))
     data, data_root = sets.settle(data, data_root)
     data_root = _known_root(data_root, out)
-    if suggest and data.size is None and data_root:
-        data = replace(data, size=own_data.suggest_size(data, data_root))
+    own = data.name in ("image_folder", sets.FILES) and data.size is None
+    if suggest and own and data_root and data_root.is_dir():
+        data = replace(data, size=own_data.suggest_size(data_root))
     images = lab.load_data(data, root=data_root)
     _note_root(data_root, out)
     if suggest:
