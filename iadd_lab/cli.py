@@ -148,7 +148,7 @@ def data_fetch(name: str, /, *, data_root: DataRoot = None) -> None:
     """Download a data set (the only command that uses the network).
 
     Args:
-        name: one of {data_sets}.
+        name: one of {data_sets}; or torchvision:NAME.
     """
     print(f"{name} lies in {sets.fetch_data(name, root=data_root)}")
 
@@ -164,21 +164,34 @@ def data_check(
     bad_images: str = DataConfig.bad_images,
     seen_test_images: str = DataConfig.seen_test_images,
     groups: str | None = None,
+    range: tuple[float, float] | None = None,
+    layout: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
 ) -> None:
     """Load a data set in full and show what is in it.
 
     Args:
-        name: one of {data_sets}.
+        name: one of {data_sets}; torchvision:NAME; or a path: a folder, an archive, .npz, a table, Parquet.
         size: side in pixels (the set's own).
         seed: of the validation split.
         bad_images: damaged image files: refuse or skip.
         seen_test_images: test images that are training images too: keep or drop.
-        groups: what stays together in test and validation images: a CSV file in the folder with rows of file
-            and group, or a regular expression on the files' names.
+        groups: what stays together in test and validation images: a column, a CSV file in the folder with
+            rows of file and group, or a regular expression on the files' names.
+        range: black and white in arrays.
+        layout: of arrays: channels_first or channels_last.
+        classes: their names in the order of their labels; one each time.
+        image_column: column or array of the pictures.
+        label_column: column or array of the classes.
+        split_column: column of the parts.
     """
-    started, policies = time.perf_counter(), {"seen_test_images": seen_test_images, "groups": groups}
-    config = DataConfig(name=name, size=size, seed=seed, bad_images=bad_images, **policies)
-    data = lab.load_data(config, root=data_root)
+    started, given = time.perf_counter(), {"seen_test_images": seen_test_images, "groups": groups}
+    given |= {"range": range, "layout": layout, "classes": classes, "image_column": image_column}
+    given |= {"label_column": label_column, "split_column": split_column}
+    data = lab.load_data(name, root=data_root, size=size, seed=seed, bad_images=bad_images, **given)
     shape, seconds = " × ".join(map(str, data.train.images.shape[1:])), time.perf_counter() - started
     print(f"{name}: {shape}, read in {seconds:.1f} s, fingerprint {data.fingerprint}")
     print(own_data.class_table(data))
@@ -208,7 +221,8 @@ def teach(
     Interrupted, it goes on with the first missing teacher when run again.
 
     Args:
-        data.name: the data set: {data_sets}.
+        data.name: the data set: {data_sets}; torchvision:NAME; or a path: a folder, an archive, .npz, a
+            table, Parquet.
         data.seed: of the validation split.
         out: folder of the teachers.
         teachers: how many; more can join later.
@@ -217,13 +231,16 @@ def teach(
         network.depth: blocks of the ConvNet (by image size).
         augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
             real set).
-        import_buffers: convert others' replay_buffer_N.pt instead of training; may be repeated.
+        import_buffers: convert others' replay_buffer_N.pt, or all in a folder, instead of training; may be
+            repeated.
     """
     lab.pick_device(how.device)  # refused before images are read
     check_folder(out)
     config = replace(config, network=network, augment=_augment(augment))
+    data, data_root = sets.settle(data, data_root)
     data_root = _known_root(data_root, out)
-    if suggest and data.name == "image_folder" and data.size is None and data_root:
+    own = data.name in ("image_folder", sets.FILES) and data.size is None
+    if suggest and own and data_root and data_root.is_dir():
         data = replace(data, size=own_data.suggest_size(data_root))
     images = lab.load_data(data, root=data_root)
     _note_root(data_root, out)
@@ -490,7 +507,7 @@ def import_set(
     method: str = "imported",
     data_root: DataRoot = None,
 ) -> None:
-    """Make a released set of MTT or a successor one of our own, for `iadd-lab evaluate`.
+    """Make a released set of MTT or a successor one of our own, for `iadd-lab evaluate`, soft labels too.
 
     A set that `iadd-lab export --to mtt` wrote knows its data and preprocessing: neither is to be given then.
 
@@ -515,7 +532,8 @@ def import_set(
     else:
         said = f"--data is {data!r} and --preprocess {preprocess!r}, but {folder} says neither: give both."
         require(data is not None and preprocess is not None, said)
-        images = lab.load_data(DataConfig(name=data, size=size, seed=data_seed), root=data_root)
+        config, data_root = sets.settle(data, data_root, size=size, seed=data_seed)
+        images = lab.load_data(config, root=data_root)
         made = lab.import_mtt(folder, images, preprocess=preprocess, alpha=alpha, method=method)
     _note_root(data_root, out)
     made.save(target, more_metadata={"source": f"{folder.resolve().name}, in the format of MTT"})

@@ -150,8 +150,9 @@ def _files_of(
     found = {
         name: [known.get(os.path.normpath(word), set()) for word in words] for name, words in table.items()
     }
-    fitting = [name for name, places in found.items() if any(places)]
     called = [name for name in table if re.fullmatch(_FILE, name.lower())]
+    # Classes that are numbers may be called like some of the files.
+    fitting = [name for name in called if any(found[name])] or [name for name in table if all(found[name])]
     names = [choose("column", given, {name: name for name in table})] if given else fitting or called[:1]
     told = f"{path} has no column that names pictures in {path.parent} (columns: {listed(table)})"
     require(bool(names) and bool(found[names[0]]), f"{told}: put it beside them, or give image_column=.")

@@ -25,7 +25,7 @@ from iadd_lab.errors import DivergenceError, check_whole, require
 from iadd_lab.seeds import generator
 from iadd_lab.store.artefacts import Artefact
 from iadd_lab.store.configs import describe, fingerprint
-from iadd_lab.store.locks import lock_of, locked
+from iadd_lab.store.locks import expanded, lock_of, locked
 from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.compiling import choose_kernels, flops
 from iadd_lab.training.fast.losses import student_loss
@@ -76,7 +76,8 @@ def distill(
     check_inputs(data, teachers, config)
     ranks.own(config.segments)
     identity = fingerprint(config, teachers.fingerprint)
-    target = Path(folder) / "distilled.safetensors" if folder is not None else None
+    folder = folder and expanded(folder)
+    target = folder and folder / "distilled.safetensors"
     path = target and target.with_name("checkpoint.safetensors")
     with locked(lock_of(folder), str(folder)) if target and ranks.first else nullcontext():
         ranks.agree(identity)  # which is not before the first rank has the folder for itself

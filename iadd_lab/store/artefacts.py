@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from iadd_lab.device import computed_with
 from iadd_lab.errors import InputError, OtherVersionError, require
 from iadd_lab.store.configs import FORMAT_VERSION
-from iadd_lab.store.locks import UNSUPPORTED
+from iadd_lab.store.locks import UNSUPPORTED, expanded
 
 _HEADER = "iadd_lab"  # the one key that this package writes into a safetensors header
 _MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk")
@@ -55,19 +55,6 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def expanded(path: Path | str) -> Path:
-    """`path` with the home folder in place of a ~ at its beginning.
-
-    Raises:
-        InputError: there is no such home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        told = f"{path} begins with ~, but there is no such home folder: write the path in full."
-        raise InputError(told) from error
 
 
 def user_folder(variable: str, leaf: str) -> Path:
@@ -214,7 +201,7 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
     Raises:
         InputError: as `read_metadata`, or the checksum does not fit the content.
     """
-    path = Path(path)
+    path = expanded(path)
     with open_artefact(path) as file:
         header = _header(path, file, kind)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -227,7 +214,7 @@ def load_artefact(path: Path, *, kind: str) -> Artefact:
 @contextmanager
 def open_artefact(path: Path):
     """The safetensors file at `path`, memory-mapped; an `InputError` where it cannot be read as one."""
-    path = Path(path)
+    path = expanded(path)
     require(path.is_file(), f"{path} is not there: check the path, or make the file first.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

@@ -18,12 +18,27 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from iadd_lab.errors import InputError
+
 PREPROCESSING = ".preprocess.lock"  # in the folder of teachers: nobody need wait for hours of training
 # How a file system says that it lacks a thing, such as locks: network and overlay ones, as they are mounted.
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 # Nor can a result be written where no lock can: whoever tries to will hear of it, who only reads need not.
 _NOTHING_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 _without: set[Path] = set()  # folders in which there turned out to be none
+
+
+def expanded(path: Path | str) -> Path:
+    """`path` with the home folder in place of a ~ at its beginning.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        told = f"{path} begins with ~, but there is no such home folder: write the path in full."
+        raise InputError(told) from error
 
 
 def lock_of(path: Path | str) -> Path:
@@ -55,7 +70,7 @@ def locked(lock: Path, what: str) -> Iterator[None]:
 
 
 def locked_folder(parameter: str, *, file: str = "") -> Callable[[Callable], Callable]:
-    """Decorate a function so that it holds the lock of what it is given as `parameter`.
+    """Decorate a function so that it holds the lock of what it is given as `parameter`, a ~ expanded.
 
     Args:
         parameter: of the function: the folder that it works in, the file that it makes, or None.
@@ -67,10 +82,13 @@ def locked_folder(parameter: str, *, file: str = "") -> Callable[[Callable], Cal
 
         @functools.wraps(function)
         def holding(*positional, **named):
-            path = signature.bind(*positional, **named).arguments.get(parameter)
-            lock = path and (Path(path) / file if file else lock_of(path))
+            given = signature.bind(*positional, **named)
+            path = given.arguments.get(parameter)
+            if path:
+                path = given.arguments[parameter] = expanded(path)
+            lock = path and (path / file if file else lock_of(path))
             with locked(lock, str(path)) if lock else nullcontext():
-                return function(*positional, **named)
+                return function(*given.args, **given.kwargs)
 
         return holding
 

@@ -372,7 +372,7 @@ def open_teachers(folder: Path, *, count: int | None = None, network: Any = None
         InputError: there are none, a file is damaged or belongs to other teachers, or `network` is missing
             or makes another one than theirs.
     """
-    folder = Path(folder)
+    folder = artefacts.expanded(folder)
     check_whole("count", 1 if count is None else count, minimum=1)
     mend = f"train them with `iadd-lab teach --out {folder}`"
     require((folder / _MANIFEST).is_file(), f"no teachers in {folder} (it has no {_MANIFEST}): {mend}.")
