@@ -64,7 +64,7 @@ def test_every_field_reaches_a_configuration():
     changed = {
         "data_name": "mnist", "preprocess": "zca", "size": 16, "train_limit": 99, "depth": 2, "batch": 7,
         "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4, "evaluation_rate": 0.1,
-        "image_optimizer": "adam", "average": 0.9,
+        "image_optimizer": "adam", "average": 0.9, "labels": "soft",
     }  # fmt: skip
     own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
     for field in (field for field in dataclasses.fields(Setting) if field.name not in own):

@@ -43,12 +43,17 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """What is optimised (images, alpha, raw) and the labels that go with the images."""
+    """What is optimised: images, alpha, raw and, where they are probabilities, labels."""
 
-    images: Tensor  # (classes * ipc, channels, height, width)
-    labels: Tensor  # (classes * ipc,) int64
+    images: Tensor  # as networks see them, (count, channels, height, width)
+    labels: Tensor  # (count,) int64, or (count, classes) probabilities
     alpha: Tensor  # (), the student's learning rate
     raw: Tensor  # the matching's learnable values, (0,) where there are none
+
+    @property
+    def soft(self) -> Tensor:
+        """The labels where they are probabilities, else (0,)."""
+        return self.labels if self.labels.is_floating_point() else self.images.new_zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,7 @@ class Gradients:
     images: Tensor
     alpha: Tensor
     raw: Tensor
+    soft: Tensor  # (count, classes), up to a constant in each row, as rows sum to 1; else (0,)
     end: Tensor  # θ̃_J, (P,)
 
 
@@ -67,15 +73,17 @@ Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
 
 def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective) -> Gradients:
     """Exact gradients from one graph over all steps; memory grows with J × batch."""
-    images, alpha, raw = (leaf(v) for v in (variables.images, variables.alpha, variables.raw))
+    own = variables.images, variables.alpha, variables.raw, variables.soft
+    learned = images, alpha, raw, soft = [leaf(each) for each in own]
+    labels = soft if len(soft) else variables.labels
     flat = leaf(segment.start)
     for step in segment.steps:
         batch = step.augmentation(images[step.rows])  # (batch, channels, height, width)
-        value = loss(flat, batch, variables.labels[step.rows])
+        value = loss(flat, batch, labels[step.rows])
         (slope,) = torch.autograd.grad(value, flat, create_graph=True)  # (P,)
         flat = flat - alpha * slope
     value = objective(flat, raw)
-    slopes = torch.autograd.grad(value, (images, alpha, raw), allow_unused=True, materialize_grads=True)
+    slopes = torch.autograd.grad(value, learned, allow_unused=True, materialize_grads=True)
     return Gradients(value.detach(), *slopes, flat.detach())
 
 
@@ -93,6 +101,7 @@ def adjoint(
     costate, raw_gradient = torch.autograd.grad(value, (end, raw), allow_unused=True, materialize_grads=True)
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
+    soft_gradient = torch.zeros_like(variables.soft)
     for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
         batch, labels = variables.images[step.rows], variables.labels[step.rows]
         found = loss.along(flat, costate, batch, labels, step.augmentation, curvature=curvature)
@@ -100,9 +109,17 @@ def adjoint(
         alpha_gradient -= scalar
         # α as a tensor: reading it would make a GPU wait in every step.
         images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
+        if len(soft_gradient):
+            rise = tangent(loss, flat, costate, step.augmentation(batch))  # −∂s_j/∂y, times the batch
+            soft_gradient.index_add_(0, step.rows, variables.alpha * rise / len(batch))
         if curvature:
             costate = costate - variables.alpha * flat_gradient
-    return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
+    return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, soft_gradient, path[-1])
+
+
+def tangent(loss: StudentLoss, flat: Tensor, direction: Tensor, images: Tensor) -> Tensor:
+    """How fast the logits of the images rise as θ moves along `direction`: (batch, classes)."""
+    return torch.func.jvp(lambda point: loss.logits(point, images), (flat,), (direction,))[1]
 
 
 def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:
