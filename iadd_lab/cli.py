@@ -139,7 +139,7 @@ def data_list(*, data_root: DataRoot = None) -> None:
     """Show every data set and where it was found."""
     for name, spec in DATASETS.items():
         place = "part of scikit-learn" if name == "digits" else sets.locate(name, root=data_root)
-        print(f"{name:14} {spec.size:>4} px  {spec.title:32} {place or 'not found'}")
+        print(f"{name:14} {spec.size or '':>4} px  {spec.title:32} {place or 'not found'}")
     print(f"\nLooked under {data_root or sets.data_root()} (set IADD_DATA to change it).")
 
 

@@ -10,6 +10,8 @@ import torchvision.datasets
 from iadd_lab.data.sets import DATASETS, DataConfig, cache_root, data_root, fetch_data, load_data, locate
 from tests.samples import assert_refused, counts, load, make_idx, make_tree, three
 
+PLACELESS = ("digits", "image_folder", "files", "memory")
+
 
 def test_roots_come_from_the_environment_or_the_platform(tmp_path, monkeypatch):
     monkeypatch.setenv("IADD_DATA", str(tmp_path))
@@ -22,7 +24,7 @@ def test_roots_come_from_the_environment_or_the_platform(tmp_path, monkeypatch):
     assert cache_root() == platformdirs.user_cache_path("iadd-lab") / "decoded"
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("digits", "image_folder")])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in PLACELESS])
 def test_a_missing_set_says_where_and_how(tmp_path, name):
     assert locate(name, root=tmp_path) is None
     how = f"fetch it with `iadd-lab data fetch {name}`" if DATASETS[name].fetcher else DATASETS[name].where

@@ -158,6 +158,24 @@ def test_chunks_change_nothing(kind, dtype, monkeypatch):
     assert (found - whole.apply(images)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_the_whole_whatever_falls_into_them(kind, monkeypatch):
+    images = correlated(300)
+    fitted = fit_preprocess(kind, images)
+    whole = fitted.prepare(images)
+    monkeypatch.setattr(type(fitted), "kept", 0)
+    lazy, rows = fitted.prepare(images), torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    assert lazy.images is images  # no copy, let alone as floats
+    assert lazy.shape == whole.shape
+    for batch in (1, 7, 64, 256, 300):
+        found = torch.cat([lazy[some] for some in rows.split(batch)]), torch.cat([*lazy.split(batch)])
+        if kind == "standardise":
+            assert torch.equal(found[0], whole[rows])
+            assert torch.equal(found[1], whole)
+        assert (found[0] - whole[rows]).abs().max() < 1e-5
+        assert (found[1] - whole).abs().max() < 1e-5
+
+
 def test_zca_of_too_many_pixels_is_refused_before_any_work(monkeypatch):
     images = torch.zeros((), dtype=torch.uint8).expand(50_000, 3, 65, 65)
     message = r"^ZCA of \(3, 65, 65\) images needs a 12675×12675 matrix; .*images\.$"

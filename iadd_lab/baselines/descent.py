@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
 from iadd_lab.data.distilled import KIND, DistilledSet
-from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
+from iadd_lab.data.preprocess import Preprocess, Preprocessed, preprocess_fingerprint
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import DEFAULT, Execution, executes, finite
@@ -166,11 +166,14 @@ class Descent:
         self.good = self.tensors()  # the last state that is known to have a finite loss
 
     @cached_property
-    def real(self) -> tuple[Tensor, ...]:
-        """The preprocessed training images of each class: (count, channels, height, width) each."""
-        train, labels = self.data.train, range(len(self.data.classes))
-        classes = (train.images[train.labels == label] for label in labels)
-        return tuple(self.preprocess.apply(images.to(self.device)) for images in classes)
+    def real(self) -> Tensor | Preprocessed:
+        """The preprocessed training images: (count, channels, height, width)."""
+        return self.preprocess.prepare(self.data.train.images.to(self.device))
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """The rows of each class among them: (count of that class,) each."""
+        return [torch.nonzero(self.data.train.labels == n).flatten() for n in range(len(self.data.classes))]
 
     def fresh_network(self, seed: int) -> nn.Module:
         """A network with an initialisation of its own.
@@ -182,11 +185,11 @@ class Descent:
 
     def pair(self, label: int, distilled: Tensor, random: torch.Generator) -> Pair:
         """`distilled` beside as many real images of its class as the configuration says, newly drawn."""
-        real, (height, width) = self.real[label], distilled.shape[2:]
+        own, (height, width) = self.rows[label], distilled.shape[2:]
         size = {"batch": 1, "height": height, "width": width}
         augmentation = draw_augmentation(self.config.augment, **size, generator=random)
-        rows = torch.randperm(len(real), generator=random)[: self.config.real_batch]
-        return Pair(label, augmentation(real[rows.to(self.device)]), augmentation(distilled))
+        rows = own[torch.randperm(len(own), generator=random)[: self.config.real_batch]]
+        return Pair(label, augmentation(self.real[rows.to(self.device)]), augmentation(distilled))
 
     def advance(self) -> dict[str, str]:
         """One iteration, with a random stream of its own: all that goes from one to the next is kept here.

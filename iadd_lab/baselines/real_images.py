@@ -83,7 +83,7 @@ def herding(
     network = teachers.network(0)
     network.load_state_dict(teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs)))
     network.to(how.place)
-    images = teachers.preprocess.apply(data.train.images)
+    images = teachers.preprocess.prepare(data.train.images)
     # What the linear layer sees: (count, dimensions), on the CPU.
     features = torch.cat([network.embed(chunk.to(how.place)).cpu() for chunk in images.split(1024)])
     own = [torch.nonzero(data.train.labels == label).flatten() for label in range(len(data.classes))]

@@ -20,7 +20,7 @@ from iadd_lab.data.preprocess import (
     preprocess_from_tensors,
     preprocess_tensors,
 )
-from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data
+from iadd_lab.data.sets import DataConfig, ImageData, load_data
 from iadd_lab.errors import check_number, require
 from iadd_lab.store.artefacts import load_artefact, save_artefact, tensor_fingerprint, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore, restore_fields
@@ -116,7 +116,7 @@ class DistilledSet:
     @property
     def augmentation(self) -> AugmentConfig:
         """What networks that train on it see of it: the operations that it was made for."""
-        return self.augment or AugmentConfig(operations=DATASETS[self.data.name].augment)
+        return self.augment or AugmentConfig(operations=self.data.spec.augment)
 
     @property
     def targets(self) -> torch.Tensor:

@@ -153,11 +153,18 @@ def _role(name: str) -> str:
     return next((role for role, word in _SPLITS.items() if re.search(f"(?<![a-z])({word}){ends}", words)), "")
 
 
-def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
+def split_role(name: str) -> str:
+    """The part of a set that a usual name stands for: "train", "validation", "test"; or "" for none."""
+    role = _role(name)
+    return "validation" if role in ("val", "eval") else role
+
+
+def split_folders(folder: Path, left: LeftOut, *, validation: bool = False) -> dict[str, Path]:
     """The folders "train" and "test" in `folder`, by any usual name, or none where it has a folder per class.
 
-    Where that to test on has no classes, that of validation is taken. Other folders are left out. A class may
-    be called train or test too: splits hold folders, some of the same names.
+    Where that to test on has no classes, that of validation is taken. Other folders are left out, but for one
+    of `validation` where that is asked for. A class may be called train or test too: splits hold folders,
+    some of the same names.
 
     Raises:
         InputError: it cannot be told which folders are the splits, or one of the two is missing.
@@ -173,9 +180,11 @@ def split_folders(folder: Path, left: LeftOut) -> dict[str, Path]:
         several = f"{folder} has several folders to train or to test on ({shown})"
         require(len(pairs) < 2, f"{several}: keep one of each.")
         for pair in pairs:
-            left.add_beside(folder, pair)
+            more = [path for path in roles["val"] if validation and path not in pair and classes[path]][:1]
+            left.add_beside(folder, [*pair, *more])
             left.notes += [f"{pair[1].name} is the test part"] if role != "test" else []
-            return {part: innermost(path, left) for part, path in zip(("train", "test"), pair, strict=True)}
+            named = zip(("train", "test", "validation"), [*pair, *more], strict=False)
+            return {part: innermost(path, left) for part, path in named}
     bare = [path for path in classes if not any(map(is_picture, _visible(path, left)))]
     mistaken = any(classes[path] for path in bare) or (train and any(others) and len(classes) == len(inside))
     lack = f"{folder} has only one of train and test with a folder per class in it ({shown})"

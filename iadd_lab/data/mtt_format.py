@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, Standardise, Zca, as_float
-from iadd_lab.data.sets import DATASETS, ImageData
+from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import check_number, choose, require
 from iadd_lab.store.artefacts import atomic_path
 from iadd_lab.store.foreign_files import load_safely
@@ -183,6 +183,6 @@ def warn_of_class_order(data: ImageData) -> None:
     """Log a warning where MTT's code, and with it whatever it made, numbers classes otherwise than ours."""
     if data.name == "tiny_imagenet":
         logger.warning(
-            f"MTT numbers the classes of {DATASETS[data.name].title} by sorted folder names, this package as "
+            f"MTT numbers the classes of {data.config.spec.title} by sorted folder names, this package as "
             "in wnids.txt: where these differ, labels name other classes."
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import os
 from functools import cache
 
@@ -40,6 +41,28 @@ def _parsers(ending: str) -> list[str]:
 def open_picture(path: str) -> Image.Image:
     """The image file, opened by its content: its header is read, no pixels yet. Parsers raise any error."""
     return Image.open(path, formats=_parsers(os.path.splitext(path)[1].lower()))
+
+
+def open_bytes(content: bytes) -> Image.Image:
+    """The picture that the bytes of a file hold, decoded.
+
+    Raises:
+        InputError: they are no picture that can be decoded, or it is too large.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=_parsers(""))
+        few = image.width * image.height <= LARGEST_PIXELS
+        require(
+            few,
+            f"a picture has {image.width}×{image.height} pixels, but at most {LARGEST_PIXELS} are decoded.",
+        )
+        image.load()
+        return image
+    except InputError:
+        raise
+    except Exception as error:  # whatever a parser met; Pillow promises no common class
+        reason = " ".join(str(error).split())
+        raise InputError(f"a picture of {len(content)} bytes can't be decoded ({reason}).") from error
 
 
 def is_picture(path: str) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
 
 from iadd_lab.device import root
 from iadd_lab.errors import InputError, choose, require
 from iadd_lab.store.artefacts import tensor_fingerprint
 
-_CHUNK = 4096  # images converted to float at a time: bounds memory on large sets
+_CHUNK = 4096  # images converted to float at a time at most,
+_LARGEST, _SMALL = 2**24, 2**20  # and values, for products and for sums: bounds memory on large sets
+_FEWEST = 64  # rows of a product, below which libraries round it in another way
 _ZCA_LIMIT = 3 * 64 * 64  # the whitening matrix has this many columns at most: 600 MB
 
 
@@ -22,8 +25,15 @@ def as_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _chunks(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    return (as_float(chunk) for chunk in images.split(_CHUNK))
+def _chunks(images: torch.Tensor, values: int = _LARGEST) -> Iterator[torch.Tensor]:
+    size = min(_CHUNK, max(values // max(images[:1].numel(), 1), 1))
+    return (as_float(chunk) for chunk in images.split(size))
+
+
+def _joined(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The parts as one; a single one is not copied."""
+    first, *rest = parts
+    return torch.cat([first, *rest]) if rest else first
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +41,51 @@ class Preprocess:
     """What all kinds have: `fit`, `apply`, `invert`, and a fitted state whose tensors are their fields."""
 
     kind: ClassVar[str]
+    kept: ClassVar[int]  # bytes of floats up to which `prepare` makes them once for all
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor | Preprocessed:
+        """All of `images` (uint8) as network input, to take batches of: in memory they may stay bytes."""
+        few = images.numel() * torch.float32.itemsize <= self.kept
+        return self.apply(images) if few else Preprocessed(self, images)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fitted state, for `preprocess_from_tensors`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """Bytes of images that become network input, four times as large, when a batch is asked for.
+
+    It stands for the tensor that `preprocess.apply(images)` is, where that is only indexed and split.
+    """
+
+    preprocess: Preprocess
+    images: torch.Tensor  # (count, channels, height, width) uint8
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.images.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def element_size(self) -> int:
+        return torch.float32.itemsize
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """The network input of those rows, which does not depend on how many they are."""
+        chosen = self.images[rows]
+        filled = functional.pad(chosen, (0, 0, 0, 0, 0, 0, 0, max(_FEWEST - len(chosen), 0)))
+        return self.preprocess.apply(filled)[: len(chosen)]
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """Batches of so many, in order; the last one may be smaller."""
+        return (self[start : start + size] for start in range(0, len(self), size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +95,14 @@ class Standardise(Preprocess):
     mean: torch.Tensor  # (channels,)
     deviation: torch.Tensor  # (channels,)
     kind: ClassVar[str] = "standardise"
+    kept: ClassVar[int] = 2**24  # elsewhere it costs nothing beside a step of training
 
     @classmethod
     def fit(cls, images: torch.Tensor) -> Standardise:
         """Fit on images of shape (count, channels, height, width), uint8 or float in [0, 1]."""
         count = images.numel() // images.shape[1]
-        mean = sum(chunk.double().sum((0, 2, 3)) for chunk in _chunks(images)) / count
-        centred = (chunk.double() - mean[:, None, None] for chunk in _chunks(images))
+        mean = sum(chunk.double().sum((0, 2, 3)) for chunk in _chunks(images, _SMALL)) / count
+        centred = (chunk.double() - mean[:, None, None] for chunk in _chunks(images, _SMALL))
         deviation = root(sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count)
         # A constant channel carries nothing; dividing by a tiny number would only blow up rounding.
         return cls(mean=mean.float(), deviation=deviation.float().clamp_min(1e-3))
@@ -58,7 +110,7 @@ class Standardise(Preprocess):
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Images (uint8, or float in [0, 1]) to network input of the same shape, float, on their device."""
         mean, deviation = self._columns(images.device)
-        return torch.cat([(chunk - mean) / deviation for chunk in _chunks(images)])
+        return _joined((chunk - mean) / deviation for chunk in _chunks(images))
 
     def invert(self, images: torch.Tensor) -> torch.Tensor:
         """Network input back to images whose real ones lie in [0, 1]; distilled ones may lie outside."""
@@ -82,6 +134,7 @@ class Zca(Preprocess):
     eigenvalues: torch.Tensor  # (channels * height * width,), of C
     eigenvectors: torch.Tensor  # (channels * height * width,) squared, in columns
     kind: ClassVar[str] = "zca"
+    kept: ClassVar[int] = 2**30  # a product with a large matrix for each batch is not for nothing
     regularisation: ClassVar[float] = 0.1
 
     @classmethod
@@ -117,8 +170,8 @@ class Zca(Preprocess):
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Images (uint8, or float in [0, 1]) to whitened network input of the same shape."""
         flat = (chunk.flatten(1) for chunk in _chunks(images))  # (chunk, channels * height * width) each
-        whitened = [(each - self.centre.to(each)) @ self._whiten.to(each) for each in flat]
-        return torch.cat(whitened).view(images.shape)
+        whitened = ((each - self.centre.to(each)) @ self._whiten.to(each) for each in flat)
+        return _joined(whitened).view(images.shape)
 
     def invert(self, images: torch.Tensor) -> torch.Tensor:
         """Whitened network input back to images whose real ones lie in [0, 1]."""

@@ -27,7 +27,8 @@ PICKLES = "cifar-10-batches-py"  # torchvision's name for the folder of the orig
 class RawData:
     """What a reader returns: the data before validation is held out.
 
-    `white` is the value that became 255 in pictures of more than 8 bits, if there are any.
+    `white` is the value that became 255 in pictures of more than 8 bits, if there are any. `validation` is
+    the source's own, which nothing of `train` then is held out for.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +37,7 @@ class RawData:
     remark: str = ""
     folds: int = 1  # of test images: how often others can be held out; 1 for a set's own test part
     white: int | None = None
+    validation: Split | None = None
 
 
 def read_digits(request: Request) -> RawData:
@@ -91,24 +93,24 @@ def read_cifar10(request: Request) -> RawData:
     """CIFAR-10 from torchvision's pickles, or from a tree {train,test}/<class>/*.jpg|png."""
     if request.folder.name == PICKLES:
         return read_torchvision("CIFAR10", request)
-    tree = _find_tree(request.folder)
+    tree = find_tree(request.folder)
     require(len(tree.parts) == 2, f"{request.folder} needs a folder train and a folder test.")
     lossy = any(file.path.lower().endswith((".jpg", ".jpeg")) for file in tree.files)
-    return _read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
+    return read_tree(tree, request, remark="CIFAR-10 from a tree of lossy JPEGs" if lossy else "")
 
 
 def read_covid19(request: Request) -> RawData:
     """Chest X-rays in a folder per class, masks aside; a quarter is the test part, if there is none."""
-    return _read_tree(_find_tree(request.folder), request, test_fraction=0.25)
+    return read_tree(find_tree(request.folder), request, test_fraction=0.25)
 
 
 def read_image_folder(request: Request) -> RawData:
     """A user's images: {train,test}/<class>/..., or <class>/... of which a fifth is the test part."""
-    tree = _find_tree(request.folder)
+    tree = find_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
         request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
-    return _read_tree(tree, request, test_fraction=0.2)
+    return read_tree(tree, request, test_fraction=0.2)
 
 
 def read_tiny_imagenet(request: Request) -> RawData:
@@ -134,7 +136,7 @@ def read_tiny_imagenet(request: Request) -> RawData:
     # Fewer classes are easier to tell apart: published numbers are of all of them.
     count = len(identifiers)
     remark = f"Tiny ImageNet with {count} of its {TINY_CLASSES} classes" if count < TINY_CLASSES else ""
-    return _read_tree(Tree(left, _tiny_names(folder, identifiers), parts), request, remark=remark)
+    return read_tree(Tree(left, _tiny_names(folder, identifiers), parts), request, remark=remark)
 
 
 def _tiny_names(folder: Path, identifiers: list[str]) -> tuple[str, ...]:
@@ -157,7 +159,7 @@ def _tiny_test(folder: Path, identifiers: list[str]) -> list[ImageFile]:
             path = folder / "val" / "images" / _plain_name(name, notes)
             require(path.is_file(), f"{path} is missing, though {here} names it.")
             require(str(path) not in files, f"{here} names {path.name} a second time.")
-            files[str(path)] = _image_file(str(path), identifiers.index(identifier))
+            files[str(path)] = image_file(str(path), identifiers.index(identifier))
     return list(files.values())
 
 
@@ -172,15 +174,19 @@ def _plain_name(name: str, source: Path) -> str:
     return name
 
 
-def _find_tree(root: Path) -> Tree:
-    """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them."""
+def find_tree(root: Path, *, validation: bool = False) -> Tree:
+    """The images below `root`, in {train,test}/<class>/... or <class>/..., and what is there beside them.
+
+    A folder of validation images is left out, if they are not asked for.
+    """
     left = LeftOut(root)
     folder = innermost(root, left)
-    parts = split_folders(folder, left) or {"all": folder}
+    parts = split_folders(folder, left, validation=validation) or {"all": folder}
     folders = {part: class_folders(path, left) for part, path in parts.items()}
     names = [set(each) for each in folders.values()]
-    odd = listed(names[0] ^ names[-1])
-    require(not odd, f"{folder} has class folders in only one of train and test ({odd}): give both.")
+    odd = listed(set.union(*names) - set.intersection(*names))
+    only = " and ".join(("some of train, validation" if len(names) > 2 else "only one of train", "test"))
+    require(not odd, f"{folder} has class folders in {only} ({odd}): give both.")
     files = {part: _class_files(each, left) for part, each in folders.items()}
     return Tree(left, tuple(next(iter(folders.values()))), files)
 
@@ -194,28 +200,52 @@ def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[I
         if not paths:
             inside = listed(os.listdir(folders[0])) or "nothing in it"
             raise InputError(f"the class folder {folders[0]} has no images ({inside}): fill it or remove it.")
-        files += [_image_file(path, label) for path in paths]
+        files += [image_file(path, label) for path in paths]
     return files
 
 
-def _image_file(path: str, label: int) -> ImageFile:
+def image_file(path: str, label: int) -> ImageFile:
     status = (os.stat if os.path.exists(path) else os.lstat)(path)  # decoding names a link to nothing
     return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 
 
-def _read_tree(tree: Tree, request: Request, *, test_fraction: float = 0.0, remark: str = "") -> RawData:
-    """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out."""
+def read_tree(
+    tree: Tree,
+    request: Request,
+    *,
+    test_fraction: float = 0.0,
+    remark: str = "",
+    groups: Mapping[str, str] | None = None,
+) -> RawData:
+    """Decode a tree, or take it from the cache; where it has no test part, hold `test_fraction` out.
+
+    `groups` are those of the files, by their names below the tree's folder, where a table says them.
+    """
     decoded = decode_tree(tree, request)
     skipped = _say_skipped(tree, decoded) if decoded.skipped else ""
     white = f"{decoded.white} is white in pictures of more than 8 bits" if decoded.white else ""
-    parts, folds = [*decoded.parts.values()], 1
-    if rule := request.config.groups:
-        parts = [group(part, rule, tree.left.root) for part in parts]
+    parts = decoded.parts
+    if groups is not None:
+        parts = {
+            name: replace(part, groups=np.array([groups[file] for file in part.names]))
+            for name, part in parts.items()
+        }
+    elif rule := request.config.groups:
+        parts = {name: group(part, rule, tree.left.root) for name, part in parts.items()}
         tree.left.names["outside of the class folders"].discard(rule)  # that file is used
-    if len(parts) == 1:
-        parts, folds = _hold_out_test(*parts, test_fraction, request), round(1 / test_fraction)
     said = "; ".join(filter(None, (skipped, white, str(tree.left), remark)))
-    return RawData(tree.classes, *parts, said, folds, decoded.white)
+    raw = parted(tree.classes, parts, request, fraction=test_fraction, remark=said)
+    return replace(raw, white=decoded.white)
+
+
+def parted(
+    classes: tuple[str, ...], parts: Mapping[str, Split], request: Request, *, fraction: float, remark: str
+) -> RawData:
+    """Raw data of a set's "train" and "test", "validation" too; or of "all", a `fraction` of it to test."""
+    given = (parts.get("train"), parts.get("test"))
+    train, test = given if "test" in parts else _hold_out_test(parts["all"], fraction, request)
+    folds = 1 if "test" in parts else round(1 / fraction)
+    return RawData(classes, train, test, remark, folds, validation=parts.get("validation"))
 
 
 def _hold_out_test(split: Split, fraction: float, request: Request) -> tuple[Split, Split]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from iadd_lab.data.distilled import KIND, DistilledSet, made_by
 from iadd_lab.data.folders import on_one_line
-from iadd_lab.data.sets import DATASETS
 from iadd_lab.errors import InputError
 from iadd_lab.evaluation.protocol import Evaluation, doubts
 from iadd_lab.store.artefacts import Artefact, load_artefact
@@ -35,7 +34,7 @@ def data_card(path: Path, *, notes: Sequence[str] = ()) -> str:
         InputError: the set can't be read.
     """
     distilled, artefact = DistilledSet.load(path), load_artefact(path, kind=KIND)
-    spec = DATASETS[distilled.data.name]
+    spec = distilled.data.spec
     parts = [
         f"# {spec.title}, distilled to {_images(distilled.ipc)} per class",
         *notes,
@@ -68,7 +67,7 @@ def _what(distilled: DistilledSet) -> Iterator[str]:
 
 
 def _how(distilled: DistilledSet, artefact: Artefact) -> Iterator[str]:
-    spec, data, metadata = DATASETS[distilled.data.name], distilled.data, artefact.metadata
+    spec, data, metadata = distilled.data.spec, distilled.data, artefact.metadata
     held_out = f"{100 * data.validation_fraction:g} % of the training part held out for validation"
     source = f"from {spec.title} ({spec.describe}), {held_out}, seed {data.seed}"
     yield f"{source}, fingerprint {distilled.data_fingerprint}"

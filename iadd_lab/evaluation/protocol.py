@@ -307,7 +307,7 @@ class _FreshNetworks:
         self.sets, self.data, self.config = [made.decoded for made in sets], data, config
         self.total = len(sets) * config.epochs
         # (count, channels, height, width)
-        self.real = sets[0].preprocess.apply(data.split(config.split).images.to(self.device))
+        self.real = sets[0].preprocess.prepare(data.split(config.split).images.to(self.device))
         network, images, classes = self.fresh(0), len(self.sets[0].images), len(data.classes)
         work = training_flops(network, data, images=images, epochs=self.total)
         self.kernels = choose_kernels(how.compile, work=work, device=self.device)

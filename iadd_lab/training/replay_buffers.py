@@ -83,7 +83,7 @@ def import_replay_buffers(
     # identity says nothing of the fitted numbers: two fits would pass for one wherever results are reused.
     teachers = prepare_teachers(data, replace(config, epochs=least - 1), Path(folder))
     warn_of_class_order(data)
-    images = teachers.preprocess.apply(data.validation.images.to(how.place))
+    images = teachers.preprocess.prepare(data.validation.images.to(how.place))
     accuracies: list[float] = []
     named = ((path.name, trajectory[:least]) for path in paths for trajectory in read_replay_buffer(path))
     bar = tqdm(named, total=len(lengths), desc="import", unit="teacher", disable=not how.progress)

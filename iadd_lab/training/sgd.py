@@ -10,12 +10,15 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from iadd_lab.data.augment import AugmentConfig, draw_augmentation
+from iadd_lab.data.preprocess import Preprocessed
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import to_device
 from iadd_lab.errors import DivergenceError
 from iadd_lab.training.fast.compiling import PLAIN, Kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
+
+_LARGEST_MAP = 2**27  # bytes
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, **options: Any) -> list[float]:
@@ -43,7 +46,8 @@ class Training:
 
     Args:
         networks: on the device of their images; trained in place.
-        images: a set for each network, all of one shape (count, channels, height, width), preprocessed.
+        images: a set for each network, all of one shape (count, channels, height, width), preprocessed or
+            `Preprocessed`.
         labels: (count,) int64 each, or probabilities (count, classes).
         batch: images per step and network; the last batch of an epoch may be smaller.
         rates: learning rates of SGD, times 0.1 from epoch `decay_at` on.
@@ -56,7 +60,7 @@ class Training:
     """
 
     networks: Sequence[nn.Module]
-    images: Sequence[Tensor]
+    images: Sequence[Tensor | Preprocessed]
     labels: Sequence[Tensor]
     _: KW_ONLY
     batch: int
@@ -181,7 +185,17 @@ def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: 
     return 3.0 * images * epochs * flops(network, channels=data.channels, size=data.size)
 
 
-def predict(network: nn.Module, images: Tensor, *, batch: int = 1024, kernels: Kernels = PLAIN) -> Tensor:
-    """The predicted class of every image: (count,) int64 on the CPU."""
+def predict(
+    network: nn.Module,
+    images: Tensor | Preprocessed,
+    *,
+    batch: int = 1024,
+    kernels: Kernels = PLAIN,
+) -> Tensor:
+    """The predicted class of every image, in batches of at most `batch`: (count,) int64 on the CPU."""
     loss = student_loss(network, kernels)
+    if images.device.type == "cpu":
+        # A feature map of the first convolution, of the whole batch, is to stay small.
+        width = next((each.shape[0] for each in network.parameters() if each.ndim == 4), 1)
+        batch = max(min(_LARGEST_MAP // (4 * width * math.prod(images.shape[2:])), batch), 1)
     return loss.predict(loss.layout.flatten(network.parameters()).detach(), images, batch=batch)

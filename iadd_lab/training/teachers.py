@@ -149,7 +149,7 @@ class Teachers:
         config, device = self.config, how.place
         # By one teacher's work: how many there are must not matter.
         work = training_flops(network, data, images=len(data.train), epochs=epochs)
-        images, labels = self.preprocess.apply(data.train.images.to(device)), data.train.labels.to(device)
+        images, labels = self.preprocess.prepare(data.train.images.to(device)), data.train.labels.to(device)
         options = training_options(config) | {"rates": [config.rate], "generators": [order]}
         kernels = choose_kernels(how.compile, work=work, device=device)
         return Training([network.to(device)], [images], [labels], kernels=kernels, **options)
@@ -307,7 +307,7 @@ class _Teacher:
             sentence = f"teacher {self.index} ended with parameters that are not finite: lower the rate."
             raise DivergenceError(sentence)
         validation = self.data.validation
-        images = self.teachers.preprocess.apply(validation.images.to(self.device))
+        images = self.teachers.preprocess.prepare(validation.images.to(self.device))
         right = predict(self.network, images, kernels=self.training.kernels) == validation.labels
         history = {"train_loss": self.losses, "validation_accuracy": right.double().mean().item()}
         self.teachers.save(self.index, self.trajectory, history=history)
