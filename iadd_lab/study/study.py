@@ -169,7 +169,7 @@ class Study:
         """The distilled set `number` by a method of parameter matching, with W."""
         matching = {name: found for name, found in METHODS.items() if found.matching}
         chosen = choose("method of parameter matching", method, matching)
-        config = setting.distillation(chosen.matching(setting), number=number)
+        config = chosen.distillation(setting, number=number)
         data, teachers = self.data(setting), self.teachers(setting)
         folder = self.folder(setting, method, config, teachers.fingerprint)
         return distill(data, teachers, config, folder=folder, how=self.how)
