@@ -169,7 +169,7 @@ def test_the_gradient_of_soft_labels_equals_finite_differences():
 @pytest.mark.parametrize("fused", [False, True])
 def test_one_step_of_training_on_soft_labels_is_an_independent_formula(fused):
     """ℓ = −(1/B) Σ_b Σ_c y_bc log softmax(z_b)_c, and by hand its gradient at the last layer, in float64."""
-    logits, (loss, segment, variables, _) = soft_problem(width=5)
+    _, (loss, segment, variables, _) = soft_problem(width=5)
     loss = FusedStudentLoss(loss.network, PLAIN) if fused else loss
     images, labels, flat = variables.images, variables.labels, segment.start.clone().requires_grad_()
     scores = loss.logits(flat, images)
