@@ -194,7 +194,9 @@ def teach(
     out: Path,
     teachers: int = 5,
     config: Annotated[lab.TeacherConfig, options_of("network", "augment")] = lab.TeacherConfig(),
-    network: Annotated[NetworkConfig, options_of(name="network")] = NetworkConfig(),
+    network: Annotated[
+        NetworkConfig, options_of("function", "fingerprint", name="network")
+    ] = NetworkConfig(),
     augment: str | None = None,
     how: How = Execution(),
     data_root: DataRoot = None,
@@ -211,7 +213,7 @@ def teach(
         data.seed: of the validation split.
         out: folder of the teachers.
         teachers: how many; more can join later.
-        network.name: one of {networks}.
+        network.name: one of {networks}, or torchvision:NAME or timm:NAME for one of theirs.
         network.width: filters per block of the ConvNet (128).
         network.depth: blocks of the ConvNet (by image size).
         augment: operations of differentiable siamese augmentation, comma-separated, or 'none' (those of the
@@ -391,7 +393,7 @@ def evaluate(
 
     Args:
         distilled: a distilled.safetensors, or the folder that holds it.
-        network: one of {networks} (the teachers').
+        network: one of {networks}, or torchvision:NAME or timm:NAME for one of theirs (the teachers').
         width: filters per block of the ConvNet (128).
         depth: blocks of the ConvNet (by image size).
         random: also random real images, as many of them.
@@ -417,7 +419,7 @@ def evaluate(
     if fair:
         check_fair(config)
     # All that it depends on is part of the name: another set, network or number of epochs is another file.
-    name = f"evaluation_{config.network.name}_{config.split}_{_short(made, config)}"
+    name = f"evaluation_{config.network.name.replace(':', '_')}_{config.split}_{_short(made, config)}"
     at, kept = folder.absolute(), {"config": config, "how": replace(how, progress=not cluster)}
     parts = [partial(lab.evaluate, made, save_to=at / f"{name}.safetensors", **kept)]
     if random:

@@ -7,8 +7,9 @@ import safetensors.torch
 import torch
 
 from iadd_lab.data import decoded
+from iadd_lab.data.sets import DataConfig, load_data
 from iadd_lab.store.artefacts import load_artefact, save_artefact
-from tests.samples import load, make_tree, three
+from tests.samples import assert_refused, load, make_tree, three
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,19 @@ def test_a_cache_that_cannot_be_written_and_a_full_disk_are_no_errors(tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "can't be kept" in caplog.text
     assert list(cache.iterdir()) == []
+
+
+def test_what_images_need_is_said_before_one_is_decoded_and_refused_where_there_is_less(
+    tmp_path, cache, decodes, capsys, monkeypatch
+):
+    root = make_tree(tmp_path / "mine")
+    load_data(DataConfig("image_folder", size=8), root=root)
+    said = "12 images of 3 × 8 × 8 bytes need 0.00 GB of memory"
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr(os, "sysconf", lambda _: 48)  # 2,304 bytes
+    (root / "cat" / "000.png").unlink()
+    before = len(decodes)
+    assert_refused(
+        f"{said.replace('12', '11')}, but .* 0.00 GB: .* smaller", load, "image_folder", root, size=8
+    )
+    assert len(decodes) == before

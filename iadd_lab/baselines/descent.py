@@ -33,7 +33,8 @@ from iadd_lab.store.configs import added_field, describe, fingerprint
 from iadd_lab.store.locks import locked_folder
 from iadd_lab.store.resumable import State, check_result, complete, under
 from iadd_lab.training.fast.memory import reuse_freed_memory
-from iadd_lab.training.networks import NetworkConfig, network_for
+from iadd_lab.training.networks import NetworkConfig, as_network, network_for
+from iadd_lab.training.own_networks import known_network
 
 ALPHA = 0.01  # the rate to train with on the images; the field's, and that of `random_real`
 
@@ -150,8 +151,8 @@ class Descent:
         config: DescentConfig,
         device: torch.device,
     ):
-        self.data, self.preprocess, self.network, self.config = data, preprocess, network, config
-        self.device = device
+        self.data, self.preprocess, self.config, self.device = data, preprocess, config, device
+        self.network = known_network(as_network(network), data)
         check_class_sizes(data, config.ipc if config.initial_images == "real" else 1)
         self.fresh_network(0)  # before anything expensive: does it fit the images at all?
         preprocessing = preprocess_fingerprint(preprocess)

@@ -12,6 +12,7 @@ from torch import nn
 
 from iadd_lab.baselines.descent import DescentConfig, Pair, descend
 from iadd_lab.data.distilled import DistilledSet
+from iadd_lab.training.networks import embed
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class DistributionMatchingConfig(DescentConfig):
     def distance(self, network: nn.Module, pair: Pair) -> torch.Tensor:
         """The squared distance between the mean features of a class's real and distilled batch: a scalar."""
         with torch.no_grad():
-            real = network.embed(pair.real).mean(0)  # (features,)
-        return (real - network.embed(pair.distilled).mean(0)).square().sum()
+            real = embed(network, pair.real).mean(0)  # (features,)
+        return (real - embed(network, pair.distilled).mean(0)).square().sum()
 
 
 @wraps(descend, assigned=())

@@ -9,6 +9,7 @@ from iadd_lab.data.sets import ImageData
 from iadd_lab.device import DEFAULT, Execution, executes
 from iadd_lab.errors import check_number, check_whole
 from iadd_lab.seeds import derive_seed, generator
+from iadd_lab.training.networks import embed
 from iadd_lab.training.teachers import Teachers
 
 
@@ -80,12 +81,11 @@ def herding(
     check_whole("teacher", teacher, minimum=0, maximum=len(teachers) - 1)
     teachers.check_data(data)
     check_class_sizes(data, ipc)
-    network = teachers.network(0)
-    network.load_state_dict(teachers.layout.split(teachers.snapshot(teacher, teachers.config.epochs)))
-    network.to(how.place)
+    network = teachers.network_after(teacher, teachers.config.epochs).to(how.place)
     images = teachers.preprocess.prepare(data.train.images)
     # What the linear layer sees: (count, dimensions), on the CPU.
-    features = torch.cat([network.embed(chunk.to(how.place)).cpu() for chunk in images.split(1024)])
+    chunks = images.split(1024)
+    features = torch.cat([embed(network, chunk.to(how.place)).detach().cpu() for chunk in chunks])
     own = [torch.nonzero(data.train.labels == label).flatten() for label in range(len(data.classes))]
     chosen = torch.cat([rows[herd(features[rows], ipc)] for rows in own])
     return _real_set(data, teachers.preprocess, chosen, alpha=alpha, method="herding")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,6 +76,22 @@ class Tree:
         return [file for part in self.parts.values() for file in part]
 
 
+def check_room(request: Request, count: int) -> None:
+    """Say, where progress is shown, what memory so many images will need; the channels must be known.
+
+    Raises:
+        InputError: this machine has less.
+    """
+    shape = f"{request.channels} × {request.size} × {request.size}"
+    needs = 2 * count * request.channels * request.size**2
+    # There are two copies while the images are parted.
+    said = f"{request.title}: {count:,} images of {shape} bytes need {needs / 1e9:.2f} GB of memory"
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needs
+    require(needs <= has, f"{said}, but this machine has {has / 1e9:.2f} GB: choose a smaller size.")
+    if request.progress:
+        tqdm.write(said, file=sys.stderr)
+
+
 def decode_tree(tree: Tree, request: Request) -> Decoded:
     """The parts of `tree`, decoded, or from the folder `request.cache` if that has them as the files are now.
 
@@ -116,6 +133,7 @@ def _decode_files(tree: Tree, request: Request) -> Decoded:
     Those of more than 8 bits come last, on one scale: to the largest number of bits that a value of them has.
     """
     files, white = tree.files, None
+    check_room(request, len(files))
     images = np.empty((len(files), request.channels, request.size, request.size), dtype=np.uint8)
     reasons: dict[int, str] = {}
     deep: dict[int, int] = {}  # their largest values

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from iadd_lab.data import files, readers
-from iadd_lab.data.arrays import check_layout
+from iadd_lab.data.arrays import LAYOUTS
 from iadd_lab.data.augment import OPERATIONS, AugmentConfig
 from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
 from iadd_lab.data.readers import RawData, Request
@@ -121,7 +121,7 @@ class DataConfig:
             told = f"range is {self.range!r}; it must be two numbers, black and white, as in (0, 16)."
             require(numbers and self.range[0] < self.range[1], told)
             object.__setattr__(self, "range", tuple(map(float, self.range)))
-        check_layout(self.layout)
+        choose("layout", self.layout or LAYOUTS[0], dict.fromkeys(LAYOUTS))
         if self.classes is not None:
             names = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
             names = names and len(set(self.classes)) == len(self.classes) > 1

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,26 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from iadd_lab.data.arrays import Reading, as_array, is_array
+from iadd_lab.data.arrays import Reading, as_array
 from iadd_lab.data.decoded import Request
 from iadd_lab.data.folders import listed, split_role
 from iadd_lab.data.labels import indexed, one_each
 from iadd_lab.data.pixels import open_bytes
 from iadd_lab.data.readers import RawData, parted
 from iadd_lab.data.splits import Split
-from iadd_lab.errors import InputError, choose, require
+from iadd_lab.errors import choose, require
 
 TEST_FRACTION = 0.2  # of a source without a test part
-_PEEKED = 50  # pictures of a data set that are looked at before all are
-# How columns and arrays are called that hold pictures, labels, groups and parts.
+PEEKED = 50  # pictures that are looked at before all are read
+# How columns and arrays are called; of Hugging Face's features the type says it.
 _NAMES = {
     "image": r"images?|imgs?|pictures?|photos?|pixels|x|data",
     "label": r"(.*_)?(labels?|class(es)?|targets?|categor(y|ies))(_(names?|ids?))?|y",
-    "group": r"(groups?|patients?|patient_id)",
-    "split": r"split|part|partition|subset|fold",
+    "group": r"groups?|patients?|patient_id",
+    "split": r"split|part|partition|subset",
 }
-_TYPES = {"image": "Image", "label": "ClassLabel"}  # of Hugging Face's features
+_TYPES = {"image": "Image", "label": "ClassLabel"}
+Types = Mapping[str, Any]  # Hugging Face's features by column, as dicts
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +38,12 @@ class Part:
     """Pictures of one part of a source, before they are read.
 
     Attributes:
-        count: how many.
-        images: an array (count, …), or a function that gets a picture (of PIL, bytes or an array) by number.
-        labels: as they are; None where `images` gets (picture, label) pairs.
+        images: an array (count, …), or something with a length that gives pictures by their numbers.
+        labels: as they are; None where `images` gives (picture, label) pairs.
         names: of the classes, in the order of their numbers, where the source says them.
         groups: what belongs together, where the source says it.
     """
 
-    count: int
     images: Any
     labels: Any
     names: Sequence[str] | None = None
@@ -51,64 +51,93 @@ class Part:
 
     def take(self, rows: np.ndarray) -> "Part":
         """The pictures of these numbers."""
-        get = self.images
-        images = get[rows] if is_array(get) else lambda number: get(rows[number])
+        array = isinstance(self.images, np.ndarray)
+        images = self.images[rows] if array else [self.images[row] for row in rows]
         groups = self.groups if self.groups is None else self.groups[rows]
-        return replace(
-            self, count=len(rows), images=images, labels=np.asarray(self.labels)[rows], groups=groups
-        )
+        return replace(self, images=images, labels=as_array(self.labels)[rows], groups=groups)
 
 
-def find_column(
-    kind: str, columns: Iterable[str], given: str | None, types: Mapping[str, Any] | None = None
-) -> str | None:
+def find_column(kind: str, columns: Iterable[str], given: str | None, types: Types) -> str | None:
     """The column of a kind in `_NAMES`: the one given, or of that type, or called so; None if there is none.
 
     Raises:
         InputError: several fit, or the one given is not there.
     """
-    columns, types = list(columns), types or {}
+    names = dict.fromkeys(columns)
     if given is not None:
-        return choose("column", given, dict.fromkeys(columns, given)) and given
-    typed = [name for name in columns if _type(types, name) == _TYPES.get(kind, "none")]
-    fitting = typed or [name for name in columns if re.fullmatch(_NAMES[kind], name.lower())]
-    several = f"the columns {listed(fitting)} may all be those of the {kind}"
-    require(len(fitting) < 2, f"{several}: name one, as in {kind}_column={fitting[:1]}.")
+        choose("column", given, names)
+        return given
+    of_type = [name for name in names if kind in _TYPES and _type(types, name) == _TYPES[kind]]
+    fitting = of_type or [name for name in names if re.fullmatch(_NAMES[kind], name.lower())]
+    several = f"{listed(fitting)} may all be the column of the {kind}"
+    require(len(fitting) < 2, f"{several}: name it, as in {kind}_column={listed(fitting[:1])!r}.")
     return next(iter(fitting), None)
 
 
-def _type(types: Mapping[str, Any], name: str) -> str | None:
-    """The kind of a column among Hugging Face's features, of which lists have none."""
-    return types[name].get("_type") if isinstance(types.get(name), Mapping) else None
+def _type(types: Types, name: str) -> str | None:
+    return types[name].get("_type") if isinstance(types.get(name), Mapping) else None  # lists have none
 
 
 def parts_of_columns(
-    columns: Mapping[str, Any], config: Any, types: Mapping[str, Any], where: str
+    columns: Mapping[str, Sequence], config: Any, where: str, types: Types | None = None
 ) -> dict[str, Part]:
-    """The parts of what has columns of the same length; those of pictures are arrays or lists of pictures.
+    """The parts of columns or arrays of the same length, as a column of parts says, else "all".
 
     Raises:
-        InputError: a column of pictures or labels is missing, or several fit, or lengths differ.
+        InputError: that of the images or of the labels is missing, or several fit, or lengths differ.
     """
-    asked = {kind: getattr(config, f"{kind}_column", None) for kind in ("image", "label", "split")}
-    asked["group"] = config.groups
-    found = {kind: find_column(kind, columns, asked.get(kind), types) for kind in _NAMES}
+    types = types or {}
+    asked = {kind: getattr(config, f"{kind}_column", None) for kind in _NAMES}
+    asked["group"] = config.groups if config.groups in columns else None
+    found = {kind: find_column(kind, columns, given, types) for kind, given in asked.items()}
     for kind in ("image", "label"):
-        told = f"{where} has no column or array of {kind}s among {listed(columns)}"
-        require(found[kind] is not None, f"{told}: name it by {kind}_column=.")
-    images, labels = columns[found["image"]], columns[found["label"]]
-    require(len(images) == len(labels), f"{where} has {len(images)} images, but {len(labels)} labels.")
-    groups = None if found["group"] is None else np.array([str(each) for each in columns[found["group"]]])
-    names = types[found["label"]].get("names") if _type(types, found["label"]) == "ClassLabel" else None
-    get = as_array(images) if is_array(images) else images.__getitem__
-    whole = Part(len(images), get, labels, names, groups)
-    return {"all": whole} if found["split"] is None else split_by(whole, columns[found["split"]])
+        told = f"{where} has no {kind}s among {listed(columns)}"
+        require(found[kind] is not None, f"{told}: name the column or array, as in {kind}_column='…'.")
+    own = {kind: columns[name] for kind, name in found.items() if name is not None}
+    lengths = {kind: len(each) for kind, each in own.items()}
+    require(len({*lengths.values()}) == 1, f"{where} has other numbers of each: {lengths}.")
+    groups = np.array([*map(str, own["group"])]) if "group" in own else None
+    label = found["label"]
+    names = types[label]["names"] if _type(types, label) == "ClassLabel" else None
+    whole = Part(own["image"], own["label"], names, groups)
+    words = np.array([*map(str, own.get("split", ()))])
+    rows = {word: np.flatnonzero(words == word) for word in np.unique(words).tolist()}
+    return {word: whole.take(each) for word, each in rows.items()} or {"all": whole}
 
 
-def split_by(whole: Part, words: Sequence[Any]) -> dict[str, Part]:
-    """The parts that a column of words, such as "train" and "test", makes of a whole."""
-    words = np.array([str(each) for each in words])
-    return {word: whole.take(np.flatnonzero(words == word)) for word in np.unique(words).tolist()}
+def by_role(parts: Mapping[str, Part], source: str) -> tuple[dict[str, Part], list[str]]:
+    """`parts` by their roles, "train" and "test", "validation" too, or "all"; and what must be said.
+
+    Raises:
+        InputError: two have one role, one to train or to test on is missing, or one is empty.
+    """
+    if len(parts) == 1:
+        parts, notes = {"all": next(iter(parts.values()))}, []
+    else:
+        roles = {name: split_role(name) for name in parts}
+        found, notes = {}, [f"left out: the part {name}" for name, role in roles.items() if not role]
+        for name, role in roles.items():
+            require(role not in found, f"{source} has several parts {role} ({listed(parts)}): keep one.")
+            found |= {role: parts[name]} if role else {}
+        if "validation" in found and "test" not in found:
+            found["test"] = found.pop("validation")
+            notes.append("the validation part is the test part")
+        fits = {"train", "test"} <= found.keys()
+        require(fits, f"{source} has the parts {listed(parts)}: give one to train and one to test on.")
+        parts = found
+    require(all(len(part.images) for part in parts.values()), f"{source} has no pictures in a part: fill it.")
+    return parts, [f"read from {source}", *notes]
+
+
+def labelled(
+    parts: Mapping[str, Part], config: Any, source: str
+) -> tuple[tuple[str, ...], dict[str, torch.Tensor], str]:
+    """The classes of the parts, their labels (count,) by part, and what must be said; see `indexed`."""
+    said = {tuple(map(str, part.names)) for part in parts.values() if part.names is not None}
+    require(len(said) < 2 or config.classes, f"the parts of {source} have other classes each: give classes=.")
+    names = config.classes or next(iter(said), None)
+    labels = {name: one_each(part.labels, source) for name, part in parts.items()}
+    return indexed(labels, names, chosen=config.classes is not None)
 
 
 def raw_data(parts: Mapping[str, Part], request: Request, *, source: str) -> RawData:
@@ -120,113 +149,70 @@ def raw_data(parts: Mapping[str, Part], request: Request, *, source: str) -> Raw
         InputError: pictures or labels are not what can be read, or more than one reading fits.
     """
     config, (parts, notes) = request.config, by_role(parts, source)
-    for name, part in parts.items():
-        require(part.count > 0, f"the part {name} of {source} is empty: leave it out.")
-    labels = {name: one_each(part.labels, source) for name, part in parts.items() if part.labels is not None}
-    chosen, names = config.classes is not None, config.classes or _names(parts.values(), source)
-    if len(labels) == len(parts):
-        indexed(labels, names, chosen=chosen)
+    if all(part.labels is not None for part in parts.values()):
+        labelled(parts, config, source)
     reading = Reading.of([each for part in parts.values() for each in _samples(part, source)], config)
-    planes = {}
-    total = sum(part.count for part in parts.values())
+    planes, total = {}, sum(len(part.images) for part in parts.values())
     with tqdm(total=total, desc=source[:40], unit="image", disable=not request.progress) as bar:
         for name, part in parts.items():
-            planes[name], found = _decoded(part, reading, bar.update)
-            labels[name] = labels[name] if found is None else one_each(found, source)
-    classes, indices, unused = indexed(labels, names, chosen=chosen)
+            planes[name], parts[name] = _read(part, reading, bar.update)
+    classes, indices, unused = labelled(parts, config, source)
     splits = {
         name: Split(torch.from_numpy(planes[name]), indices[name], groups=part.groups)
         for name, part in parts.items()
     }
     if reading.ends not in (None, (0.0, 255.0)):
         notes.append("values from {:g} to {:g} became 0 to 255".format(*reading.ends))
-    notes = [f"read from {source}", *filter(None, [*notes, unused])]
-    return parted(classes, splits, request, fraction=TEST_FRACTION, remark="; ".join(notes))
-
-
-def by_role(parts: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
-    """`parts` by their roles, "train" and "test", "validation" too, or "all"; and what must be said.
-
-    Raises:
-        InputError: two have one role, or one to train or to test on is missing.
-    """
-    if len(parts) == 1:
-        return {"all": next(iter(parts.values()))}, []
-    roles = {name: split_role(name) for name in parts}
-    shown = listed(map(str, parts))
-    for role in ("train", "validation", "test"):
-        several = [name for name in parts if roles[name] == role]
-        require(len(several) < 2, f"{source} has several parts {role} ({listed(several)}): keep one of each.")
-    found = {role: parts[name] for name, role in roles.items() if role}
-    notes = [f"left out: the part {name}" for name, role in roles.items() if not role]
-    if "validation" in found and "test" not in found:
-        found["test"] = found.pop("validation")
-        notes.append("the validation part is the test part")
-    fits = {"train", "test"} <= found.keys()
-    require(fits, f"{source} has the parts {shown}; it needs one to train and one to test on, or a whole.")
-    return found, notes
-
-
-def _names(parts: Iterable[Part], source: str) -> tuple[str, ...] | None:
-    """The names of classes that all of the parts say, if they do."""
-    said = {tuple(map(str, part.names)) for part in parts if part.names is not None}
-    require(len(said) < 2, f"the parts of {source} have other classes each: give them one list of classes=.")
-    return next(iter(said), None)
+    remark = "; ".join(filter(None, [*notes, unused]))
+    return parted(classes, splits, request, fraction=TEST_FRACTION, remark=remark)
 
 
 def _samples(part: Part, source: str) -> list[Any]:
     """What shows how the pictures of a part are to be read: a whole array, or some of them."""
-    if is_array(part.images):
+    if isinstance(part.images, np.ndarray) and part.images.dtype != object:
         return [part.images]
-    some, paired = range(0, part.count, -(-part.count // _PEEKED)), part.labels is None
-    found = [part.images(number) for number in some]
-    first, again = (picture(each[0] if paired else each) for each in (found[0], part.images(0)))
-    told = f"{source} gives another picture each time that it is asked"
-    require(bool(np.array_equal(first, again)), f"{told}: take random transforms out of it.")
+    paired, step = part.labels is None, -(-len(part.images) // PEEKED)
+    found = [part.images[number] for number in (0, *range(0, len(part.images), step))]
     if paired:
         one_each([_label(label) for _, label in found], source)
-        found = [each for each, _ in found]
+        found = [image for image, _ in found]
     pictures = [picture(each) for each in found]
+    random = f"{source} gives another picture each time that it is asked: take random transforms out of it."
+    require(np.array_equal(*map(np.asarray, pictures[:2])), random)
     return [each if isinstance(each, Image.Image) else each[None] for each in pictures]
 
 
-def _decoded(part: Part, reading: Reading, advance: Callable) -> tuple[np.ndarray, list | None]:
-    """Pictures of a part as bytes, and their labels where they come with them."""
-    if is_array(part.images):
-        return reading.array(part.images, advance), None
-    if part.labels is not None:
-        return reading.planes(part.count, lambda number: picture(part.images(number)), advance), None
+def _read(part: Part, reading: Reading, advance: Callable) -> tuple[np.ndarray, Part]:
+    """Pictures of a part as bytes (count, channels, size, size), and the part with its labels."""
+    planes = np.empty((len(part.images), reading.channels, reading.size, reading.size), dtype=np.uint8)
     labels = []
-
-    def get(number: int) -> Any:
-        image, label = part.images(number)
-        labels.append(_label(label))
-        return picture(image)
-
-    return reading.planes(part.count, get, advance), labels
+    for number in range(len(planes)):
+        image = part.images[number]
+        if part.labels is None:
+            image, label = image
+            labels.append(_label(label))
+        planes[number] = reading.planes(picture(image), number)
+        advance(1)
+    return planes, part if part.labels is not None else replace(part, labels=labels)
 
 
 def _label(label: Any) -> Any:
-    return label.tolist() if is_array(label) else label
+    return label.tolist() if isinstance(label, (np.ndarray, torch.Tensor)) else label
 
 
 def picture(value: Any) -> Any:
-    """One picture as an array or one of PIL: of an array or tensor, of PIL, or of the bytes of a file.
+    """One picture as an array or one of PIL: of these, a tensor, the bytes of a file, or {bytes, path}.
 
     Raises:
         InputError: it is something else, or can't be decoded.
     """
-    if isinstance(value, Mapping) and "bytes" in value:  # as Hugging Face stores pictures
-        told = f"a picture has no bytes, only a path ({value.get('path')}): embed them, or give a table."
-        require(value["bytes"] is not None, told)
-        value = value["bytes"]
+    if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():  # as Hugging Face stores pictures
+        value = value.get("bytes") or Path(value["path"] or "").read_bytes()
     if isinstance(value, bytes):
         return open_bytes(value)
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, (list, np.ndarray, torch.Tensor)):
-        return np.asarray(as_array(value) if is_array(value) else value)
-    raise InputError(f"a picture is a {type(value).__name__}; it must be an array, a tensor or one of PIL.")
+    fits = isinstance(value, (Image.Image, np.ndarray, torch.Tensor, list))
+    require(fits, f"a picture is a {type(value).__name__}: give an array, a tensor or one of PIL.")
+    return value if isinstance(value, Image.Image) else as_array(value)
 
 
 def parts_in_memory(source: Any, config: Any) -> dict[str, Part]:
@@ -235,18 +221,15 @@ def parts_in_memory(source: Any, config: Any) -> dict[str, Part]:
     Raises:
         InputError: it is none of what can be read.
     """
-    if isinstance(source, Mapping) and all(map(is_array, source.values())):
-        return parts_of_arrays(source, config, "the arrays")
     if isinstance(source, Mapping):
+        if all(isinstance(each, (np.ndarray, torch.Tensor)) for each in source.values()):
+            return parts_of_arrays(source, config, "memory")
         parts = {str(name): _part(value, config) for name, value in source.items()}
-        require(bool(parts), "the dict is empty: give it parts, as in {'train': …, 'test': …}.")
-        whole = len(parts) == 1 or all(len(each) == 1 for each in parts.values())
-        require(whole, "the parts of a dict have a column that splits them again: drop it.")
+        require(all(len(each) == 1 for each in parts.values()), "parts are split again by a column: drop it.")
         return {name: next(iter(each.values())) for name, each in parts.items()}
-    pairs = isinstance(source, (tuple, list)) and len(source) == 2
-    if pairs and all(isinstance(each, (tuple, list)) and len(each) == 2 for each in source):
-        first, second = (_part(each, config)["all"] for each in source)  # as Keras's load_data() gives
-        return {"train": first, "test": second}
+    nested = isinstance(source, tuple) and all(isinstance(each, tuple) for each in source)
+    if nested and len(source) == 2:  # as Keras's load_data() gives
+        return parts_in_memory({"train": source[0], "test": source[1]}, config)
     return _part(source, config)
 
 
@@ -258,97 +241,66 @@ def parts_of_arrays(arrays: Mapping[str, Any], config: Any, where: str) -> dict[
     """
     columns: dict[str, dict[str, Any]] = {}
     for name in arrays:
-        words = re.split(r"[_\W]+", name.lower())
-        role = next(filter(None, map(split_role, words)), "all") if len(words) > 1 else "all"
-        own = "_".join(word for word in words if role == "all" or not split_role(word))
-        own = name if name in (config.image_column, config.label_column, config.groups) else own
-        if own == name or re.fullmatch("|".join(_NAMES.values()), own):
-            columns.setdefault(role, {})[own] = arrays[name]
-    some = {name: each for name, each in columns.items() if name != "all" or len(columns) == 1}
-    told = f"{where} has {listed(arrays) or 'nothing'}; name images and labels, or train_images, train_labels"
-    require(bool(some), f"{told}, test_images, test_labels.")
-    found = {name: parts_of_columns(each, config, {}, f"{where}, {name},") for name, each in some.items()}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return {name: next(iter(each.values())) for name, each in found.items()}
+        words = name.lower().split("_")
+        role = next((word for word in words if split_role(word)), "") if len(words) > 1 else ""
+        own = "_".join(word for word in words if word != role) if role else name
+        columns.setdefault(role, {})[own] = as_array(arrays[name])
+    if len(columns) > 1:
+        columns.pop("", None)
+    found = {
+        role: parts_of_columns(each, config, f"{where} {role}".rstrip()) for role, each in columns.items()
+    }
+    return found[""] if "" in found else {role: each["all"] for role, each in found.items()}
 
 
 def _part(source: Any, config: Any) -> dict[str, Part]:
     """One part of what was given in memory, or several where a column says which."""
-    if hasattr(source, "features") and hasattr(source, "with_format"):  # of Hugging Face's `datasets`
-        return parts_of_columns(_Columns(source), config, source.features.to_dict(), "the data set")
+    if hasattr(source, "features") and hasattr(source, "to_pandas"):  # of Hugging Face's `datasets`
+        frame, types = source.with_format(None).to_pandas(), source.features.to_dict()
+        return parts_of_columns({name: frame[name].to_numpy() for name in frame}, config, "memory", types)
+    told = f"data is a {type(source).__name__}: give a name, a path, (images, labels) or a map-style Dataset"
     if isinstance(source, (tuple, list)):
         pair = len(source) == 2 and all(hasattr(each, "__len__") for each in source)
-        told = f"a {type(source).__name__} of {len(source)} was given"
-        require(pair, f"{told}; in memory (images, labels) are two, in this order.")
-        images, labels = source
-        require(len(images) == len(labels), f"there are {len(images)} images, but {len(labels)} labels.")
-        if isinstance(images, list):
-            return {"all": Part(len(images), images.__getitem__, labels)}
-        require(is_array(images), f"images are a {type(images).__name__}; they must be an array or tensor.")
-        return {"all": Part(len(images), as_array(images), labels)}
-    told = f"data is a {type(source).__name__}; it must be a name, a path, (images, labels) or a Dataset"
-    hint = ": pass its .dataset" if hasattr(source, "batch_size") else ""
-    require(hasattr(source, "__getitem__") and hasattr(source, "__len__"), f"{told}{hint}.")
-    return {"all": Part(len(source), _pairs(source, config), None, _classes(source))}
+        require(pair, f"{told}; (images, labels) are two.")
+        images = source[0] if isinstance(source[0], list) else as_array(source[0])
+        return parts_of_columns({"image": images, "label": source[1]}, replace(config, **_UNNAMED), "memory")
+    items = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    require(items, f"{told}{'; of a DataLoader its .dataset' if hasattr(source, 'dataset') else ''}.")
+    return {"all": Part(_Pairs(source, config), None, _classes(source))}
 
 
-def _pairs(source: Any, config: Any) -> Callable[[int], tuple[Any, Any]]:
-    """A function that gets (picture, label) of a map-style data set, whose items may be dicts."""
-
-    def get(number: int) -> tuple[Any, Any]:
-        item = source[int(number)]
-        if isinstance(item, Mapping):
-            asked = {"image": config.image_column, "label": config.label_column}
-            found = [find_column(kind, item, given) for kind, given in asked.items()]
-            require(None not in found, f"an item has {listed(item)}: name image_column= and label_column=.")
-            return item[found[0]], item[found[1]]
-        pair = isinstance(item, (tuple, list)) and len(item) == 2
-        told = f"item {number} of the data set is a {type(item).__name__}"
-        told += f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-        require(pair, f"{told}; each must be (picture, label), or a dict of them.")
-        return item
-
-    return get
+_UNNAMED = dict.fromkeys(("image_column", "label_column", "split_column"))
 
 
-def _classes(source: Any) -> Sequence[str] | None:
-    """The names of the classes of a data set, or of that of which it is a part."""
-    if hasattr(source, "classes"):
-        return [str(name) for name in source.classes]
-    inner = getattr(source, "datasets", None) or [getattr(source, "dataset", None)]
-    if inner == [None]:
-        return None
-    said = [_classes(each) for each in inner]
-    require(all(each == said[0] for each in said), "the data sets that are joined have other classes each.")
-    return said[0]
+@dataclass(frozen=True)
+class _Pairs:
+    """(picture, label) of a map-style data set by number; its items may be dicts."""
 
-
-class _Columns(Mapping):
-    """The columns of a data set of Hugging Face's: pictures one by one, all else as lists."""
-
-    def __init__(self, source: Any):
-        self.source, self.plain = source, source.with_format(None)
-
-    def __iter__(self):
-        return iter(self.source.column_names)
-
-    def __len__(self) -> int:
-        return len(self.source.column_names)
-
-    def __getitem__(self, name: str) -> Sequence[Any]:
-        column, kind = self.plain.select_columns([name]), type(self.source.features[name]).__name__
-        return _Column(column, name) if kind == "Image" or kind.startswith("Array") else column[:][name]
-
-
-class _Column(Sequence):
-    """One column of a data set, of which each value is decoded when it is asked for."""
-
-    def __init__(self, source: Any, name: str):
-        self.source, self.name = source, name
+    source: Any
+    config: Any
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, number: int) -> Any:
-        return self.source[int(number)][self.name]
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        item = self.source[int(number)]
+        if isinstance(item, Mapping):
+            columns = {kind: getattr(self.config, f"{kind}_column") for kind in ("image", "label")}
+            named = [find_column(kind, item, given, {}) for kind, given in columns.items()]
+            require(None not in named, f"an item has {listed(item)}: give image_column= and label_column=.")
+            return item[named[0]], item[named[1]]
+        pair = isinstance(item, (tuple, list)) and len(item) == 2
+        length = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        told = f"item {number} is a {type(item).__name__}{length}"
+        require(pair, f"{told}: give (picture, label), or a dict of them.")
+        return item
+
+
+def _classes(source: Any) -> list[str] | None:
+    """The names of the classes of a data set, or of that of which it is a part."""
+    if hasattr(source, "classes"):
+        return [*map(str, source.classes)]
+    inner = getattr(source, "datasets", None) or [each for each in [getattr(source, "dataset", None)] if each]
+    said = [_classes(each) for each in inner] or [None]
+    require(all(each == said[0] for each in said), "the data sets that are joined have other classes each.")
+    return said[0]

@@ -10,17 +10,18 @@ Three engines, one signature. With θ̃_{j+1} = θ̃_j − α ∇ℓ(x_j; θ̃_j
   approximation, kept for study.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from iadd_lab.data.augment import Augmentation
-from iadd_lab.training.student import StudentLoss, leaf
+from iadd_lab.training.student import Kept, StudentLoss, leaf
 
 # (θ̃_J, raw) -> the matching loss L; see `Matching.loss`.
+_BLOCK = 2**19  # floats: more images than that at once only cost memory
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -88,13 +89,13 @@ def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: O
 
 
 def adjoint(
-    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, curvature: bool = True
+    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, curvature: bool = True, budget: float = 0
 ) -> Gradients:
     """Exact gradients step by step backwards; memory constant in J but for J+1 parameter vectors.
 
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
-    path = walk(loss, segment, variables)  # (J + 1, P)
+    path, kept = walk(loss, segment, variables, budget)  # J + 1 of (P,), J
     end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
     # λ_J (P,), and the shape of raw
@@ -102,18 +103,23 @@ def adjoint(
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     soft_gradient = torch.zeros_like(variables.soft)
-    for flat, step in zip(reversed(path[:-1]), reversed(segment.steps), strict=True):
-        batch, labels = variables.images[step.rows], variables.labels[step.rows]
-        found = loss.along(flat, costate, batch, labels, step.augmentation, curvature=curvature)
-        scalar, batch_gradient, flat_gradient = found
-        alpha_gradient -= scalar
-        # α as a tensor: reading it would make a GPU wait in every step.
-        images_gradient.index_add_(0, step.rows, -variables.alpha * batch_gradient)
-        if len(soft_gradient):
-            rise = tangent(loss, flat, costate, step.augmentation(batch))  # −∂s_j/∂y, times the batch
-            soft_gradient.index_add_(0, step.rows, variables.alpha * rise / len(batch))
-        if curvature:
-            costate = costate - variables.alpha * flat_gradient
+    for block in reversed(blocks(segment.steps, variables.images)):
+        source, sent = leaf(variables.images), []
+        batches, labels = seen(block, source, variables.labels)
+        for step, batch, targets in zip(reversed(block), reversed(batches), reversed(labels), strict=True):
+            given = path[len(kept) - 1], costate, batch, targets, kept.pop()
+            scalar, batch_gradient, flat_gradient = loss.along(*given, curvature=curvature)
+            alpha_gradient -= scalar
+            sent.append(batch_gradient)
+            if len(soft_gradient):
+                rise = tangent(loss, *given[:2], batch.detach())  # −∂s_j/∂y, times the batch
+                soft_gradient.index_add_(0, step.rows, rise / len(batch))
+            if curvature:
+                # α as a tensor: reading it would make a GPU wait in every step.
+                costate = torch.addcmul(costate, variables.alpha, flat_gradient, value=-1)
+        images_gradient += torch.autograd.grad(batches[::-1], source, sent)[0]
+    images_gradient *= -variables.alpha
+    soft_gradient *= variables.alpha
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, soft_gradient, path[-1])
 
 
@@ -122,14 +128,43 @@ def tangent(loss: StudentLoss, flat: Tensor, direction: Tensor, images: Tensor) 
     return torch.func.jvp(lambda point: loss.logits(point, images), (flat,), (direction,))[1]
 
 
-def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:
-    """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
-    path = [segment.start.detach()]
-    for step in segment.steps:
-        batch, labels = variables.images[step.rows], variables.labels[step.rows]
-        slope = loss.slope(path[-1], batch, labels, step.augmentation)
-        path.append(path[-1] - variables.alpha * slope)
-    return path
+def walk(
+    loss: StudentLoss, segment: Segment, variables: Variables, budget: float = 0
+) -> tuple[list[Tensor], list[Kept | None]]:
+    """The student's way.
+
+    Returns:
+        Its parameters before the first step and after each, J + 1 vectors of shape (P,); and what of each
+        step is kept for `StudentLoss.along`, in `budget` bytes at most.
+    """
+    path, kept = [segment.start.detach()], []
+    for block in blocks(segment.steps, variables.images):
+        for batch, labels in zip(*seen(block, variables.images, variables.labels), strict=True):
+            slope, found = loss.step(path[-1], batch, labels)
+            path.append(torch.addcmul(path[-1], variables.alpha, slope, value=-1))
+            budget -= found.nbytes() if found and budget > 0 else 0
+            kept.append(found if budget > 0 else None)
+    return path, kept
+
+
+def blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
+    """The steps, as many together as see `_BLOCK` numbers of images."""
+    size = max(_BLOCK // (len(steps[0].rows) * images[0].numel()), 1)
+    return [steps[start : start + size] for start in range(0, len(steps), size)]
+
+
+def seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What the network sees in each step, and its labels: one call for all steps with the same operation."""
+    batches = {}
+    for name in dict.fromkeys(step.augmentation.operation for step in steps):
+        alike = [step for step in steps if step.augmentation.operation == name]
+        drawn = zip(*(step.augmentation.tensors() for step in alike), strict=True)
+        joint = alike[0].augmentation.with_tensors(map(torch.cat, drawn))
+        rows = torch.cat([step.rows for step in alike])
+        images_seen = replace(joint, batch=len(rows))(images[rows])
+        batches |= zip(map(id, alike), images_seen.split([len(step.rows) for step in alike]), strict=True)
+    targets = labels[torch.cat([step.rows for step in steps])].split([len(step.rows) for step in steps])
+    return [batches[id(step)] for step in steps], list(targets)
 
 
 ENGINES: dict[str, Engine] = {"adjoint": adjoint, "full": full, "frozen": partial(adjoint, curvature=False)}

@@ -13,7 +13,6 @@ in IOR are the same.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,14 @@ from iadd_lab.baselines.real_images import random_draws, whole_set
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import DEFAULT, Execution, executes
-from iadd_lab.errors import DivergenceError, check_number, check_whole, require
-from iadd_lab.evaluation.protocol import EvaluateConfig, Evaluation, evaluate_each, spread
+from iadd_lab.errors import check_number, check_whole, require
+from iadd_lab.evaluation.protocol import (
+    EvaluateConfig,
+    Evaluation,
+    evaluate_each,
+    spread,
+    validation_accuracies,
+)
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,8 @@ def tune(
 ) -> Evaluation:
     """`run` at the one of `rates` with the best mean accuracy on the validation split (the lowest of equals).
 
-    Rates at which training diverges are left out.
-
     Raises:
         DivergenceError: training diverges at all of them.
     """
-    accuracies = {}
-    for rate in sorted(rates):
-        with suppress(DivergenceError):
-            tried = run(replace(config, rate=rate, split="validation", networks=networks))
-            accuracies[rate] = tried.accuracies.mean().item()
-    if not accuracies:
-        raise DivergenceError(f"training diverges at each of the rates {list(rates)}: lower them.")
+    accuracies = validation_accuracies(run, config, rates, networks=networks)
     return run(replace(config, rate=max(accuracies, key=accuracies.get)))

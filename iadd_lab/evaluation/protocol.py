@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sets import SPLITS, ImageData
 from iadd_lab.device import DEFAULT, Execution, executes
-from iadd_lab.errors import check_number, check_whole, choose, require
+from iadd_lab.errors import DivergenceError, check_number, check_whole, choose, require
 from iadd_lab.seeds import derive_seed, generator
 from iadd_lab.store.artefacts import Artefact, load_artefact, save_artefact, unpacking
 from iadd_lab.store.configs import describe, fingerprint, restore_fields
@@ -27,10 +28,13 @@ from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.networks import NetworkConfig, network_for
+from iadd_lab.training.own_networks import known_network
 from iadd_lab.training.sgd import Training, predict, training_flops
 from iadd_lab.training.teachers import check_training, training_options
 
-_DESCRIBED = ("classes", "method", "config", "identity", "splits", "storage")  # fields, as metadata
+_DESCRIBED = ("classes", "method", "config", "identity", "splits", "storage", "tried")  # fields, as metadata
+RATES = (0.003, 0.01, 0.03, 0.1)  # from which that of a network of one's own is found
+WARM_UP = 0.05  # of its epochs
 FITTED = 0.5  # of the loss of guessing: a network that ends above it has not learned what it was trained on
 UNLEARNED = "had not learned their set when training ended (above half the loss of guessing)"
 UNSETTLED = "their accuracy depends on how fast they learn, and on chance"
@@ -41,10 +45,11 @@ class EvaluateConfig:
     """How fresh networks are trained and tested; the defaults are the field's (MTT, DC-BENCH).
 
     Args:
-        network: any architecture, the one distilled with or another.
+        network: any architecture, the one distilled with or another: a `NetworkConfig`, a name or a function.
         networks: how many, each with an initialisation of its own.
         epochs: on the distilled set.
-        rate: learning rate of SGD, times 0.1 at half time; None takes the set's own α.
+        rate: learning rate of SGD, times 0.1 at half time; None takes the set's own α. For a network that is
+            not of `NETWORKS`, it is found on validation images: see `evaluate_each`.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
         batch: images per step at most.
@@ -85,6 +90,8 @@ class Evaluation:
     losses: Tensor | None = None
     splits: int = 1  # of the real set; as many networks were tested on each of them, see `pooled`
     storage: int = 0  # how many numbers each network's set is; 0 where an older file does not say it
+    # Accuracies on validation images, by the rates from which the configuration's was found; empty if given.
+    tried: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def unfitted(self) -> int:
@@ -147,7 +154,8 @@ class Evaluation:
         plain = f"{row['accuracy']:.1f} ± {row['std']:.1f} % {row['split']} accuracy"
         balanced = f"{row['balanced accuracy']:.1f} ± {row['balanced std']:.1f} % balanced"
         stored = f", a set of {self.storage:,} numbers" if self.storage else ""
-        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']}){stored}"
+        found = f", at rate {self.config.rate:g}, found on validation images" if self.tried else ""
+        return f"{self.method}: {plain}, {balanced} ({len(self.confusion)} × {row['network']}{found}){stored}"
 
     def save(self, path: Path) -> Path:
         """Store the evaluation at `path`, atomically."""
@@ -164,7 +172,8 @@ class Evaluation:
         """
         artefact = load_artefact(path, kind="evaluation")
         with unpacking(path):
-            stored = {"identity": "", "splits": 1, "storage": 0, **artefact.metadata}  # older files have none
+            # Older files have none of these.
+            stored = {"identity": "", "splits": 1, "storage": 0, "tried": {}, **artefact.metadata}
             about = restore_fields(cls, _DESCRIBED, stored)
             confusion, losses = artefact.tensors["confusion"], artefact.tensors.get("losses")
             shape, classes = tuple(confusion.shape), len(about["classes"])
@@ -204,19 +213,30 @@ def doubts(made: Evaluation, random: Evaluation | None = None) -> str:
     return f"{made.method}: balanced accuracy {numbers} {where} {' and '.join(said)}." if said else ""
 
 
-def evaluate(distilled: DistilledSet, data: ImageData, config: EvaluateConfig, **options: Any) -> Evaluation:
+def evaluate(
+    distilled: DistilledSet,
+    data: ImageData,
+    config: EvaluateConfig | None = None,
+    *,
+    network: Any = None,
+    **options: Any,
+) -> Evaluation:
     """Train fresh networks on `distilled` and test them on real images of `config.split`.
 
     Args:
         distilled: what networks are trained on.
         data: the real set; it goes through the set's own preprocessing.
         config: how they are trained, and what they are tested on.
+        network: in place of the configuration's: "torchvision:resnet18", or a function of your own, as in
+            `lambda channels, size, classes: my_network(classes)`.
         options: as of `evaluate_each`: `save_to`, `how`, and the fields of `Execution` by name.
 
     Raises:
         InputError: `data` is not the real set that `distilled` stands for, or the split is unknown.
         DivergenceError: a training loss is not finite.
     """
+    config = config or EvaluateConfig()
+    config = config if network is None else replace(config, network=network)
     return evaluate_each([distilled] * config.networks, data, config, **options)
 
 
@@ -232,8 +252,8 @@ def evaluate_random(
 ) -> Evaluation:
     """What random real images are worth: `ipc` per class, another draw for each network.
 
-    They are trained on at `config.rate`, or at the field's 0.01 where that is None. `save_to`, `how` and
-    `options` are those of `evaluate_each`.
+    They are trained on at `config.rate`, or at the field's 0.01 where that is None and none is found.
+    `save_to`, `how` and `options` are those of `evaluate_each`.
 
     Raises:
         InputError: a class has fewer than `ipc` training images.
@@ -257,6 +277,11 @@ def evaluate_each(
 
     `config.networks` is not used. The spread then covers the sets' randomness as well.
 
+    A network that is not of `NETWORKS` warms up for a twentieth of its epochs. If no rate is given, one of
+    `RATES` is found for it: the one at which a network on the first set is best on the validation images.
+    `Evaluation.config` and `Evaluation.tried` say what was found. Images that are too small for it are
+    enlarged, see `iadd_lab.training.own_networks`.
+
     Args:
         sets: one for each network.
         data: the real set.
@@ -271,20 +296,69 @@ def evaluate_each(
         InputError: as `evaluate`, or `save_to` is the evaluation of something else.
         DivergenceError: a training loss is not finite.
     """
-    sets, config = list(sets), replace(config, augment=data.augmentation(config.augment))
+    sets = list(sets)
     for distilled in sets:
         distilled.check_data(data)
     states = {preprocess_fingerprint(p) for p in {id(s.preprocess): s.preprocess for s in sets}.values()}
     require(len(states) == 1, "the sets have different preprocessing: evaluate them one at a time.")
+    known = known_network(config.network, data)
+    config = replace(config, network=known, augment=data.augmentation(config.augment))
     identity = fingerprint([made.fingerprint for made in sets], config, data.fingerprint)
     path = save_to and Path(save_to)
     if path and path.exists():
         return _finished(path, identity, config)
+    tried: dict[str, float] = {}
+    if known.is_own and config.rate is None:
+        config, tried = _found_rate(sets[0], data, config, path, how)
     networks = _FreshNetworks(sets, data, config, how)
     kept = {"path": path and path.with_name(f"{path.stem}.checkpoint"), "identity": identity}
-    save = path and (lambda: networks.evaluation(identity).save(path))
+    save = path and (lambda: networks.evaluation(identity, tried).save(path))
     complete(networks, **kept, title=f"evaluate {sets[0].method}", how=how, save=save)
-    return networks.evaluation(identity)
+    for rate in tried if path else ():
+        _trial(path, rate).unlink(missing_ok=True)
+    return networks.evaluation(identity, tried)
+
+
+def _trial(path: Path, rate: str) -> Path:
+    """The file of the trial at that rate, until the evaluation at `path` is ready."""
+    return path.with_name(f"{path.stem}_rate_{rate}.safetensors")
+
+
+def _found_rate(
+    made: DistilledSet, data: ImageData, config: EvaluateConfig, path: Path | None, how: Execution
+) -> tuple[EvaluateConfig, dict[str, float]]:
+    """The configuration at the best of `RATES`, and the accuracy at each of them on validation images."""
+
+    def run(own: EvaluateConfig) -> Evaluation:
+        return evaluate_each([made], data, own, save_to=path and _trial(path, f"{own.rate:g}"), how=how)
+
+    accuracies = validation_accuracies(run, config, RATES, networks=1)
+    best = max(accuracies, key=accuracies.get)
+    return replace(config, rate=best), {f"{rate:g}": accuracy for rate, accuracy in accuracies.items()}
+
+
+def validation_accuracies(
+    run: Callable[[EvaluateConfig], Evaluation],
+    config: EvaluateConfig,
+    rates: Sequence[float],
+    *,
+    networks: int,
+) -> dict[float, float]:
+    """The mean accuracy of `run` on the validation split at each of `rates`, in their order.
+
+    Rates at which training diverges are left out.
+
+    Raises:
+        DivergenceError: training diverges at all of them.
+    """
+    accuracies = {}
+    for rate in sorted(rates):
+        with suppress(DivergenceError):
+            tried = run(replace(config, rate=rate, split="validation", networks=networks))
+            accuracies[rate] = tried.accuracies.mean().item()
+    if not accuracies:
+        raise DivergenceError(f"training diverges at each of the rates {list(rates)}: lower them.")
+    return accuracies
 
 
 def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
@@ -294,7 +368,9 @@ def _finished(path: Path, identity: str, config: EvaluateConfig) -> Evaluation:
     # Evaluations of before there were identities go by their protocol; the name of the file says the rest.
     same = evaluation.identity == identity if evaluation.identity else evaluation.config == config
     require(same, f"{path} is the evaluation of another set or protocol: choose another name, or delete it.")
-    return evaluation
+    for rate in evaluation.tried:
+        _trial(path, rate).unlink(missing_ok=True)
+    return replace(evaluation, config=replace(evaluation.config, network=config.network))
 
 
 class _FreshNetworks:
@@ -348,6 +424,7 @@ class _FreshNetworks:
             [distilled.targets.to(self.device) for distilled in sets],
             rates=[config.rate or distilled.alpha for distilled in sets],
             decay_at=max(config.epochs // 2, 1),
+            warm_up=math.ceil(WARM_UP * config.epochs) if config.network.is_own else 0,
             generators=[generator(config.seed, "evaluation", number, "order") for number in numbers],
             kernels=self.kernels,
             **training_options(config),
@@ -359,10 +436,10 @@ class _FreshNetworks:
         true, classes = self.data.split(self.config.split).labels, len(self.data.classes)
         return torch.bincount(true * classes + predicted, minlength=classes**2).view(1, classes, classes)
 
-    def evaluation(self, identity: str) -> Evaluation:
+    def evaluation(self, identity: str, tried: dict[str, float]) -> Evaluation:
         """What all of them got right."""
         first, known = self.sets[0], None if self.losses.isnan().any() else self.losses
-        about = {"losses": known, "storage": self.storage}
+        about = {"losses": known, "storage": self.storage, "tried": tried}
         return Evaluation(self.confusion, first.classes, first.method, self.config, identity, **about)
 
     def state(self) -> State:

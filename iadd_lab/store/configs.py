@@ -14,7 +14,7 @@ from iadd_lab.errors import InputError, require
 FORMAT_VERSION = 2
 # Raised whenever the same configuration gives another result than before: part of the name of every run.
 RESULT_VERSION = 1
-_LATER = "added later"
+_LATER, _UNSTORED = "added later", "not stored"
 
 
 def added_field(default: Any) -> Any:
@@ -23,6 +23,11 @@ def added_field(default: Any) -> Any:
     So the fingerprints of earlier runs, and the folders that are named by them, stay as they are.
     """
     return dataclasses.field(default=default, metadata={_LATER: True})
+
+
+def unstored_field() -> Any:
+    """A field that is never described, None where nothing was given, as a function can't be stored."""
+    return dataclasses.field(default=None, metadata={_UNSTORED: True})
 
 
 def describe(config: Any) -> Any:
@@ -34,7 +39,8 @@ def describe(config: Any) -> Any:
         hints, described = typing.get_type_hints(type(config)), {"kind": type(config).__name__}
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if _LATER not in field.metadata or value != field.default:
+            usual = _LATER in field.metadata and value == field.default
+            if not usual and _UNSTORED not in field.metadata:
                 described[field.name] = describe(_canonical(hints[field.name], value))
         return described
     if isinstance(config, Mapping):

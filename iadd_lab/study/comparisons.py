@@ -18,7 +18,7 @@ from iadd_lab.errors import require
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.published import read_published
 from iadd_lab.study.study import Cell
-from iadd_lab.training.networks import NetworkConfig
+from iadd_lab.training.networks import TITLES, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PairedDifference:
     @property
     def network_title(self) -> str:
         """The network's name in text."""
-        return NetworkConfig(self.network).title
+        return TITLES.get(self.network, self.network)
 
     @property
     def titles(self) -> tuple[str, str]:

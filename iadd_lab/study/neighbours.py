@@ -10,6 +10,7 @@ from tqdm import tqdm
 from iadd_lab.data.preprocess import Preprocess, as_float
 from iadd_lab.data.sets import ImageData
 from iadd_lab.errors import check_whole, choose, require
+from iadd_lab.training.networks import embed
 from iadd_lab.training.teachers import Teachers
 
 SPACES = ("pixels", "features")
@@ -73,7 +74,7 @@ class Neighbours:
         require(given == real, f"an image has the shape {given}, but a real one {real}: give images alike.")
         pixels = by == "pixels"
         known = self.data.train.images if pixels else self._features  # (real, …)
-        seen = self.preprocess.invert(images) if pixels else self._network.embed(images)
+        seen = self.preprocess.invert(images) if pixels else embed(self._network, images)
         seen = seen.flatten(1).double()
         chunks = (as_float(chunk).flatten(1).double() for chunk in known.split(_CHUNK))
         # Exactly, and not through products: an image that is a real one has the distance 0.
@@ -86,11 +87,8 @@ class Neighbours:
         """What the teacher's linear layer sees of all training images: (count, dimensions)."""
         chunks = self.data.train.images.split(_CHUNK)
         bar = tqdm(chunks, desc="features of the real images", delay=2.0, leave=False)
-        return torch.cat([self._network.embed(self.preprocess.apply(chunk)) for chunk in bar])
+        return torch.cat([embed(self._network, self.preprocess.apply(chunk)) for chunk in bar])
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        network = self.teachers.network(0).requires_grad_(False)
-        trained = self.teachers.snapshot(0, self.teachers.config.epochs)
-        network.load_state_dict(self.teachers.layout.split(trained))
-        return network
+        return self.teachers.network_after(0, self.teachers.config.epochs).requires_grad_(False)

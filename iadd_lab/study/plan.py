@@ -12,12 +12,14 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from timeit import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import torch
 
 from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.preprocess import Zca
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
@@ -29,7 +31,8 @@ from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 from iadd_lab.study.study import Study
 from iadd_lab.training.fast.compiling import WORTH_COMPILING, flops
-from iadd_lab.training.networks import NetworkConfig, build_network
+from iadd_lab.training.networks import NetworkConfig, network_for
+from iadd_lab.training.own_networks import known_network
 from iadd_lab.training.sgd import Training
 from iadd_lab.training.teachers import Teachers
 
@@ -98,7 +101,8 @@ def _row(shape: Shape, how: Execution, network: NetworkConfig, images: int, **ne
     row["disk"] = 4.0 * row["count"] * (row["floats"] + row["vectors"] * parameters)
     # A batch's feature maps and their gradients are seven times the first map, four bytes each.
     maps = 28.0 * images * (network.width or 128) * shape.size**2
-    return row | {"memory": maps + 5.0 * shape.train * shape.channels * shape.size**2}
+    pictures = shape.train * shape.channels * shape.size**2  # bytes, of which there are two copies in between
+    return row | {"memory": maps + 2.0 * pictures + min(4.0 * pictures, Zca.kept)}
 
 
 def _needed(setting: Setting, shape: Shape, shown: Any, source: str) -> Iterator[tuple[Any, dict]]:
@@ -179,7 +183,8 @@ def _shape(config: DataConfig) -> Shape:
 def _measured(config: NetworkConfig, shape: Shape, images: int, how: Execution) -> tuple[int, int, float]:
     """Operations of an image's forward pass; parameters; operations a second with so many images at once."""
     *_, classes, channels, size = shape
-    network = build_network(config, channels=channels, size=size, classes=classes, seed=0).to(how.place)
+    like = SimpleNamespace(channels=channels, size=size, classes=range(classes))
+    network = network_for(like, known_network(config, like), seed=0).to(how.place)
     forward = flops(network, channels=channels, size=size)
     count = max(min(images, int(_TIMED / 3 / forward)), 1)
     pictures = torch.randn(count, channels, size, size, device=how.place)

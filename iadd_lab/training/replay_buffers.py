@@ -16,7 +16,7 @@ from iadd_lab.errors import require
 from iadd_lab.store.foreign_files import load_safely
 from iadd_lab.store.locks import locked_folder
 from iadd_lab.training.networks import NetworkConfig, ParameterLayout, network_for
-from iadd_lab.training.sgd import predict
+from iadd_lab.training.student import StudentLoss
 from iadd_lab.training.teachers import TeacherConfig, Teachers, open_teachers, prepare_teachers
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,14 @@ def import_replay_buffers(
     teachers = prepare_teachers(data, replace(config, epochs=least - 1), Path(folder))
     warn_of_class_order(data)
     images = teachers.preprocess.prepare(data.validation.images.to(how.place))
-    accuracies: list[float] = []
+    loss, accuracies = StudentLoss(teachers.network(0)), []
     named = ((path.name, trajectory[:least]) for path in paths for trajectory in read_replay_buffer(path))
     bar = tqdm(named, total=len(lengths), desc="import", unit="teacher", disable=not how.progress)
     for index, (source, trajectory) in enumerate(bar):
         stacked = torch.stack([layout.flatten(s) for s in trajectory]).float()  # (epochs + 1, P)
-        network = teachers.network(0).to(images.device)
-        network.load_state_dict(layout.split(stacked[-1].detach()))
-        right = predict(network, images) == data.validation.labels
+        # Batch norm goes by the batch here: the files hold no running statistics.
+        last = stacked[-1].detach().to(images.device)
+        right = loss.predict(last, images) == data.validation.labels
         accuracies.append(right.double().mean().item())
         history = {"source": source, "validation_accuracy": accuracies[-1]}
         teachers.save(index, stacked.detach(), history=history)

@@ -1,7 +1,8 @@
 """Training networks by plain SGD, and asking them for predictions: the one loop that all others use."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -14,9 +15,13 @@ from iadd_lab.data.preprocess import Preprocessed
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import to_device
 from iadd_lab.errors import DivergenceError
+from iadd_lab.seeds import derive_seed, seeded
 from iadd_lab.training.fast.compiling import PLAIN, Kernels, flops
 from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
+from iadd_lab.training.networks import is_plain
+
+_FEW = 256  # images at once, for networks whose feature maps may be large
 
 _LARGEST_MAP = 2**27  # bytes
 
@@ -56,6 +61,7 @@ class Training:
         momentum: of SGD.
         weight_decay: of SGD.
         decay_at: see `rates`; None never lowers them.
+        warm_up: so many epochs at first, the rates grow in equal steps.
         kernels: see `iadd_lab.training.fast.compiling`.
     """
 
@@ -70,6 +76,7 @@ class Training:
     momentum: float = 0.0
     weight_decay: float = 0.0
     decay_at: int | None = None
+    warm_up: int = 0
     kernels: Kernels = PLAIN
 
     def __post_init__(self):
@@ -95,14 +102,15 @@ class Training:
             DivergenceError: a mean is not finite.
         """
         decayed = self.decay_at is not None and self.epoch >= self.decay_at
+        share = 0.1 if decayed else min((self.epoch + 1) / max(self.warm_up, 1), 1.0)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * 0.1 if decayed else rate
+            group["lr"] = rate * share
         count = len(self.images[0])
         totals = torch.zeros(len(self.networks), device=self.images[0].device)
-        orders = [torch.randperm(count, generator=each).split(self.batch) for each in self.generators]
-        for chosen in zip(*orders, strict=True):
+        orders = [self._batches(torch.randperm(count, generator=each)) for each in self.generators]
+        for step, chosen in enumerate(zip(*orders, strict=True)):
             batches = [self._batch(number, rows) for number, rows in enumerate(chosen)]
-            losses = self._differentiate(*zip(*batches, strict=True))
+            losses = self._differentiate(*zip(*batches, strict=True), step=step)
             self.optimizer.step()
             totals += losses * len(chosen[0])
         means = (totals / count).tolist()
@@ -114,6 +122,12 @@ class Training:
         self.epoch += 1
         return means
 
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """The rows of each batch. Batch norm knows no variance of one image: it joins the batch before."""
+        *first, last = order.split(self.batch)
+        alone = len(last) == 1 and first and not self.loss.plain
+        return [*first[:-1], torch.cat([first[-1], last])] if alone else [*first, last]
+
     def _batch(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The augmented images at `rows` of a network's set, and their labels."""
         images, generator = self.images[number], self.generators[number]
@@ -122,7 +136,7 @@ class Training:
         rows = to_device(rows, images.device)
         return augmentation(images[rows]), self.labels[number][rows]
 
-    def _differentiate(self, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    def _differentiate(self, images: Sequence[Tensor], labels: Sequence[Tensor], *, step: int) -> Tensor:
         """The losses of a batch of each network, (networks,); the parameters have their gradients then."""
         if self.loss.joint:
             losses, slopes = self.loss.slopes(self.flats, torch.stack(images), torch.stack(labels))
@@ -130,12 +144,21 @@ class Training:
                 row.grad = slope
             return losses
         losses = []
-        for network, batch, targets in zip(self.networks, images, labels, strict=True):
-            loss = functional.cross_entropy(network(batch), targets)
+        for number, network in enumerate(self.networks):
+            network.train()
+            with self._drawing(number, step, images[number].device):
+                loss = functional.cross_entropy(network(images[number]), labels[number])
             network.zero_grad()
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses)
+
+    def _drawing(self, number: int, step: int, device: torch.device) -> AbstractContextManager:
+        """What layers that draw at random, as dropout does, draw from: a stream of its own for each step."""
+        if self.loss.plain:
+            return nullcontext()
+        own = self.generators[number].initial_seed()
+        return seeded(derive_seed(own, "layers", self.epoch, step), device)
 
     @torch.no_grad()
     def _update_networks(self) -> None:
@@ -150,9 +173,19 @@ class Training:
         state["generators"] = torch.stack([each.get_state() for each in self.generators])
         buffers = self.optimizer.state
         moving = [[buffers[p].get("momentum_buffer") for p in part] for part in self.parameters]
-        if moving[0][0] is not None:  # there is none before the first step, or without momentum
-            state["momentum"] = _rows(moving)
-        return state
+        # There is none before the first step, without momentum, or of parameters that have no gradient.
+        if any(each is not None for part in moving for each in part):
+            pairs = [zip(*each, strict=True) for each in zip(self.parameters, moving, strict=True)]
+            state["momentum"] = _rows(
+                [[torch.zeros_like(p) if m is None else m for p, m in own] for own in pairs]
+            )
+        return state | {f"buffers/{name}": tensor.cpu().clone() for name, tensor in self._buffers()}
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What the networks keep besides parameters, as the statistics of batch norm; with their numbers."""
+        for number, network in enumerate(self.networks):
+            for name, tensor in network.named_buffers():
+                yield f"{number}/{name}", tensor
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -165,6 +198,8 @@ class Training:
         for part, row in zip(self.parameters, state.get("momentum", ()), strict=False):
             empty = ((self.optimizer.state[p], torch.empty_like(p)) for p in part)
             _fill([own.setdefault("momentum_buffer", buffer) for own, buffer in empty], row)
+        for name, tensor in self._buffers():
+            tensor.copy_(state[f"buffers/{name}"])
         self._update_networks()
 
 
@@ -181,6 +216,8 @@ def _fill(tensors: Sequence[Tensor], row: Tensor) -> None:
 
 def training_flops(network: nn.Module, data: ImageData, *, images: int, epochs: int) -> float:
     """Floating-point operations of training on so many images of `data` for so many epochs."""
+    if not is_plain(network):
+        return 0.0  # nothing is compiled for these
     # One pass forward, two back.
     return 3.0 * images * epochs * flops(network, channels=data.channels, size=data.size)
 
@@ -193,9 +230,16 @@ def predict(
     kernels: Kernels = PLAIN,
 ) -> Tensor:
     """The predicted class of every image, in batches of at most `batch`: (count,) int64 on the CPU."""
-    loss = student_loss(network, kernels)
     if images.device.type == "cpu":
         # A feature map of the first convolution, of the whole batch, is to stay small.
         width = next((each.shape[0] for each in network.parameters() if each.ndim == 4), 1)
         batch = max(min(_LARGEST_MAP // (4 * width * math.prod(images.shape[2:])), batch), 1)
-    return loss.predict(loss.layout.flatten(network.parameters()).detach(), images, batch=batch)
+    if is_plain(network):
+        loss = student_loss(network, kernels)
+        return loss.predict(loss.layout.flatten(network.parameters()).detach(), images, batch=batch)
+    was_training, parts = network.training, images.split(min(batch, _FEW))
+    network.eval()
+    with torch.no_grad():
+        found = [network(part.clone()).argmax(1) for part in parts]  # in which it may write
+    network.train(was_training)
+    return torch.cat(found).cpu()

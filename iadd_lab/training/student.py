@@ -5,25 +5,38 @@ fast, for networks whose layers it knows.
 """
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
-from iadd_lab.data.augment import Augmentation
-from iadd_lab.training.networks import ParameterLayout
+from iadd_lab.training.networks import ParameterLayout, is_plain
+
+
+class Kept(Protocol):
+    """What a student's step computed and its adjoint needs."""
+
+    def nbytes(self) -> int:
+        """The memory that keeping it takes."""
 
 
 class StudentLoss:
-    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector."""
+    """ℓ(x; θ): cross-entropy of a network whose parameters are one flat vector.
+
+    Batch norm goes by the statistics of each batch, in `predict` too: running ones are no parameters.
+    """
 
     joint = False  # whether several networks at once cost less than one after another
 
     def __init__(self, network: nn.Module):
+        self.layout, copied = ParameterLayout.of(network), without_state(network)
+        self.constants = dict(copied.named_buffers())  # of its own layers, if they have any
+        self.plain = is_plain(network)
         # Only the architecture is used; on the meta device its own weights cost nothing.
-        self.network = copy.deepcopy(network).to("meta")
-        self.layout = ParameterLayout.of(network)
+        self.network = copied.to("meta")
 
     def __call__(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of `images` (batch, channels, height, width) at parameters `flat` (P,)."""
@@ -31,14 +44,20 @@ class StudentLoss:
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """What the network says of the images, (batch, classes)."""
-        return functional_call(self.network, self.layout.split(flat), (images,))
+        given = self.layout.split(flat)
+        if not self.plain:
+            images = images.clone()  # in which it may write
+        for name, tensor in self.constants.items():
+            given[name] = tensor.to(images.device, images.dtype if tensor.is_floating_point() else None)
+        return functional_call(self.network, given, (images,))
 
-    def slope(
-        self, flat: Tensor, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None
-    ) -> Tensor:
-        """∇_θ ℓ, shape (P,), on the images as `augmentation`, if any, leaves them."""
-        batch = images if augmentation is None else augmentation(images).detach()
-        return self.slopes(flat[None], batch[None], labels[None])[1][0]
+    def slope(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """∇_θ ℓ, shape (P,)."""
+        return self.slopes(flat[None], images[None], labels[None])[1][0]
+
+    def step(self, flat: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Kept | None]:
+        """`slope`, and what `along` at this very point can use again, if there is anything."""
+        return self.slope(flat, images, labels), None
 
     def slopes(self, flats: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The losses of several networks, each on images of its own, and their gradients.
@@ -74,7 +93,7 @@ class StudentLoss:
         direction: Tensor,
         images: Tensor,
         labels: Tensor,
-        augmentation: Augmentation | None = None,
+        kept: Kept | None = None,
         *,
         curvature: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -83,32 +102,34 @@ class StudentLoss:
         Args:
             flat: θ, (P,).
             direction: λ, (P,), taken as constant.
-            images: (batch, channels, height, width), before augmentation.
+            images: as the network sees them, (batch, channels, height, width).
             labels: (batch,) int64.
-            augmentation: through which the network sees the images, if any.
+            kept: what `step` gave for the same arguments, if it was kept; it is used up.
             curvature: False leaves ∇_θ s out.
 
         Returns:
             s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
         """
-        source = leaf(images)
-        batch = source if augmentation is None else augmentation(source)  # (batch, channels, height, width)
-        scalar, batch_gradient, flat_gradient = self._along_seen(
-            flat, direction, batch.detach(), labels, curvature=curvature
-        )
-        # The augmentation's own backward once, outside.
-        (image_gradient,) = torch.autograd.grad(batch, source, batch_gradient)
-        return scalar, image_gradient, flat_gradient
-
-    def _along_seen(
-        self, flat: Tensor, direction: Tensor, images: Tensor, labels: Tensor, *, curvature: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`along` for images as the network sees them."""
         flat, images = leaf(flat), leaf(images)
         (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
         scalar = slope @ direction
         gradients = torch.autograd.grad(scalar, (images, flat) if curvature else (images,))
         return scalar.detach(), gradients[0], gradients[1] if curvature else None
+
+
+def without_state(network: nn.Module) -> nn.Module:
+    """A copy in training mode that is a function of parameters and images alone, without in-place layers.
+
+    Batch norm goes by the statistics of the batch, and keeps none.
+    """
+    copied = copy.deepcopy(network).train()
+    for layer in copied.modules():
+        if isinstance(layer, _NormBase):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        if getattr(layer, "inplace", False):
+            layer.inplace = False
+    return copied
 
 
 def leaf(tensor: Tensor) -> Tensor:

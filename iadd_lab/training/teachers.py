@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,13 @@ from iadd_lab.store.configs import added_field, describe, fingerprint, restore_f
 from iadd_lab.store.locks import PREPROCESSING, locked, locked_folder
 from iadd_lab.store.resumable import State, complete
 from iadd_lab.training.fast.compiling import choose_kernels
-from iadd_lab.training.networks import NetworkConfig, ParameterLayout, network_for
+from iadd_lab.training.networks import NetworkConfig, ParameterLayout, as_network, network_for
+from iadd_lab.training.own_networks import check_student, known_network
 from iadd_lab.training.sgd import Training, predict, training_flops
 
 _MANIFEST = "teachers.safetensors"
 _DESCRIBED = ("config", "data", "data_fingerprint", "classes", "channels", "size")  # fields, as metadata
+_BUFFERS = "buffers/"  # before the names of what a network keeps besides its parameters
 _LARGE = 2**28  # bytes of a trajectory that is not kept in memory while it comes to be
 STORE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -43,7 +45,7 @@ class TeacherConfig:
     """How teachers are trained; the defaults are the field's (MTT; Cazenavette et al., CVPR 2022).
 
     Args:
-        network: the architecture of teacher and student.
+        network: the architecture of teacher and student: a `NetworkConfig`, or a name or function for one.
         preprocess: "standardise" or "zca", fitted on the training images.
         epochs: of each teacher; train no more than max_start_epoch + teacher_epochs of the distillation.
         rate: learning rate of SGD.
@@ -56,7 +58,7 @@ class TeacherConfig:
             rounded to 11 bits) or "bfloat16" (to 8 bits, often more than an epoch moves them by).
     """
 
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = NetworkConfig()  # or the name or the function of one
     preprocess: str = "standardise"
     epochs: int = 50
     rate: float = 0.01
@@ -76,7 +78,7 @@ class TeacherConfig:
 
 def check_training(config: Any) -> None:
     """Require possible values of what every training of networks has: see `TeacherConfig`."""
-    check_kind("network", config.network, NetworkConfig)
+    object.__setattr__(config, "network", as_network(config.network))
     for name in ("epochs", "batch"):
         check_whole(name, getattr(config, name), minimum=1)
     check_number("momentum", config.momentum, maximum=0.999)
@@ -134,6 +136,16 @@ class Teachers:
         """A fresh network of the teachers' architecture."""
         return network_for(self, self.config.network, seed=seed)
 
+    def network_after(self, teacher: int, epoch: int) -> nn.Module:
+        """The network of `teacher` after `epoch` epochs, with its running statistics of then, to be asked."""
+        network = self.network(0)
+        own = self.layout.split(self.snapshot(teacher, epoch))
+        with artefacts.open_artefact(self.paths[teacher]) as file:
+            for name in set(file.keys()) - {"trajectory"}:
+                own[name.removeprefix(_BUFFERS)] = file.get_slice(name)[epoch]
+        network.load_state_dict(own, strict=False)
+        return network.eval()
+
     def training(
         self, data: ImageData, network: nn.Module, order: Generator, *, epochs: int, how: Execution
     ) -> Training:
@@ -183,10 +195,21 @@ class Teachers:
         mend = "load that data, or train teachers on this"
         require(given == own, f"{trained}, but the data is {data.config} (fingerprint {given}): {mend}.")
 
-    def save(self, teacher: int, trajectory: Tensor, *, history: dict[str, object]) -> None:
-        """Store a trajectory of shape (epochs + 1, P) and what was noted while training."""
+    def save(
+        self,
+        teacher: int,
+        trajectory: Tensor,
+        *,
+        history: dict[str, object],
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Store a trajectory of shape (epochs + 1, P) and what was noted while training.
+
+        `buffers` are those of the network by name, each with a first dimension of epochs + 1.
+        """
         metadata = {"teachers": self.identity, "teacher": teacher, "history": history}
         tensors = {"trajectory": trajectory.to(STORE_DTYPES[self.config.store_dtype])}
+        tensors |= {f"{_BUFFERS}{name}": tensor for name, tensor in (buffers or {}).items()}
         artefacts.save_artefact(self.path(teacher), kind="trajectory", tensors=tensors, metadata=metadata)
 
     def _verify(self, path: Path) -> None:
@@ -230,7 +253,7 @@ def train_teachers(
     _ = teachers.paths  # a damaged file is named now, not after hours of training
     for index in range(count):
         train_teacher(data, teachers, index, how=how)
-    return open_teachers(folder, count=count)
+    return open_teachers(folder, count=count, network=config.network)
 
 
 @executes
@@ -273,6 +296,9 @@ class _Teacher:
         self.training = teachers.training(data, self.network, order, epochs=self.total, how=how)
         self.losses: list[float] = []  # of each epoch
         self.trajectory = _empty_trajectory(teachers)  # (epochs + 1, P)
+        # Of batch norm: (epochs + 1, ...) each. They are kept to ask the teacher, and never matched.
+        named = dict(self.network.named_buffers()).items()
+        self.buffers = {name: torch.stack([each.cpu()] * (self.total + 1)) for name, each in named}
         self.note()
 
     @property
@@ -287,14 +313,19 @@ class _Teacher:
     def note(self) -> None:
         """Keep a copy of θ as it is now: it must not follow the live weights."""
         self.trajectory[self.done] = self.teachers.layout.flatten(self.network.parameters()).detach()
+        for name, buffer in self.network.named_buffers():
+            self.buffers[name][self.done] = buffer
 
     def state(self) -> State:
         tensors = self.training.state() | {"trajectory": self.trajectory[: self.done + 1]}
+        tensors |= {f"kept/{name}": tensor[: self.done + 1] for name, tensor in self.buffers.items()}
         return tensors, {"losses": self.losses}
 
     def load(self, artefact: artefacts.Artefact) -> None:
         self.training.restore(artefact.tensors)
         self.trajectory[: self.done + 1] = artefact.tensors["trajectory"]
+        for name, tensor in self.buffers.items():
+            tensor[: self.done + 1] = artefact.tensors[f"kept/{name}"]
         self.losses = artefact.metadata["losses"]
 
     def save(self) -> None:
@@ -310,7 +341,7 @@ class _Teacher:
         images = self.teachers.preprocess.prepare(validation.images.to(self.device))
         right = predict(self.network, images, kernels=self.training.kernels) == validation.labels
         history = {"train_loss": self.losses, "validation_accuracy": right.double().mean().item()}
-        self.teachers.save(self.index, self.trajectory, history=history)
+        self.teachers.save(self.index, self.trajectory, history=history, buffers=self.buffers)
 
 
 def _empty_trajectory(teachers: Teachers) -> Tensor:
@@ -329,21 +360,27 @@ def _empty_trajectory(teachers: Teachers) -> Tensor:
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 
-def open_teachers(folder: Path, *, count: int | None = None) -> Teachers:
+def open_teachers(folder: Path, *, count: int | None = None, network: Any = None) -> Teachers:
     """Open the teachers stored in `folder`; every trajectory is verified.
 
     Args:
         folder: where `train_teachers` put them.
         count: use the first so many only; None takes all.
+        network: the function that made their network, where they are of one's own: it is not stored.
 
     Raises:
-        InputError: there are none, or a file is damaged or belongs to other teachers.
+        InputError: there are none, a file is damaged or belongs to other teachers, or `network` is missing
+            or makes another one than theirs.
     """
     folder = Path(folder)
     check_whole("count", 1 if count is None else count, minimum=1)
     mend = f"train them with `iadd-lab teach --out {folder}`"
     require((folder / _MANIFEST).is_file(), f"no teachers in {folder} (it has no {_MANIFEST}): {mend}.")
     teachers = _from_manifest(artefacts.load_artefact(folder / _MANIFEST, kind="teachers"), count)
+    own = teachers.config.network
+    if network is not None and own.is_own:
+        found = known_network(replace(own, function=as_network(network).function), teachers)
+        teachers = replace(teachers, config=replace(teachers.config, network=found))
     require(len(teachers) > 0, f"{folder} holds no finished teacher yet: run `iadd-lab teach` to the end.")
     return teachers
 
@@ -365,20 +402,21 @@ def prepare_teachers(data: ImageData, config: TeacherConfig, folder: Path) -> Te
         InputError: the network does not fit the images, or `folder` holds teachers of other settings.
     """
     # Resolved here, so that the artefact says what was done.
-    config = replace(config, augment=data.augmentation(config.augment))
-    # Before anything expensive: can this network be built for these images at all?
-    network_for(data, config.network, seed=0)
+    own = {"network": known_network(config.network, data), "augment": data.augmentation(config.augment)}
+    config = replace(config, **own)
     values = (config, data.config, data.fingerprint, data.classes, data.channels, data.size)
     metadata = describe(dict(zip(_DESCRIBED, values, strict=True)))
     manifest = Path(folder) / _MANIFEST
     if not manifest.exists():
+        # Before anything expensive: can this network be built for these images at all, and be matched?
+        check_student(config.network, data)
         tensors = preprocess_tensors(fit_preprocess(config.preprocess, data.train.images))
         artefacts.save_artefact(manifest, kind="teachers", tensors=tensors, metadata=metadata)
     stored = artefacts.load_artefact(manifest, kind="teachers")
     differences = "; ".join(sorted(_differences("", stored.metadata, metadata)))
     sentence = f"{folder} holds teachers of other settings ({differences}): choose another folder."
     require(not differences, sentence)
-    return _from_manifest(stored)
+    return replace(_from_manifest(stored), config=config)  # with the function that is not stored
 
 
 def _differences(prefix: str, there: object, asked: object) -> Iterator[str]:

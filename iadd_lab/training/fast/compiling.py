@@ -36,8 +36,8 @@ class Kernels:
 
     norm: Callable[..., tuple[Tensor, ...]] = kernels.norm
     norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward
-    dual_norm: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm
-    dual_norm_backward: Callable[..., tuple[Tensor, ...]] = kernels.dual_norm_backward
+    norm_along: Callable[..., tuple[Tensor, ...]] = kernels.norm_along
+    norm_backward_along: Callable[..., tuple[Tensor, ...]] = kernels.norm_backward_along
     input_tiles: Callable[..., Tensor] = winograd.input_tiles
     input_maps: Callable[..., Tensor] = winograd.input_maps
     output_maps: Callable[..., Tensor] = winograd.output_maps
@@ -112,7 +112,7 @@ def choose_kernels(compile: str, *, work: float, device: torch.device | str = "c
 
 def flops(network: nn.Module, *, channels: int, size: int) -> int:
     """Floating-point operations of one forward pass of one image (channels, size, size)."""
-    on_meta = copy.deepcopy(network).to("meta")  # without memory: only its shapes are of interest
+    on_meta = copy.deepcopy(network).eval().to("meta")  # without memory: only its shapes are of interest
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         on_meta(torch.empty(1, channels, size, size, device="meta"))
     return counter.get_total_flops()

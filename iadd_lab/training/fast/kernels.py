@@ -1,20 +1,20 @@
-"""Instance norm, ReLU and average pooling as one pass each way, on plain and on dual feature maps.
+"""Instance norm, ReLU and average pooling as one pass each way, and along a direction.
 
 They touch far more memory than the convolutions for next to no arithmetic. As functions of a few tensors
-without autograd, `torch.compile` makes one or two loops of each; uncompiled they are right, and slower.
+without autograd, `torch.compile` makes one or two loops of each; uncompiled each line is an operation.
 
-A dual map is a pair (y, ẏ): a value and its derivative along one direction of parameter space. `dual_norm`
-pushes a pair through the layer, `dual_norm_backward` is that function's reverse. With M pixels per plane,
-all means over a plane, n = (y − mean y) · r and r = 1/√(var y + ε):
+With M pixels per plane, all means over a plane, n = (y − mean y) · r and r = 1/√(var y + ε), the output is
+z = γ n + β, and then what ReLU and pooling make of it. The gradient z̄ of z gives ȳ = γ r (z̄ − mean z̄ −
+n mean(z̄ n)). `norm_along` is the derivative of the output where y and the parameters move by ẏ, γ̇ and β̇:
 
     ṅ = r · (ẏ − mean ẏ − n · m),  m = mean(n ẏ)
-    z = γ n + β,                   ż = γ ṅ + γ̇ n + β̇
+    ż = γ ṅ + γ̇ n + β̇
 
-Every gradient below needs one set of sums over each plane and one pass over its pixels.
+and `norm_backward_along` that of the gradients, where z̄ moves by Z.
 
 Arguments and results are tensors, but for `epsilon` (a float), `relu` and `pool` (flags). All functions take
-maps y and ẏ (batch, channels, h, w), with even sides where `pool` is true; γ, β, γ̇ and β̇ for each image,
-(batch or 1, channels); and statistics of planes, (batch, channels, 1, 1).
+maps (batch, channels, h, w), with even sides where `pool` is true; γ, β, γ̇ and β̇ for each image, (batch or
+1, channels, 1, 1); and statistics of planes, (batch, channels, 1, 1).
 """
 
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 
 def norm(y, gamma, beta, epsilon, relu, pool):
-    """The output for feature maps y, and (mean, r) of every plane for `norm_backward`.
+    """The output for feature maps y, and n and r for the other functions.
 
     Args:
         y: the maps.
@@ -32,93 +32,83 @@ def norm(y, gamma, beta, epsilon, relu, pool):
         relu: whether a ReLU follows.
         pool: whether 2×2 averages follow that.
     """
-    gamma, beta = _on_planes(gamma), _on_planes(beta)
-    centre = _mean(y)
-    shifted = y - centre
-    inverse = (_mean(shifted.square()) + epsilon).rsqrt()  # (batch, channels, 1, 1)
-    return _finish(shifted * (inverse * gamma) + beta, relu, pool), centre, inverse
-
-
-def norm_backward(above, y, centre, inverse, gamma, beta, relu, pool):
-    """The gradients of y, and of γ and β for each image, from `above`, that of the output."""
-    gamma, beta = _on_planes(gamma), _on_planes(beta)
-    n = (y - centre) * inverse
-    z_bar = _gate(n * gamma + beta, relu) * _spread(above, pool)
-    sum_z, sum_zn = _sum(z_bar), _sum(z_bar * n)
-    count = y.shape[2] * y.shape[3]
-    y_bar = (inverse * gamma) * (z_bar - sum_z / count - n * (sum_zn / count))
-    return y_bar, sum_zn[:, :, 0, 0], sum_z[:, :, 0, 0]
-
-
-def dual_norm(y, dy, gamma, beta, dgamma, dbeta, epsilon, relu, pool):
-    """The output and its derivative, and (mean y, r, mean ẏ, m) for `dual_norm_backward`."""
-    gamma, beta, dgamma, dbeta = map(_on_planes, (gamma, beta, dgamma, dbeta))
-    centre, dcentre = _mean(y), _mean(dy)
-    shifted = y - centre
-    inverse = (_mean(shifted.square()) + epsilon).rsqrt()  # (batch, channels, 1, 1)
-    moment = _mean(shifted * dy) * inverse
+    shifted = y - _mean(y)
+    inverse = (_mean(shifted.square()) + epsilon).rsqrt()
     n = shifted * inverse
-    z = n * gamma + beta
-    dz = gamma * (inverse * (dy - dcentre - n * moment)) + dgamma * n + dbeta
-    return _finish(z, relu, pool), _finish(dz * _gate(z, relu), False, pool), centre, inverse, dcentre, moment
+    z = torch.addcmul(beta, n, gamma)
+    return _finish(z.relu() if relu else z, pool), n, inverse
 
 
-def dual_norm_backward(
-    above, dabove, y, dy, centre, inverse, dcentre, moment, gamma, beta, dgamma, relu, pool
+def norm_backward(above, n, inverse, gamma, beta, relu, pool):
+    """ȳ from `above`, the gradient of the output, and the sums of z̄ n and z̄, the gradients of γ and β."""
+    z_bar = _start(above, torch.addcmul(beta, n, gamma), relu, pool)
+    sum_zn, sum_z = _sum(z_bar * n), _sum(z_bar)
+    scale = inverse * gamma
+    share = scale * (-1 / _pixels(n))
+    y_bar = torch.addcmul(torch.addcmul(sum_z * share, z_bar, scale), n, sum_zn * share)
+    return y_bar, sum_zn, sum_z
+
+
+def norm_along(dy, n, inverse, gamma, beta, dgamma, dbeta, relu, pool):
+    """The output's derivative for ẏ, γ̇ and β̇, and (mean ẏ, m) of every plane."""
+    dcentre, moment = _mean(dy), _mean(n * dy)
+    scale = inverse * gamma
+    dz = torch.addcmul(dbeta - scale * dcentre, dy, scale)
+    dz = torch.addcmul(dz, n, dgamma - scale * moment)
+    return _finish(_gate(dz, torch.addcmul(beta, n, gamma), relu), pool), dcentre, moment
+
+
+def norm_backward_along(
+    more, above, n, dy, inverse, sum_zn, sum_z, dcentre, moment, gamma, beta, dgamma, relu, pool
 ):
-    """The gradients of y, ẏ, and γ and β for each image, from those of the output and its derivative."""
-    gamma, beta, dgamma = map(_on_planes, (gamma, beta, dgamma))
-    count = y.shape[2] * y.shape[3]
-    n = (y - centre) * inverse
-    gate = _gate(n * gamma + beta, relu)
-    # The gate first: the result then has its memory layout, that of y.
-    z_bar, dz_bar = gate * _spread(above, pool), gate * _spread(dabove, pool)
-    dn = inverse * (dy - dcentre - n * moment)
-    sum_z, sum_dz, sum_zn = _sum(z_bar), _sum(dz_bar), _sum(z_bar * n)
-    sum_dzn, sum_dzdn = _sum(dz_bar * n), _sum(dz_bar * dn)
-    # a = γ ż̄ is the gradient of ṅ; its means, plain and against n and ṅ:
-    a, a_n, a_dn = gamma * sum_dz / count, gamma * sum_dzn / count, gamma * sum_dzdn / count
-    # n̄ = γ z̄ + γ̇ ż̄ − r (m a + mean(a n) ẏ) is the gradient of n; its means, plain and against n:
-    n_bar = (gamma * sum_z + dgamma * sum_dz) / count - inverse * (moment * a + a_n * dcentre)
-    n_bar_n = (gamma * sum_zn + dgamma * sum_dzn) / count - 2 * inverse * moment * a_n
-    dy_bar = inverse * (gamma * dz_bar - a - n * a_n)
-    y_bar = inverse * (
-        gamma * z_bar
-        + dgamma * dz_bar
-        - inverse * (moment * gamma * dz_bar + a_n * dy)
-        - n_bar
-        - n * (n_bar_n + a_dn)
-    )
-    return y_bar, dy_bar, (sum_zn + sum_dzdn)[:, :, 0, 0], sum_z[:, :, 0, 0]
+    """The derivatives of what `norm_backward` gives, where `above` moves by `more`: of ȳ, γ̄ and β̄."""
+    z = torch.addcmul(beta, n, gamma)
+    z_bar, z_more = _start(above, z, relu, pool), _start(more, z, relu, pool)
+    dn = (dy - torch.addcmul(dcentre, n, moment)) * inverse
+    sum_more, gamma_bar = _sum(z_more), _sum(torch.addcmul(z_more * n, z_bar, dn))
+    # ȳ is linear in z̄, 1 and n; its factors move with γ, r and the sums.
+    scale = inverse * gamma
+    dscale = inverse * (dgamma - scale * moment)
+    share, dshare = (each * (-1 / _pixels(n)) for each in (scale, dscale))
+    y_bar = torch.addcmul(sum_z * dshare + sum_more * share, z_bar, dscale)
+    y_bar = torch.addcmul(y_bar, z_more, scale)
+    y_bar = torch.addcmul(y_bar, n, sum_zn * dshare + gamma_bar * share)
+    return torch.addcmul(y_bar, dn, sum_zn * share), gamma_bar, sum_more
 
 
-def _finish(z: Tensor, relu: bool, pool: bool) -> Tensor:
-    z = z.relu() if relu else z
-    return functional.avg_pool2d(z, 2) if pool else z
+def _finish(maps: Tensor, pool: bool) -> Tensor:
+    return functional.avg_pool2d(maps, 2) if pool else maps
 
 
-def _gate(z: Tensor, relu: bool) -> Tensor | float:
-    # As numbers: a stored mask of booleans takes the compiled loops ten times as long.
-    return torch.where(z > 0, 1.0, 0.0).to(z.dtype) if relu else 1.0
+def _start(above: Tensor, z: Tensor, relu: bool, pool: bool) -> Tensor:
+    """The gradient of z from that of the output."""
+    if pool and torch.compiler.is_compiling():  # which makes one loop of this, with the next ones
+        batch, channels, height, width = above.shape
+        above = (above * 0.25)[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
+        above = above.reshape(z.shape)
+    elif pool:
+        above = functional.interpolate(above * 0.25, scale_factor=2)
+    return _gate(above, z, relu)
 
 
-def _spread(gradient: Tensor, pool: bool) -> Tensor:
-    """The gradient of 2×2 averages, back on the pixels."""
-    if not pool:
-        return gradient
-    batch, channels, height, width = gradient.shape
-    spread = (gradient * 0.25)[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
-    return spread.reshape(batch, channels, 2 * height, 2 * width)
+def _gate(maps: Tensor, z: Tensor, relu: bool) -> Tensor:
+    if relu and torch.compiler.is_compiling():
+        # The gate as numbers: a stored mask of booleans takes the compiled loops ten times as long. And
+        # first: the result then has its memory layout.
+        return torch.where(z > 0, 1.0, 0.0).to(z.dtype) * maps
+    return torch.ops.aten.threshold_backward(maps, z, 0) if relu else maps
 
 
-def _on_planes(parameter: Tensor) -> Tensor:
-    return parameter[:, :, None, None]  # (batch or 1, channels, 1, 1)
+def _pixels(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
 
 
 def _mean(maps: Tensor) -> Tensor:
-    return _sum(maps) / (maps.shape[2] * maps.shape[3])
+    return _sum(maps) * (1 / _pixels(maps)) if torch.compiler.is_compiling() else maps.mean((2, 3), keepdim=True)
 
 
 def _sum(maps: Tensor) -> Tensor:
-    # Row by row: with the channels last, a compiled loop over a whole plane would jump through memory.
-    return maps.sum(3, keepdim=True).sum(2, keepdim=True)  # (batch, channels, 1, 1)
+    if torch.compiler.is_compiling():
+        # Row by row: with the channels last, a compiled loop over a whole plane would jump through memory.
+        return maps.sum(3, keepdim=True).sum(2, keepdim=True)  # (batch, channels, 1, 1)
+    return maps.sum((2, 3), keepdim=True)

@@ -1,18 +1,19 @@
 """The student's loss made fast: fused layers on a CPU, replayed graphs on a GPU; the door to this folder."""
 
+from __future__ import annotations
+
+import functools
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.fast.compiling import Kernels
 from iadd_lab.training.fast.cuda_graphs import Graphs
-from iadd_lab.training.fast.layers import Dual, DualPass, PlainPass, has_rules, laid_out
-from iadd_lab.training.student import StudentLoss, leaf
+from iadd_lab.training.fast.layers import Pass, has_rules
+from iadd_lab.training.student import StudentLoss
 
 # The largest feature map of a chunk of images, in bytes: larger ones cost memory and are not faster.
 CHUNK_BYTES = 26 * 2**20
@@ -38,18 +39,16 @@ class FusedStudentLoss(StudentLoss):
         super().__init__(network)
         self.kernels, self.chunk = kernels, chunk
 
+    @torch.no_grad()
     def slopes(self, flats, images, labels):
-        total, losses = None, flats.new_zeros(len(flats))
-        for part, targets, shares in self._chunks(images, labels):
-            points = leaf(flats)
-            logits = self._joint_logits(points, part)  # (networks, batch, classes)
-            values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-            values = values.view(len(flats), -1) @ shares  # (networks,)
-            # The networks share nothing: the gradient of the sum is every network's own.
-            (slopes,) = torch.autograd.grad(values.sum(), points)
-            total = slopes if total is None else total.add_(slopes)
-            losses += values.detach()
-        return losses, total
+        chunks = self._there_and_back(flats, images, labels)
+        losses, slopes = zip(*((chunk.losses(), chunk.run.flat_gradient()) for chunk in chunks), strict=True)
+        return _sum(losses), _sum(slopes).view(flats.shape)
+
+    @torch.no_grad()
+    def step(self, flat, images, labels):
+        chunks = _Chunks(self._there_and_back(flat[None], images[None], labels[None]))
+        return _sum(chunk.run.flat_gradient() for chunk in chunks), chunks
 
     def networks_at_once(self, images, *, batch):
         return max(self._fitting(images) // batch, 1)
@@ -61,39 +60,35 @@ class FusedStudentLoss(StudentLoss):
         for part in images.split(size):
             # Compiled code is made for one shape: the last chunk is filled up.
             filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(part)))
-            parts.append(self._joint_logits(flat[None], filled[None])[0, : len(part)].argmax(1))
+            parts.append(self._pass(flat[None]).forward(filled)[: len(part)].argmax(1))
         return torch.cat(parts).cpu()
 
-    def _along_seen(self, flat, direction, images, labels, *, curvature):
-        total, total_flat = torch.zeros_like(flat[0]), torch.zeros_like(flat) if curvature else None
-        gradients = []
-        for parts, targets, shares in self._chunks(images[None], labels[None]):
-            point, part = leaf(flat) if curvature else flat.detach(), leaf(parts[0])
-            scalar = self._scalar(point, direction, part, targets[0], shares)
-            image_gradient, *rest = torch.autograd.grad(scalar, (part, point) if curvature else (part,))
-            gradients.append(image_gradient)
-            total += scalar.detach()
+    @torch.no_grad()
+    def along(self, flat, direction, images, labels, kept=None, *, curvature=True):
+        directions, scalars, gradients, slopes = self.layout.split(direction), [], [], []
+        for chunk in kept or self._there_and_back(flat[None], images[None], labels[None]):
+            scalar, gradient = chunk.along(directions, curvature=curvature)
+            scalars.append(scalar)
+            gradients.append(gradient)
             if curvature:
-                total_flat += rest[0]
-        return total, torch.cat(gradients)[: len(images)], total_flat
+                slopes.append(chunk.run.flat_gradient())
+        gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)[: len(images)]
+        return _sum(scalars), gradient, _sum(slopes) if curvature else None
 
-    def _joint_logits(self, flats: Tensor, images: Tensor) -> Tensor:
-        """What every network says of its images, (networks, batch, classes)."""
-        maps = laid_out(images.flatten(0, 1), self.kernels)
-        logits = PlainPass(self.network, self.layout.split(flats), self.kernels).logits(maps)
-        return logits.unflatten(0, (len(flats), -1))
+    def _there_and_back(self, flats: Tensor, images: Tensor, labels: Tensor) -> Iterator[_Chunk]:
+        """Every chunk of the batch, through the networks and back."""
+        for part, targets, shares in self._chunks(images, labels):
+            run = self._pass(flats)
+            logits, targets = run.forward(part.flatten(0, 1)), targets.flatten(0, 1)
+            if targets.ndim == 1:  # unlike F.one_hot, no GPU waits for this
+                targets = _identity(logits.shape[1], logits.dtype, logits.device)[targets]
+            chunk = _Chunk(run, logits, targets, shares.repeat(len(flats))[:, None])
+            run.backward(chunk.errors)
+            yield chunk
 
-    def _scalar(self, flat, direction, images, labels, shares) -> Tensor:
-        """s for one chunk, as `along` has it, whose images have `shares` (batch,) of the mean."""
-        values, tangents = self.layout.split(flat), self.layout.split(direction)
-        parameters = {name: Dual(values[name], tangents[name]) for name in values}
-        maps = Dual(laid_out(images, self.kernels), None)
-        pair = DualPass(self.network, parameters, self.kernels).logits(maps)
-        # The derivative of cross-entropy: ⟨softmax(z) − one-hot, ż⟩.
-        classes = torch.arange(pair.value.shape[1], device=labels.device)
-        one_hot = (labels[:, None] == classes).to(pair.value.dtype)  # unlike F.one_hot, no GPU waits for it
-        errors = pair.value.softmax(1) - one_hot  # (batch, classes)
-        return (errors * pair.tangent).sum(1) @ shares
+    def _pass(self, flats: Tensor) -> Pass:
+        parameters = self.layout.split(flats[0] if len(flats) == 1 else flats)
+        return Pass(self.network, self.kernels, parameters)
 
     def _chunks(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of every network's images and labels, and the share of each image in the mean."""
@@ -120,45 +115,81 @@ class FusedStudentLoss(StudentLoss):
         return max(most // (first.out_channels * side**2 * images.element_size()), 1)
 
 
-class CapturedStudentLoss(StudentLoss):
-    """Another loss on a GPU, its derivatives captured once for each augmentation and replayed from then on.
+class _Chunk:
+    """A part of the batch, after its pass there and back.
 
-    What `slope`, `slopes` and `along` return is overwritten by the next call of any of them.
+    Args:
+        run: the pass.
+        logits: what it gave, (images, classes), where `images` are those of all networks.
+        targets: probabilities, (images, classes).
+        shares: of each image in its network's mean, (images, 1).
+    """
+
+    def __init__(self, run: Pass, logits: Tensor, targets: Tensor, shares: Tensor):
+        self.run, self.logits, self.targets, self.shares = run, logits, targets, shares
+        self.probabilities = logits.softmax(1)
+        self.errors = (self.probabilities - targets) * shares  # the gradient of the logits
+
+    def losses(self) -> Tensor:
+        """Every network's part of its mean loss, (networks,)."""
+        values = (self.targets * self.logits.log_softmax(1)).sum(1, keepdim=True) * -self.shares
+        return values.view(self.run.networks or 1, -1).sum(1)
+
+    def along(self, directions: Mapping[str, Tensor], *, curvature: bool) -> tuple[Tensor, Tensor]:
+        """The chunk's part of s, and its images' gradient; `run` then has the parameters'."""
+        moved = self.run.forward_along(directions)
+        rise = self.probabilities * moved
+        rise -= self.probabilities * rise.sum(1, keepdim=True)  # of the probabilities
+        gradient = self.run.backward_along(rise * self.shares, curvature=curvature)
+        return (self.errors * moved).sum(), gradient
+
+
+class _Chunks(list[_Chunk]):
+    def nbytes(self) -> int:
+        """The memory that keeping them takes."""
+        sizes: dict[int, int] = {}
+        for run in (chunk.run for chunk in self):
+            storages = [tensor.untyped_storage() for tensor in run.tensors()]
+            sizes |= {storage.data_ptr(): storage.nbytes() for storage in storages}
+            for parameter in run.values.values():  # which the walk has anyhow
+                sizes.pop(parameter.untyped_storage().data_ptr(), None)
+        return sum(sizes.values())
+
+
+class CapturedStudentLoss(StudentLoss):
+    """Another loss on a GPU, its derivatives captured once and replayed from then on.
+
+    What `slope`, `slopes` and `along` return is overwritten by the next call of any of them, and nothing is
+    kept for `along`.
     """
 
     def __init__(self, loss: StudentLoss):
         self.loss, self.network, self.layout, self.joint = loss, loss.network, loss.layout, loss.joint
+        self.plain = loss.plain
         self.predict, self.networks_at_once = loss.predict, loss.networks_at_once
         self.graphs = Graphs()
 
-    def slope(self, flat, images, labels, augmentation=None):
-        def slope(*given):
-            return (self.loss.slope(*given),)
-
-        return self._replay("slope", slope, augmentation, flat, images, labels)[0]
-
     def slopes(self, flats, images, labels):
-        return self._replay("slopes", self.loss.slopes, None, flats, images, labels)
+        given = (tensor.detach() for tensor in (flats, images, labels))
+        return self.graphs.replay("slopes", self.loss.slopes, *given)
 
-    def along(self, flat, direction, images, labels, augmentation=None, *, curvature=True):
-        along, name = partial(self.loss.along, curvature=curvature), f"along, {curvature}"
-        return self._replay(name, along, augmentation, flat, direction, images, labels)
-
-    def _replay(self, name, function, augmentation: Augmentation | None, *given: Tensor):
-        given = tuple(tensor.detach() for tensor in given)
-        if augmentation is None:
-            return self.graphs.replay(name, function, *given)
-
-        def augmented(*tensors):
-            drawn = augmentation.with_tensors(tensors[len(given) :])
-            return function(*tensors[: len(given)], drawn)
-
-        key = (name, augmentation.operation, augmentation.batch)
-        return self.graphs.replay(key, augmented, *given, *augmentation.tensors())
+    def along(self, flat, direction, images, labels, kept=None, *, curvature=True):
+        function = functools.partial(self.loss.along, curvature=curvature)
+        given = (tensor.detach() for tensor in (flat, direction, images, labels))
+        return self.graphs.replay(f"along, {curvature}", function, *given)
 
 
-def student_loss(network: nn.Module, kernels: Kernels) -> StudentLoss:
-    """The loss of `network` as `kernels` have it: fused where they are compiled and know its layers."""
-    fused = kernels.compiled and has_rules(network)
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)  # no 0 to start with, which is an operation more
+
+
+@functools.cache
+def _identity(classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.eye(classes, dtype=dtype, device=device)
+
+
+def student_loss(network: nn.Module, kernels: Kernels, *, plain: bool = False) -> StudentLoss:
+    """The loss of `network`: by rules where they know its layers, for `plain` kernels if asked for."""
+    fused = (kernels.compiled or plain) and has_rules(network)
     loss = FusedStudentLoss(network, kernels) if fused else StudentLoss(network)
     return CapturedStudentLoss(loss) if kernels.graphs else loss

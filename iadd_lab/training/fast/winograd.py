@@ -110,14 +110,28 @@ def output_tiles(maps: Tensor, a: Tensor) -> Tensor:
     return tiles.flatten(2, 4).flatten(0, 1)
 
 
-def multiply(tiles: Tensor, filters: Tensor) -> Tensor:
-    """Every network's tiles (36, tiles, k) times its filters (36, networks, k, l): (36, tiles, l)."""
-    return (tiles.unflatten(1, (filters.shape[1], -1)) @ filters).flatten(1, 2)
+def multiply(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """Every network's tiles (36, tiles, k) times its filters (36, networks, k, l), summed over the pairs.
+
+    Returns (36, tiles, l).
+    """
+    apart = [(tiles.unflatten(1, (filters.shape[1], -1)), filters) for tiles, filters in pairs]
+    return _products(apart).flatten(1, 2)
 
 
-def correlate(above: Tensor, tiles: Tensor, networks: int) -> Tensor:
-    """The gradient of the filters, summed over tiles: (36, networks, outputs, inputs)."""
-    return above.unflatten(1, (networks, -1)).mT @ tiles.unflatten(1, (networks, -1))
+def correlate(*pairs: tuple[Tensor, Tensor], networks: int) -> Tensor:
+    """The gradient of the filters, (36, networks, outputs, inputs), from pairs of outputs' and inputs' tiles."""
+    apart = [[tiles.unflatten(1, (networks, -1)) for tiles in pair] for pair in pairs]
+    return _products([(above.mT, tiles) for above, tiles in apart])
+
+
+def _products(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of matrix products, of pairs (36, networks, m, k) and (36, networks, k, l)."""
+    total = None
+    for first, second in pairs:
+        joint = first.flatten(0, 1), second.flatten(0, 1)
+        total = torch.bmm(*joint) if total is None else total.baddbmm_(*joint)
+    return total.unflatten(0, first.shape[:2])
 
 
 def weight_tiles(weight: Tensor, g: Tensor) -> Tensor:
