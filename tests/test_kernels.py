@@ -39,15 +39,15 @@ def draw_maps(layout, *, pool):
 
 
 def draw_parameters(rows):
-    """γ, β, γ̇ and β̇, (rows, channels)."""
-    gamma, *others = draw(*[(rows, CHANNELS)] * 4)
+    """γ, β, γ̇ and β̇, (rows, channels, 1, 1)."""
+    gamma, *others = draw(*[(rows, CHANNELS, 1, 1)] * 4)
     return [gamma + 1, *others]
 
 
 def composite(y, gamma, beta, relu, pool):
     """What the kernels fuse, of torch's own functions."""
     maps = functional.group_norm(y, y.shape[1], eps=EPSILON)
-    maps = maps * gamma[:, :, None, None] + beta[:, :, None, None]
+    maps = maps * gamma + beta
     maps = functional.relu(maps) if relu else maps
     return functional.avg_pool2d(maps, 2) if pool else maps
 
@@ -57,7 +57,7 @@ def as_leaves(*tensors):
 
 
 def per_image(parameter):
-    return parameter.expand(BATCH, CHANNELS)
+    return parameter.expand(BATCH, CHANNELS, 1, 1)
 
 
 @layers
@@ -68,9 +68,9 @@ def test_norm_and_its_gradients_equal_autograd(rows, layout, relu, pool):
     gamma, beta, *_ = draw_parameters(rows)
     leaves = as_leaves(y, per_image(gamma), per_image(beta))
     expected = composite(*leaves, relu, pool)
-    output, *statistics = kernels.norm(y, gamma, beta, EPSILON, relu, pool)
+    output, *kept = kernels.norm(y, gamma, beta, EPSILON, relu, pool)
     assert_near(output, expected.detach())
-    found = kernels.norm_backward(above, y, *statistics, gamma, beta, relu, pool)
+    found = kernels.norm_backward(above, *kept, gamma, beta, relu, pool)
     for part, gradient in zip(found, torch.autograd.grad(expected, leaves, above), strict=True):
         assert_near(part, gradient)
 
@@ -78,36 +78,46 @@ def test_norm_and_its_gradients_equal_autograd(rows, layout, relu, pool):
 @layers
 @layouts
 @parameters
-def test_dual_norm_equals_forward_mode_and_its_gradients_autograd_through_that(rows, layout, relu, pool):
-    y, dy, above, dabove = draw_maps(layout, pool=pool)
+def test_derivatives_along_a_direction_equal_those_of_autograd(rows, layout, relu, pool):
+    """Of the output, and of the gradients of all that it depends on."""
+    y, dy, more, above = draw_maps(layout, pool=pool)
     gamma, beta, dgamma, dbeta = draw_parameters(rows)
-    leaves = as_leaves(y, dy, per_image(gamma), per_image(beta))
-    pair = torch.func.jvp(
-        lambda *values: composite(*values, relu, pool),
-        (leaves[0], leaves[2], leaves[3]),
-        (leaves[1], per_image(dgamma), per_image(dbeta)),
-    )
-    value, tangent, *statistics = kernels.dual_norm(y, dy, gamma, beta, dgamma, dbeta, EPSILON, relu, pool)
-    gradients = kernels.dual_norm_backward(above, dabove, y, dy, *statistics, gamma, beta, dgamma, relu, pool)
-    expected = (*pair, *torch.autograd.grad(pair, leaves, (above, dabove)))
-    for part, exact in zip((value, tangent, *gradients), expected, strict=True):
+    leaves = as_leaves(y, per_image(gamma), per_image(beta))
+
+    def gradients(above, *leaves):
+        return torch.autograd.grad(composite(*leaves, relu, pool), leaves, above, create_graph=True)
+
+    moved = dy, per_image(dgamma), per_image(dbeta)
+    _, along = torch.func.jvp(lambda *values: composite(*values, relu, pool), tuple(leaves), moved)
+    # The derivative of a gradient is the gradient of its product with the direction.
+    scalar = sum((part * way).sum() for part, way in zip(gradients(above, *leaves), moved, strict=True))
+    expected = torch.autograd.grad(scalar, leaves, allow_unused=True, materialize_grads=True)
+    expected = [part + far for part, far in zip(expected, gradients(more, *leaves), strict=True)]
+
+    _, n, inverse = kernels.norm(y, gamma, beta, EPSILON, relu, pool)
+    _, *sums = kernels.norm_backward(above, n, inverse, gamma, beta, relu, pool)
+    own = dy, n, inverse, gamma, beta, dgamma, dbeta
+    output, *dplanes = kernels.norm_along(*own, relu, pool)
+    given = more, above, n, dy, inverse, *sums, *dplanes, gamma, beta, dgamma
+    found = kernels.norm_backward_along(*given, relu, pool)
+    for part, exact in zip((output, *found), (along, *expected), strict=True):
         assert_near(part, exact.detach())
-    assert_near(value, kernels.norm(y, gamma, beta, EPSILON, relu, pool)[0])
 
 
 @layers
 def test_blank_images_give_the_bias_and_finite_gradients(relu, pool):
     """Chunks of a batch are filled up with them: their planes have no variance at all."""
-    _, dy, above, dabove = draw_maps("contiguous", pool=pool)
+    _, dy, more, above = draw_maps("contiguous", pool=pool)
     gamma, beta, dgamma, dbeta = draw_parameters(1)
-    blank = torch.full_like(dy, 0.7)
-    given = (blank, dy, gamma, beta, dgamma, dbeta)
-    value, tangent, *statistics = kernels.dual_norm(*given, EPSILON, relu, pool)
-    level = beta.relu() if relu else beta
-    assert_near(value, level[:, :, None, None].expand_as(value))
-    found = kernels.dual_norm_backward(above, dabove, blank, dy, *statistics, gamma, beta, dgamma, relu, pool)
-    assert all(part.isfinite().all() for part in (tangent, *found))
-    zero = torch.zeros_like(dy), 0 * beta
-    _, *statistics = kernels.norm(zero[0], gamma, zero[1], EPSILON, relu, pool)
-    found = kernels.norm_backward(above, zero[0], *statistics, gamma, zero[1], relu, pool)
+    value, *kept = kernels.norm(torch.full_like(dy, 0.7), gamma, beta, EPSILON, relu, pool)
+    assert_near(value, (beta.relu() if relu else beta).expand_as(value))
+    found, *sums = kernels.norm_backward(above, *kept, gamma, beta, relu, pool)
+    tangent, *dplanes = kernels.norm_along(dy, *kept, gamma, beta, dgamma, dbeta, relu, pool)
+    n, inverse = kept
+    given = more, above, n, dy, inverse, *sums, *dplanes, gamma, beta, dgamma
+    again = kernels.norm_backward_along(*given, relu, pool)
+    assert all(part.isfinite().all() for part in (found, tangent, *again))
+    zero = torch.zeros_like(dy), gamma, 0 * beta
+    _, *kept = kernels.norm(*zero, EPSILON, relu, pool)
+    found = kernels.norm_backward(above, *kept, *zero[1:], relu, pool)
     assert bool(found[2].any()) is not relu  # at 0 a ReLU passes nothing back, as torch's own

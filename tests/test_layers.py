@@ -81,14 +81,20 @@ def assert_same_derivatives(problem, *found):
     """Losses have the derivatives that autograd gives."""
     flat, direction, images, labels = problem.point
     exact = StudentLoss(problem.network)
-    expected, slope = exact.along(*problem.point), exact.slope(flat, images, labels)
+    expected, slope = exact.along(*problem.point)[:3], exact.slope(flat, images, labels)
     assert_near(expected[0], slope @ direction, TOLERANCE)
     for loss in found:
-        scalar, gradient, nothing = loss.along(*problem.point, curvature=False)
-        assert nothing is None
-        parts = (*loss.along(*problem.point), loss.slope(flat, images, labels), scalar, gradient)
+        scalar, gradient, *nothing = loss.along(*problem.point, curvature=False)
+        assert nothing == [None, None]
+        parts = (*loss.along(*problem.point)[:3], loss.slope(flat, images, labels), scalar, gradient)
         for part, truth in zip(parts, (*expected, slope, *expected[:2]), strict=True):
             assert_near(part, truth, TOLERANCE)
+        found, kept = loss.step(flat, images, labels)
+        assert kept.nbytes() > images.nbytes
+        for part, truth in zip(
+            (found, *loss.along(*problem.point, kept)[:3]), parts[3:4] + parts[:3], strict=True
+        ):
+            assert torch.equal(part, truth)
 
 
 CONVNETS = {
@@ -156,20 +162,20 @@ def watched(name, kernels, seen):
 def test_all_chunks_have_one_shape():
     """What is compiled is compiled for one shape: five images are 2 + 2 + 1 and a blank one."""
     problem, seen = make_convnet(batch=5, depth=1), []
-    kernels = watched("dual_norm", watched("norm", PLAIN, seen), seen)
+    kernels = watched("norm_along", watched("norm", PLAIN, seen), seen)
     loss = FusedStudentLoss(problem.network, kernels, chunk=2)
     flat, _, images, labels = problem.point
     loss.along(*problem.point)
     loss.slope(flat, images, labels)
     loss.predict(flat, images)
-    assert seen == [(2, 4, 8, 8)] * 9
+    assert seen == [(2, 4, 8, 8)] * 12
 
 
 @pytest.mark.parametrize(("maps", "expected"), [(1, 1), (2, 2), (3, 2), (100, 4)])
 def test_chunks_hold_as_many_images_as_the_limit_holds_feature_maps(maps, expected, monkeypatch):
     problem, seen = make_convnet(batch=4, depth=1), []
     monkeypatch.setattr(losses, "CHUNK_BYTES", maps * 4 * 8 * 8 * problem.images.element_size())
-    loss = FusedStudentLoss(problem.network, watched("dual_norm", PLAIN, seen))
+    loss = FusedStudentLoss(problem.network, watched("norm", PLAIN, seen))
     loss.along(*problem.point)
     assert {shape[0] for shape in seen} == {expected}
 
@@ -241,14 +247,15 @@ UNKNOWN = {
 def test_networks_without_rules_get_autograd(name):
     network = UNKNOWN[name]()
     assert not has_rules(network)
-    assert type(student_loss(network, KERNELS["winograd"])) is StudentLoss
+    assert type(student_loss(network, KERNELS["winograd"], plain=True)) is StudentLoss
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not name.endswith("_bn")])
-def test_every_network_of_the_package_is_fused_where_kernels_are_compiled(name):
+def test_every_network_of_the_package_is_fused_where_kernels_are_compiled_or_it_is_asked_for(name):
     network = build_network(NetworkConfig(name), channels=3, size=32, classes=CLASSES, seed=0)
     assert has_rules(network)
     assert type(student_loss(network, PLAIN)) is StudentLoss
+    assert type(student_loss(network, PLAIN, plain=True)) is FusedStudentLoss
     fused = student_loss(network, KERNELS["winograd"])
     assert type(fused) is FusedStudentLoss
     assert fused.kernels is KERNELS["winograd"]

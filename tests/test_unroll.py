@@ -80,11 +80,37 @@ PROBLEMS += [{"operations": (operation,), "steps": 3} for operation in OPERATION
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_adjoint_equals_full(problem):
-    problem = make_problem(**problem)
-    exact, found = ENGINES["full"](*problem), ENGINES["adjoint"](*problem)
-    assert found.images.abs().sum() > 0
+    loss, *problem = make_problem(**problem)
+    exact = ENGINES["full"](loss, *problem)
+    for own in (loss, FusedStudentLoss(loss.network, PLAIN)):
+        found = ENGINES["adjoint"](own, *problem)
+        assert found.images.abs().sum() > 0
+        for part in PARTS:
+            assert relative(getattr(found, part), getattr(exact, part)) < 1e-10, part
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "frozen"])
+def test_what_is_kept_saves_time_and_changes_no_bit(engine, monkeypatch):
+    """Whatever the budget, and however many steps are augmented at once."""
+    loss, *problem = make_problem()
+    loss = FusedStudentLoss(loss.network, PLAIN, chunk=3)
+    expected, passes = ENGINES[engine](loss, *problem), []
+    there_and_back = FusedStudentLoss._there_and_back
+
+    def counted(*given):
+        passes.append(given)
+        return there_and_back(*given)
+
+    monkeypatch.setattr(FusedStudentLoss, "_there_and_back", counted)
+    size = loss.step(problem[0].start, problem[1].images[:4], problem[1].labels[:4])[1].nbytes()
+    for budget, repeated in ((0, 10), (3.5 * size, 7), (1e9, 0)):
+        passes.clear()
+        assert_equal(ENGINES[engine](loss, *problem, budget=budget), expected)
+        assert len(passes) == 10 + repeated
+    monkeypatch.setattr("iadd_lab.distillation.unroll._BLOCK", 1)
+    found = ENGINES[engine](loss, *problem, budget=1e9)
     for part in PARTS:
-        assert relative(getattr(found, part), getattr(exact, part)) < 1e-10, part
+        assert relative(getattr(found, part), getattr(expected, part)) < 1e-14
 
 
 def test_several_networks_have_a_loss_and_a_slope_each():
@@ -135,8 +161,9 @@ def test_the_gradient_of_soft_labels_equals_that_of_plain_mtt(problem):
     point = logits.clone().requires_grad_()
     own = replaced(variables, "labels", point.softmax(1))
     expected = plain_mtt(loss_network(problem), segment, own, variables=(point,))
-    for engine in ("full", "adjoint"):
-        found = ENGINES[engine](loss, segment, variables, objective)
+    fused = FusedStudentLoss(loss.network, PLAIN, chunk=3)  # four images are 2 + 2
+    for engine, way in (("full", loss), ("adjoint", loss), ("adjoint", fused)):
+        found = ENGINES[engine](way, segment, variables, objective, budget=1e9)
         mine = found.loss, found.images, found.alpha, by_logits(found.soft, variables.labels)
         for part, exact in zip(mine, expected, strict=True):
             assert relative(part, exact) < 1e-10, engine
@@ -239,14 +266,14 @@ def test_what_graphs_return_is_used_before_the_next_replay(monkeypatch, engine, 
     monkeypatch.setattr("iadd_lab.training.fast.losses.Graphs", StandInGraphs)
     loss, segment, variables, objective = make_problem(steps=12)
     loss = FusedStudentLoss(loss.network, PLAIN) if fused else loss
-    assert len({step.augmentation.operation for step in segment.steps}) > 3
     expected = ENGINES[engine](loss, segment, variables, objective)
     replayed = CapturedStudentLoss(loss)
     found = ENGINES[engine](replayed, segment, variables, objective)
     assert_equal(found, expected)
-    # Each operation is captured once for the way there and once for the way back, and far fewer than steps.
-    operations = {step.augmentation.operation for step in segment.steps}
-    assert len(replayed.graphs.functions) == 2 * len(operations) < 2 * len(segment.steps)
+    soft = replaced(variables, "labels", functional.one_hot(variables.labels).double() / 2 + 1 / 6)
+    found, expected = (ENGINES[engine](each, segment, soft, objective) for each in (replayed, loss))
+    assert_equal(found, expected, (*PARTS, "soft"))
+    assert len(replayed.graphs.functions) == 4  # the way there and back, with labels of either kind
 
 
 def plain_mtt(network, segment, given, variables=()):

@@ -29,7 +29,7 @@ def convolve(maps, weight, bias=None):
     constants = transforms(maps.dtype)
     tiles = winograd.input_tiles(maps, constants.b)
     filters = winograd.weight_tiles(weight, constants.g)
-    products = winograd.multiply(tiles, filters.mT)
+    products = winograd.multiply((tiles, filters.mT))
     return winograd.output_maps(products, bias, *maps.shape[2:], constants.a)
 
 
@@ -68,9 +68,9 @@ def test_gradients_equal_those_of_the_direct_convolution(networks, batch, height
     tiles = winograd.input_tiles(maps.detach(), constants.b)
     filters = winograd.weight_tiles(weight.detach(), constants.g)
     above_tiles = winograd.output_tiles(above, constants.a)
-    products = winograd.correlate(above_tiles, tiles, networks)
+    products = winograd.correlate((above_tiles, tiles), networks=networks)
     assert_near(winograd.weight_gradient(products, constants.g), exact_weight)
-    products = winograd.multiply(above_tiles, filters)
+    products = winograd.multiply((above_tiles, filters))
     assert_near(winograd.input_maps(products, height, width, constants.b, constants.edges), exact_maps)
 
 
@@ -107,12 +107,18 @@ def test_suits(expected, changed, leading):
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "height", "width"), [(1, 4, 6, 6), (3, 8, 4, 7), (4, 2, 1, 3)])
-def test_the_input_gradient_by_patches_equals_autograds(inputs, outputs, height, width):
+@pytest.mark.parametrize("compiling", [False, True])
+def test_patches_give_the_convolution_and_their_sum_its_input_gradient(
+    inputs, outputs, height, width, compiling, monkeypatch
+):
     images, weight = draw(5, inputs, height, width).requires_grad_(), draw(outputs, inputs, 3, 3, seed=1)
     maps = functional.conv2d(images, weight, padding=1)
     above = draw(*maps.shape, seed=2)
     (expected,) = torch.autograd.grad(maps, images, above)
-    assert_near(patches.add_patches(patches.send_patches(above, weight), height, width), expected)
+    rows = weight.flatten(1)
+    assert_near(patches.take(images) @ rows.T, patches.pixels(maps))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert_near(patches.add_patches(patches.pixels(above) @ rows, height, width), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,4 +127,4 @@ def test_the_input_gradient_by_patches_equals_autograds(inputs, outputs, height,
      (False, (8, 3, 5, 5), 1, 1), (False, (8, 64, 3, 3), 1, 1)],
 )  # fmt: skip
 def test_patches_suit_what_they_compute(expected, weight, stride, padding):
-    assert patches.suits(torch.empty(weight), stride, padding) is expected
+    assert patches.suits(torch.empty(2, weight[1], 4, 4), torch.empty(weight), stride, padding) is expected

@@ -136,7 +136,8 @@ class Distillation:
         self.data, self.teachers, self.config, self.ranks = data, teachers, config, ranks
         network, device = teachers.network(0), how.place
         kernels = choose_kernels(how.compile, work=distillation_flops(network, data, config), device=device)
-        self.loss = student_loss(network, replace(kernels, graphs=how.graphs))
+        self.loss = student_loss(network, replace(kernels, graphs=how.graphs), plain=True)
+        self.budget = how.budget
         self.layout = self.loss.layout
         start = generator(config.seed, "initial images")
         initial = INITIAL_IMAGES[config.initial_images](data, teachers.preprocess, config.shown_ipc, start)
@@ -244,7 +245,8 @@ class Distillation:
             if number in own:
                 place = {"start": segment.start, "target": segment.target, "layout": self.layout}
                 objective = partial(config.matching.loss, **place)
-                found = ENGINES[config.gradient](self.loss, segment, variables, objective)
+                given = self.loss, segment, variables, objective
+                found = ENGINES[config.gradient](*given, budget=self.budget)
                 unweighted = Uniform().loss(found.end, found.raw, **place)
                 parts = found.loss, found.images, found.alpha, found.raw, found.soft, unweighted
                 rows.append((*parts, found.end, segment.target))

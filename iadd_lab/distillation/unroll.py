@@ -21,8 +21,9 @@ from iadd_lab.data.augment import Augmentation
 from iadd_lab.training.student import Kept, StudentLoss, leaf
 
 # (θ̃_J, raw) -> the matching loss L; see `Matching.loss`.
-_BLOCK = 2**19  # floats: more images than that at once only cost memory
 Objective = Callable[[Tensor, Tensor], Tensor]
+
+_BLOCK = 2**19  # numbers of images that are augmented at once; more only cost memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +70,13 @@ class Gradients:
     end: Tensor  # θ̃_J, (P,)
 
 
-Engine = Callable[[StudentLoss, Segment, Variables, Objective], Gradients]
+Engine = Callable[..., Gradients]
 
 
-def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective) -> Gradients:
-    """Exact gradients from one graph over all steps; memory grows with J × batch."""
+def full(
+    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, budget: float = 0
+) -> Gradients:
+    """Exact gradients from one graph over all steps; memory grows with J × batch, whatever the budget."""
     own = variables.images, variables.alpha, variables.raw, variables.soft
     learned = images, alpha, raw, soft = [leaf(each) for each in own]
     labels = soft if len(soft) else variables.labels
@@ -89,13 +92,20 @@ def full(loss: StudentLoss, segment: Segment, variables: Variables, objective: O
 
 
 def adjoint(
-    loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, curvature: bool = True, budget: float = 0
+    loss: StudentLoss,
+    segment: Segment,
+    variables: Variables,
+    objective: Objective,
+    *,
+    curvature: bool = True,
+    budget: float = 0,
 ) -> Gradients:
     """Exact gradients step by step backwards; memory constant in J but for J+1 parameter vectors.
 
+    `budget` is how many bytes of what the steps compute may be kept besides, to save computing it again.
     `curvature=False` leaves λ as it is at the end (the `frozen` approximation).
     """
-    path, kept = walk(loss, segment, variables, budget)  # J + 1 of (P,), J
+    path, kept = _walk(loss, segment, variables, budget)
     end, raw = leaf(path[-1]), leaf(variables.raw)
     value = objective(end, raw)
     # λ_J (P,), and the shape of raw
@@ -103,43 +113,37 @@ def adjoint(
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
     soft_gradient = torch.zeros_like(variables.soft)
-    for block in reversed(blocks(segment.steps, variables.images)):
+    for block in reversed(_blocks(segment.steps, variables.images)):
         source, sent = leaf(variables.images), []
-        batches, labels = seen(block, source, variables.labels)
+        batches, labels = _seen(block, source, variables.labels)
         for step, batch, targets in zip(reversed(block), reversed(batches), reversed(labels), strict=True):
             given = path[len(kept) - 1], costate, batch, targets, kept.pop()
-            scalar, batch_gradient, flat_gradient = loss.along(*given, curvature=curvature)
+            scalar, batch_gradient, flat_gradient, fall = loss.along(*given, curvature=curvature)
             alpha_gradient -= scalar
             sent.append(batch_gradient)
-            if len(soft_gradient):
-                rise = tangent(loss, *given[:2], batch.detach())  # −∂s_j/∂y, times the batch
-                soft_gradient.index_add_(0, step.rows, rise / len(batch))
+            if fall is not None:
+                soft_gradient.index_add_(0, step.rows, fall)
             if curvature:
                 # α as a tensor: reading it would make a GPU wait in every step.
                 costate = torch.addcmul(costate, variables.alpha, flat_gradient, value=-1)
         images_gradient += torch.autograd.grad(batches[::-1], source, sent)[0]
     images_gradient *= -variables.alpha
-    soft_gradient *= variables.alpha
+    soft_gradient *= -variables.alpha
     return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, soft_gradient, path[-1])
 
 
-def tangent(loss: StudentLoss, flat: Tensor, direction: Tensor, images: Tensor) -> Tensor:
-    """How fast the logits of the images rise as θ moves along `direction`: (batch, classes)."""
-    return torch.func.jvp(lambda point: loss.logits(point, images), (flat,), (direction,))[1]
+def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:
+    """The student's parameters before the first step and after each: J + 1 vectors of shape (P,)."""
+    return _walk(loss, segment, variables, 0)[0]
 
 
-def walk(
-    loss: StudentLoss, segment: Segment, variables: Variables, budget: float = 0
+def _walk(
+    loss: StudentLoss, segment: Segment, variables: Variables, budget: float
 ) -> tuple[list[Tensor], list[Kept | None]]:
-    """The student's way.
-
-    Returns:
-        Its parameters before the first step and after each, J + 1 vectors of shape (P,); and what of each
-        step is kept for `StudentLoss.along`, in `budget` bytes at most.
-    """
+    """The same, and what of each step is kept for `StudentLoss.along`, in about `budget` bytes."""
     path, kept = [segment.start.detach()], []
-    for block in blocks(segment.steps, variables.images):
-        for batch, labels in zip(*seen(block, variables.images, variables.labels), strict=True):
+    for block in _blocks(segment.steps, variables.images):
+        for batch, labels in zip(*_seen(block, variables.images, variables.labels), strict=True):
             slope, found = loss.step(path[-1], batch, labels)
             path.append(torch.addcmul(path[-1], variables.alpha, slope, value=-1))
             budget -= found.nbytes() if found and budget > 0 else 0
@@ -147,13 +151,13 @@ def walk(
     return path, kept
 
 
-def blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
+def _blocks(steps: Sequence[Step], images: Tensor) -> list[Sequence[Step]]:
     """The steps, as many together as see `_BLOCK` numbers of images."""
     size = max(_BLOCK // (len(steps[0].rows) * images[0].numel()), 1)
     return [steps[start : start + size] for start in range(0, len(steps), size)]
 
 
-def seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _seen(steps: Sequence[Step], images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """What the network sees in each step, and its labels: one call for all steps with the same operation."""
     batches = {}
     for name in dict.fromkeys(step.augmentation.operation for step in steps):

@@ -14,9 +14,11 @@ from torch import Tensor
 from iadd_lab.device import DEFAULT, Execution, executes, root
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.distillation.segments import draw_place, draw_segment
-from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, StudentLoss, Variables, walk
+from iadd_lab.distillation.unroll import ENGINES, Gradients, Segment, Variables, walk
 from iadd_lab.errors import check_whole, require
 from iadd_lab.seeds import generator
+from iadd_lab.training.fast.compiling import PLAIN
+from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.networks import ParameterLayout
 from iadd_lab.training.teachers import Teachers
 
@@ -183,7 +185,8 @@ class _Again:
         found, own = teachers.fingerprint, result.teachers["fingerprint"]
         given = f"{teachers.folder} holds teachers of fingerprint {found}"
         require(found == own, f"{given}, but the result was distilled from {own}: open those.")
-        self.config, self.teachers, self.loss = result.config, teachers, StudentLoss(teachers.network(0))
+        self.config, self.teachers = result.config, teachers
+        self.loss = student_loss(teachers.network(0), PLAIN, plain=True)
         self.form = result.config.parametrisation
         seen = result.distilled.decoded
         learned = (seen.images, seen.targets, torch.tensor(result.alpha), result.raw)

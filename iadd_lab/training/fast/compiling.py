@@ -56,7 +56,7 @@ def compiled_kernels(device: str) -> Kernels | None:
     """The compiled kernels for that device; None, with a line in the log, where there can be none."""
     _keep_code_where_it_is_found()
     try:
-        sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, device=device)
+        sample, parameter = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, 1, 1, device=device)
         limit = _room_for_shapes()
         plain = {field.name: field.default for field in fields(Kernels) if callable(field.default)}
         functions = {name: torch.compile(plain[name], dynamic=False, **limit) for name in plain}

@@ -104,7 +104,9 @@ def _pixels(maps: Tensor) -> int:
 
 
 def _mean(maps: Tensor) -> Tensor:
-    return _sum(maps) * (1 / _pixels(maps)) if torch.compiler.is_compiling() else maps.mean((2, 3), keepdim=True)
+    return (
+        _sum(maps) * (1 / _pixels(maps)) if torch.compiler.is_compiling() else maps.mean((2, 3), keepdim=True)
+    )
 
 
 def _sum(maps: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """A network's pass over images and back, and the derivative of both along one direction of its parameters.
 
-A step of the student needs ∇_θ ℓ: `forward` and `backward`. The adjoint needs the gradients of s = ⟨∇_θ ℓ, λ⟩,
-which are the derivatives of ∇_x ℓ and ∇_θ ℓ where θ moves along λ: `forward_along` and `backward_along`
-(Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994). They need what the first two
-saw, and no graph of autograd; so a pass that is kept since the student's step is not repeated for the adjoint.
+A step of the student needs ∇_θ ℓ: `forward` and `backward`. The adjoint needs the gradients of s =
+⟨∇_θ ℓ, λ⟩, which are the derivatives of ∇_x ℓ and ∇_θ ℓ where θ moves along λ: `forward_along` and
+`backward_along` (Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 1994). They need
+what the first two saw, and no graph of autograd; so a pass that is kept since the student's step is not
+repeated for the adjoint.
 
-In the names, y_bar is the gradient of y, and dy is the derivative of y along the direction, as is dy_bar of y_bar.
+In the names, y_bar is the gradient of y, and dy is the derivative of y along the direction.
 
 The layers are those of `iadd_lab.training.networks`; `has_rules` tells whether all of a network's are known.
 """
@@ -66,7 +67,9 @@ class Pass:
         self.curvature = True  # whether `backward_along` gives those too
         self.names = {layer: name for name, layer in network.named_modules()}
         bias = values[f"{self.names[network.classifier]}.bias"]
-        self.networks = len(bias) if bias.ndim == 2 else None  # None: one, whose parameters have no dimension more
+        self.networks = (
+            len(bias) if bias.ndim == 2 else None
+        )  # None: one, whose parameters have no dimension more
         self.first = next(layer for layer in network.features.modules() if isinstance(layer, nn.Conv2d))
         self.features, self.classifier = _Sequence(self, network.features), _Linear(self, network.classifier)
 
@@ -156,7 +159,10 @@ class _Sequence(_Layer):
         return maps
 
     def convolution(self, layer, maps):
-        weight, options = self.run.values[f"{self.run.names[layer]}.weight"], (layer.stride[0], layer.padding[0])
+        weight, options = (
+            self.run.values[f"{self.run.names[layer]}.weight"],
+            (layer.stride[0], layer.padding[0]),
+        )
         if layer is self.run.first:
             by_patches = self.run.networks is None and patches.suits(maps, weight, *options)
             return (_Patches if by_patches else _Convolution)(self.run, layer)
@@ -283,7 +289,11 @@ class _Linear(_Layer):
         return self._joint(above @ weight + self.above @ dweight)
 
     def _plus(self, bias, x, weight):
-        return torch.addmm(bias, x, weight) if x.ndim == 2 else torch.baddbmm(bias[:, None], x, weight).flatten(0, 1)
+        return (
+            torch.addmm(bias, x, weight)
+            if x.ndim == 2
+            else torch.baddbmm(bias[:, None], x, weight).flatten(0, 1)
+        )
 
     def _apart(self, rows):
         networks = self.run.networks
@@ -349,7 +359,9 @@ class _Patches(_Layer):
 
     def backward_along(self, above):
         above = patches.pixels(above)
-        weight, dweight = (self.parameters(source)[0].flatten(1) for source in (self.run.values, self.run.directions))
+        weight, dweight = (
+            self.parameters(source)[0].flatten(1) for source in (self.run.values, self.run.directions)
+        )
         if self.run.curvature:
             self._found(above)
         sent = torch.addmm(above @ weight, self.above, dweight)
@@ -390,7 +402,9 @@ class _Convolution(_Layer):
         above, wanted = laid_out(above), self.run.curvature
         x_bar, weight_bar = self._back(above, self.x, self.run.values, True, wanted)
         dx = self.x if self.dx is None else self.dx  # where there is none, the shape of x counts
-        more, weight_more = self._back(self.above, dx, self.run.directions, True, wanted and self.dx is not None)
+        more, weight_more = self._back(
+            self.above, dx, self.run.directions, True, wanted and self.dx is not None
+        )
         weight_bar = weight_bar if weight_more is None else weight_bar.add_(weight_more)
         self.found(weight_bar, self.of_network(above.sum((2, 3))) if wanted else None)
         return x_bar.add_(more)
@@ -402,10 +416,10 @@ class _Convolution(_Layer):
         shares = x.chunk(len(weight)), weight, [None] * len(weight) if bias is None else bias
         return torch.cat([F.conv2d(*share, *options) for share in zip(*shares, strict=True)])
 
-    def _back(self, above, x, source, *wanted):
+    def _back(self, above, x, source, wants_x, wants_weight=True):
         """The gradients of x and of the weight, each where it is wanted; `source` has the weight."""
-        weight, _ = self.parameters(source)
-        options = self.layer.stride, self.layer.padding, [1, 1], False, [0, 0], 1, [*(wanted + (True,))[:2], False]
+        weight, layer = self.parameters(source)[0], self.layer
+        options = layer.stride, layer.padding, [1, 1], False, [0, 0], 1, [wants_x, wants_weight, False]
         if self.run.networks is None:
             return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
         shares = zip(above.chunk(len(weight)), x.chunk(len(weight)), weight, strict=True)
@@ -450,7 +464,9 @@ class _Winograd(_Layer):
     def _found(self, above, *pairs):
         products = winograd.correlate(*pairs, networks=self.run.networks or 1)
         weight_bar = winograd.weight_gradient(products, self.constants.g)
-        self.found(weight_bar[0] if self.run.networks is None else weight_bar, self.of_network(above.sum((2, 3))))
+        self.found(
+            weight_bar[0] if self.run.networks is None else weight_bar, self.of_network(above.sum((2, 3)))
+        )
 
     def _output(self, products, bias):
         images = products.shape[1] * 16 // (self.sides[0] * self.sides[1])
@@ -474,5 +490,7 @@ def _for_images(parameter: Tensor, count: int) -> Tensor:
 
 def laid_out(maps: Tensor) -> Tensor:
     """`maps` in the one layout that all passes have: with the channels last in memory on a CPU."""
-    last = maps.device.type == "cpu"  # where loops then have stride 1 inside, and convolutions convert nothing
+    last = (
+        maps.device.type == "cpu"
+    )  # where loops then have stride 1 inside, and convolutions convert nothing
     return maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

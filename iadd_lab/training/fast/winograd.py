@@ -120,7 +120,7 @@ def multiply(*pairs: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def correlate(*pairs: tuple[Tensor, Tensor], networks: int) -> Tensor:
-    """The gradient of the filters, (36, networks, outputs, inputs), from pairs of outputs' and inputs' tiles."""
+    """The gradient of the filters, (36, networks, outputs, inputs), of pairs of outputs' and inputs'."""
     apart = [[tiles.unflatten(1, (networks, -1)) for tiles in pair] for pair in pairs]
     return _products([(above.mT, tiles) for above, tiles in apart])
 
