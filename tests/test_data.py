@@ -56,7 +56,8 @@ def test_names_and_the_registry():
     assert without_flip == {"digits", "mnist", "covid19"}
     assert {len(spec.augment) for spec in DATASETS.values()} == {5, 6}
     assert_refused("unknown data set 'cifar' .did you mean 'cifar10'", DataConfig, "cifar")
-    assert_refused("channels is 2; it must be 1 or 3", DataConfig, "digits", channels=2)
+    assert_refused("channels is 17; .* at most 16", DataConfig, "digits", channels=17)
+    assert_refused("images have 1 channels, not 2", load, "digits", channels=2)
     data = load("digits")
     assert data.split("test") is data.test
     for function, wrong in ((data.split, "tset"), (locate, "x"), (fetch_data, "x"), (load_data, "x")):

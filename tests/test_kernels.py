@@ -121,3 +121,9 @@ def test_blank_images_give_the_bias_and_finite_gradients(relu, pool):
     _, *kept = kernels.norm(*zero, EPSILON, relu, pool)
     found = kernels.norm_backward(above, *kept, *zero[1:], relu, pool)
     assert bool(found[2].any()) is not relu  # at 0 a ReLU passes nothing back, as torch's own
+
+
+def test_a_variance_that_overflows_is_seen():
+    y = torch.tensor([1e30, -1e30, 0, 0]).view(1, 1, 2, 2)
+    output, *_ = kernels.norm(y, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), EPSILON, False, False)
+    assert output.isnan().all()

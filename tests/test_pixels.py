@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from iadd_lab.data import pixels
-from iadd_lab.data.pixels import decode_file, is_grey, planes_of, resize_arrays
+from iadd_lab.data.pixels import channels_of, decode_file, planes_of, resize_arrays
 from tests.samples import assert_refused, load, make_tree, noise, save
 
 
@@ -122,4 +122,4 @@ def test_what_cannot_be_opened_speaks_for_grey(tmp_path):
     save(tmp_path / "grey.png", noise((4, 4)))
     save(tmp_path / "colour.png", noise((4, 4, 3)))
     (tmp_path / "bad.png").write_bytes(b"not an image")
-    assert [path.stem for path in tmp_path.iterdir() if not is_grey(str(path))] == ["colour"]
+    assert [path.stem for path in tmp_path.iterdir() if channels_of(str(path)) == 3] == ["colour"]

@@ -9,9 +9,11 @@ from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import distill
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
 from iadd_lab.distillation.segments import draw_place, draw_segment
-from iadd_lab.distillation.unroll import StudentLoss, Variables, full, walk
+from iadd_lab.distillation.unroll import Variables, full, walk
 from iadd_lab.seeds import generator
 from iadd_lab.study.replay import ReplayedSegment, hardness, one_iteration, replay
+from iadd_lab.training.fast.compiling import PLAIN
+from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.teachers import open_teachers
 from tests.conftest import AUGMENT
 from tests.samples import assert_refused
@@ -56,7 +58,7 @@ def drawn(result, teachers, seed, index):
 
 
 def test_a_replay_walks_as_the_student_does(learned, toy_teachers):
-    loss = StudentLoss(toy_teachers.network(0))
+    loss = student_loss(toy_teachers.network(0), PLAIN, plain=True)
     replayed = replay(learned, toy_teachers, segments=4, seed=7)
     assert len(replayed) == 4
     for index, each in enumerate(replayed):
@@ -124,7 +126,7 @@ def test_an_iterations_numbers_are_those_of_its_segment_and_matching(learned, to
     teacher, epoch, segment, variables = drawn(result, toy_teachers, seed, 0)
     place = (iteration.teacher, iteration.start_epoch, iteration.target_epoch)
     assert place == (teacher, epoch, epoch + 2)
-    loss = StudentLoss(toy_teachers.network(0))
+    loss = student_loss(toy_teachers.network(0), PLAIN, plain=True)
     end = walk(loss, segment, variables)[-1]
     left, moved = ((vector - segment.target).double().norm().item() for vector in (end, segment.start))
     distances = (iteration.end_distance, iteration.start_distance, iteration.unweighted_loss)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iadd_lab.data.pixels import GREY_MODES, LARGEST_SIZE, WHITE, planes_of, resize_arrays
+from iadd_lab.data.pixels import GREY_MODES, LARGEST_SIZE, MOST_CHANNELS, WHITE, planes_of, resize_arrays
 from iadd_lab.errors import require
 
 LAYOUTS = ("channels_first", "channels_last")
-MOST_CHANNELS = 16
 USUAL_SIZE = 32  # side of pictures of several sizes
 _SLACK = 1e-5  # by how much rounding may leave a range
 

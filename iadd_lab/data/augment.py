@@ -34,7 +34,8 @@ class AugmentConfig:
         rotate: largest angle in degrees, in [0, 180].
         crop: largest shift as a share of the side, in [0, 1].
         cutout: side of the square that is blanked as a share of the image's, in [0, 1].
-        brightness, saturation, contrast: DSA's strengths of the three steps of "color", at least 0.
+        brightness, saturation, contrast: DSA's strengths of the three steps of "color", at least 0;
+            saturation is of three channels.
 
     Raises:
         InputError: anything else.
@@ -62,6 +63,11 @@ class AugmentConfig:
         largest = {"flip": 1.0, "crop": 1.0, "cutout": 1.0, "rotate": 180.0}
         for strength in ("brightness", "saturation", "contrast", *largest):
             check_number(strength, getattr(self, strength), maximum=largest.get(strength, math.inf))
+
+
+def usual_augmentation(operations: Iterable[str], channels: int) -> AugmentConfig:
+    """Those operations, without "color" where the channels are no colours, nor the only one."""
+    return AugmentConfig(tuple(each for each in operations if each != "color" or channels in (1, 3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +170,9 @@ def _apply_color(images: Tensor, brightness: Tensor, saturation: Tensor, contras
     strengths = (brightness, saturation, contrast)
     brightness, saturation, contrast = (each.to(images.dtype)[:, None, None, None] for each in strengths)
     images = images + brightness
-    grey = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
-    images = (images - grey) * saturation + grey
+    if images.shape[1] in (1, 3):
+        grey = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
+        images = (images - grey) * saturation + grey
     level = images.mean(dim=(1, 2, 3), keepdim=True)  # (batch, 1, 1, 1)
     return (images - level) * contrast + level
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.augment import AugmentConfig, usual_augmentation
 from iadd_lab.data.parametrisation import Parametrisation, Pixels
 from iadd_lab.data.preprocess import (
     Preprocess,
@@ -116,7 +116,7 @@ class DistilledSet:
     @property
     def augmentation(self) -> AugmentConfig:
         """What networks that train on it see of it: the operations that it was made for."""
-        return self.augment or AugmentConfig(operations=self.data.spec.augment)
+        return self.augment or usual_augmentation(self.data.spec.augment, self.images.shape[1])
 
     @property
     def targets(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ import numpy as np
 from iadd_lab.data.arrays import USUAL_SIZE
 from iadd_lab.data.decoded import Request, Tree
 from iadd_lab.data.folders import LeftOut, listed, pictures
-from iadd_lab.data.pixels import LARGEST_SIZE, is_grey, open_picture
+from iadd_lab.data.pixels import LARGEST_SIZE, channels_of, open_picture
 from iadd_lab.data.readers import RawData, find_tree, image_file, read_tree
 from iadd_lab.data.sources import (
     PEEKED,
@@ -91,7 +91,7 @@ def _read_pictures(tree: Tree, request: Request, **options: Any) -> RawData:
         with contextlib.suppress(Exception), open_picture(path) as image:  # decoding meets it again
             sizes.add(image.size)
     own = min(*sizes.pop(), LARGEST_SIZE) if len(sizes) == 1 else USUAL_SIZE
-    channels = request.channels or (1 if all(map(is_grey, few)) else 3)
+    channels = request.channels or max(map(channels_of, few))
     request = replace(request, size=request.size or own, channels=channels)
     return read_tree(tree, request, test_fraction=TEST_FRACTION, **options)
 
@@ -100,8 +100,8 @@ def _read_npz(request: Request) -> RawData:
     """Named arrays, as MedMNIST and Keras store them, or images and labels."""
     name = request.folder.name
     with np.load(request.folder, allow_pickle=False) as file:
-        parts = parts_of_arrays(dict(file), request.config, name)
-    return raw_data(parts, request, source=name)
+        # Nobody else knows the parts: what has been read of them is freed.
+        return raw_data(parts_of_arrays(dict(file), request.config, name), request, source=name)
 
 
 def _read_table(request: Request) -> RawData:

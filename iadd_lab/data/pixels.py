@@ -4,22 +4,25 @@ import contextlib
 import importlib
 import io
 import os
+import re
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from iadd_lab.errors import InputError, require
 
 # Parsers that start other programs, open what is inside of a file by any parser, or read no pixels.
 _REFUSED = {"EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG"}
 # Files that are called so are pictures, or bad ones; others are pictures if their content says so.
+_TIFF = (".tif", ".tiff")
 _USUAL = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".heic", ".avif")
 # Cameras' raw data: TIFF by their content, but what a parser finds there is a small preview.
 _RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
 _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf", b"ftypavi")  # after four bytes, of AVIF too
 LARGEST_PIXELS = 2**26  # 8192 × 8192: far above what is kept, far below what fills a memory
 LARGEST_SIZE = 224  # side in pixels, of any data set or network
+MOST_CHANNELS = 16
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 WHITE = 65_535  # of pictures of more than 8 bits, where nothing else is known
 
@@ -85,14 +88,14 @@ def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) 
     """The image file as (channels, size, size) uint8; InputError if Pillow can't make sense of it.
 
     `white` is what becomes 255 in a picture of more than 8 bits; None raises `MoreBits` for such a picture.
+    Channels beyond grey and colour are those of a TIFF, or all bands of another picture.
     """
     require(os.path.isfile(path), f"{path} is no regular file, or a link to none: remove it.")
     try:
+        if (stacked := _stacked(path, channels)) is not None:
+            return resize_arrays(_bytes(stacked, white, path)[None], size, channels)[0]
         with open_picture(path) as image:
-            # A file of a few bytes may unpack to an image that fills the memory, and several are at once.
-            (width, height), most = image.size, f"at most {LARGEST_PIXELS} are decoded"
-            few = width * height <= LARGEST_PIXELS
-            require(few, f"{path} has {width}×{height} pixels, but {most}: scale it down.")
+            _check_area(path, *image.size)
             if min(image.size) >= 4 * size:
                 # A large JPEG is decoded at a half to an eighth: faster, and still twice what is kept.
                 image.draft(None, (2 * size, 2 * size))
@@ -107,6 +110,8 @@ def decode_file(path: str, size: int, channels: int, white: int | None = WHITE) 
         if _is_heif(path):
             needs = "" if "HEIF" in Image.OPEN else "; install pillow-heif to read it"
             reason = f"it is a HEIC or AVIF picture, whatever its name{needs}: {reason}"
+        elif isinstance(error, UnidentifiedImageError) and path.lower().endswith(_TIFF):
+            reason += "; if it has more than four channels, install tifffile to read it"
         raise InputError(f"{path} can't be decoded ({reason}): remove or replace it.") from error
 
 
@@ -120,6 +125,10 @@ def _planes(image: Image.Image, size: int, channels: int, white: int | None = WH
     with contextlib.suppress(Exception):  # damaged EXIF says nothing against the pixels
         ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image, white)
+    if channels not in (1, 3):
+        bands, name = image.getbands(), getattr(image, "filename", "an image")
+        require(len(bands) == channels, f"{name} has {len(bands)} channels, not {channels}: give one kind.")
+        return np.concatenate([_planes(band, size, 1, white) for band in image.split()])
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")  # what lies under transparent pixels is arbitrary
         opaque.alpha_composite(image.convert("RGBA"))
@@ -136,27 +145,103 @@ def _eight_bits(image: Image.Image, white: int | None) -> Image.Image:
     if not (colour or image.mode.startswith(("I", "F"))):
         return image
     values = np.asarray(image) * np.uint16(257 if colour else 1)
-    sixteen = image.mode != "F" and values.min() >= 0 and values.max() <= 65_535
-    name = getattr(image, "filename", "an image")
+    return Image.fromarray(_bytes(values, white, getattr(image, "filename", "an image")))
+
+
+def _bytes(values: np.ndarray, white: int | None, name: str) -> np.ndarray:
+    """Pixels of at most 16 bits as bytes, of which `white` becomes 255; bytes as they are."""
+    if values.dtype == np.uint8:
+        return values
+    sixteen = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65_535
     require(bool(sixteen), f"{name} has pixels beyond 16 bits: save it with 8 or 16 bits, or remove it.")
     if white is None:
         raise MoreBits(int(values.max()))
-    return Image.fromarray(np.rint(values * (255 / white)).clip(max=255).astype(np.uint8))
+    return np.rint(values * (255 / white)).clip(max=255).astype(np.uint8)
+
+
+def _many(image: Image.Image, channels: int | None = None) -> int:
+    """How many channels a TIFF has, as more samples than Pillow reads or as grey pages; else 0.
+
+    Pages are channels where the file says so (as ImageJ's and OME's do), or as many `channels` are asked for.
+    """
+    if image.format != "TIFF":
+        return 0
+    said = re.search(r'(?:^channels=|SizeC=")(\d+)', str(image.tag_v2.get(270, "")), re.MULTILINE)
+    pages = image.n_frames if image.mode in GREY_MODES else 0
+    samples = image.tag_v2.get(277, 1)
+    if samples > len("RGBA"):
+        return samples
+    return pages if pages > 1 and pages == (int(said[1]) if said else channels) else 0
+
+
+def _stacked(path: str, channels: int) -> np.ndarray | None:
+    """What a TIFF of many channels has, (height, width, channels); None for what Pillow alone reads."""
+    if channels == 1 or not path.lower().endswith(_TIFF):
+        return None
+    with contextlib.suppress(UnidentifiedImageError), open_picture(path) as image:
+        many = _many(image, channels if channels != 3 else None)
+        if many != channels and (many <= len("RGBA") or channels == 3):
+            return None
+        if image.n_frames == many:
+            _check_area(path, *image.size)
+            return np.stack([np.array(page) for page in ImageSequence.Iterator(image)], axis=-1)
+    array = _samples(path)
+    found = "" if array is None else f"{path} has {array.shape[-1]} channels, not {channels}: give one kind."
+    require(array is None or array.shape[-1] == channels, found)
+    return array
+
+
+def _samples(path: str) -> np.ndarray | None:
+    """A TIFF of one page with any number of samples, (height, width, samples); None without tifffile."""
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ImportError:
+        return None
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        _check_area(path, page.imagewidth, page.imagelength)
+        array, axes = page.asarray(), page.axes
+    return np.moveaxis(array, axes.index("S"), -1) if "S" in axes else array[..., None]
+
+
+def _check_area(path: str, width: int, height: int) -> None:
+    """A file of a few bytes may unpack to an image that fills the memory, and several are at once."""
+    most = f"at most {LARGEST_PIXELS} are decoded"
+    few = width * height <= LARGEST_PIXELS
+    require(few, f"{path} has {width}×{height} pixels, but {most}: scale it down.")
 
 
 def resize_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Images (count, height, width) or (count, height, width, 3) uint8 as (count, channels, size, size)."""
+    """Images (count, height, width) or (count, height, width, channels) uint8 as planes.
+
+    Colours and grey become one another; other numbers of channels stay what they are.
+
+    Returns:
+        (count, channels, size, size).
+    """
     native = images.reshape(*images.shape[:3], -1)  # (count, height, width, channels)
     if native.shape[1:] == (size, size, channels):
         return np.ascontiguousarray(native.transpose(0, 3, 1, 2))
+    given, usual = native.shape[3], channels in (1, 3)
+    fits = given == channels or (usual and given <= 4)
+    require(fits, f"images have {given} channels, not {channels}: leave channels out, or give as many.")
     resized = np.empty((len(images), channels, size, size), dtype=np.uint8)
-    for planes, image in zip(resized, images, strict=True):
-        planes[:] = _planes(Image.fromarray(image), size, channels)
+    for planes, image in zip(resized, images if usual else native, strict=True):
+        if usual:
+            planes[:] = _planes(Image.fromarray(image), size, channels)
+        else:
+            for plane, band in zip(planes, np.moveaxis(image, 2, 0), strict=True):
+                plane[:] = _planes(Image.fromarray(band), size, 1)[0]
     return resized
 
 
-def is_grey(path: str) -> bool:
-    """Whether the image file is grey, or can't be opened: decoding meets it again, and names it."""
+def channels_of(path: str) -> int:
+    """How many channels an image file has: of a TIFF any number, else 1 (grey) or 3.
+
+    1 also where it can't be opened: decoding meets it again, and names it.
+    """
     with contextlib.suppress(Exception), open_picture(path) as image:
-        return image.mode in GREY_MODES
-    return True
+        return _many(image) or (1 if image.mode in GREY_MODES else 3)
+    with contextlib.suppress(Exception):
+        return _samples(path).shape[-1] if path.lower().endswith(_TIFF) else 1
+    return 1

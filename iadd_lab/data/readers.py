@@ -12,7 +12,7 @@ import torch
 
 from iadd_lab.data.decoded import Decoded, ImageFile, Request, Tree, decode_tree
 from iadd_lab.data.folders import LeftOut, class_folders, innermost, is_text, listed, pictures, split_folders
-from iadd_lab.data.pixels import is_grey, resize_arrays
+from iadd_lab.data.pixels import channels_of, resize_arrays
 from iadd_lab.data.splits import Split, group, hold_out
 from iadd_lab.errors import InputError, require
 
@@ -109,7 +109,7 @@ def read_image_folder(request: Request) -> RawData:
     tree = find_tree(request.folder)
     if request.channels is None:
         few = tree.files[:: -(-len(tree.files) // 50)]  # evenly spread over the classes
-        request = replace(request, channels=1 if all(is_grey(file.path) for file in few) else 3)
+        request = replace(request, channels=max(channels_of(file.path) for file in few))
     return read_tree(tree, request, test_fraction=0.2)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from iadd_lab.data import files, readers
 from iadd_lab.data.arrays import LAYOUTS
-from iadd_lab.data.augment import OPERATIONS, AugmentConfig
-from iadd_lab.data.pixels import LARGEST_SIZE, WHITE
+from iadd_lab.data.augment import OPERATIONS, AugmentConfig, usual_augmentation
+from iadd_lab.data.pixels import LARGEST_SIZE, MOST_CHANNELS, WHITE
 from iadd_lab.data.readers import RawData, Request
 from iadd_lab.data.sources import parts_in_memory, raw_data
 from iadd_lab.data.splits import Split, check_classes, draw, find_repeats, fingerprint_splits, hold_out
@@ -44,7 +44,7 @@ class DataConfig:
             reads; or a path, which `load_data` takes apart: what is stored has the name "files" for it.
         size: side in pixels; None is the set's own. Other sizes are resized (antialiased, bilinear); of an
             image that is not square, the shorter side is resized and the middle is kept.
-        channels: 1 (grey) or 3 (colour); None is the set's own.
+        channels: 1 (grey), 3 (colour), or up to 16 as arrays and TIFFs have them; None is the set's own.
         validation_fraction: share of the training part held out for validation, in (0, 0.5].
         seed: of the validation split and of `train_limit`. Test images never depend on it.
         train_limit: at most so many training images, drawn by class after validation was held out.
@@ -92,8 +92,8 @@ class DataConfig:
             spec_of(self.name)
         if self.size is not None:
             check_whole("size", self.size, minimum=1, maximum=LARGEST_SIZE)
-        known = self.channels is None or (type(self.channels) is int and self.channels in (1, 3))  # not True
-        require(known, f"channels is {self.channels!r}; it must be 1 or 3.")
+        if self.channels is not None:
+            check_whole("channels", self.channels, minimum=1, maximum=MOST_CHANNELS)
         check_number("validation_fraction", self.validation_fraction, maximum=0.5, above=True)
         check_whole("seed", self.seed, minimum=0)
         if self.train_limit is not None:
@@ -171,7 +171,7 @@ class ImageData:
 
     def augmentation(self, given: AugmentConfig | None) -> AugmentConfig:
         """`given`, or the operations that keep the meaning of these images where it is None."""
-        return given or AugmentConfig(operations=self.config.spec.augment)
+        return given or usual_augmentation(self.config.spec.augment, self.channels)
 
     def split(self, name: str) -> Split:
         """The split called "train", "validation" or "test"; InputError for another name."""

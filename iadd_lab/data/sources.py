@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from iadd_lab.data.arrays import Reading, as_array
-from iadd_lab.data.decoded import Request
+from iadd_lab.data.decoded import Request, check_room
 from iadd_lab.data.folders import listed, split_role
 from iadd_lab.data.labels import indexed, one_each
 from iadd_lab.data.pixels import open_bytes
@@ -153,12 +153,13 @@ def raw_data(parts: Mapping[str, Part], request: Request, *, source: str) -> Raw
         labelled(parts, config, source)
     reading = Reading.of([each for part in parts.values() for each in _samples(part, source)], config)
     planes, total = {}, sum(len(part.images) for part in parts.values())
+    check_room(replace(request, size=reading.size, channels=reading.channels), total)
     with tqdm(total=total, desc=source[:40], unit="image", disable=not request.progress) as bar:
-        for name, part in parts.items():
-            planes[name], parts[name] = _read(part, reading, bar.update)
+        for name in [*parts]:
+            planes[name], parts[name] = _read(parts[name], reading, bar.update)
     classes, indices, unused = labelled(parts, config, source)
     splits = {
-        name: Split(torch.from_numpy(planes[name]), indices[name], groups=part.groups)
+        name: Split(torch.from_numpy(planes.pop(name)), indices[name], groups=part.groups)
         for name, part in parts.items()
     }
     if reading.ends not in (None, (0.0, 255.0)):
@@ -183,7 +184,7 @@ def _samples(part: Part, source: str) -> list[Any]:
 
 
 def _read(part: Part, reading: Reading, advance: Callable) -> tuple[np.ndarray, Part]:
-    """Pictures of a part as bytes (count, channels, size, size), and the part with its labels."""
+    """A part as bytes (count, channels, size, size), and the part with its labels, its pictures freed."""
     planes = np.empty((len(part.images), reading.channels, reading.size, reading.size), dtype=np.uint8)
     labels = []
     for number in range(len(planes)):
@@ -193,7 +194,7 @@ def _read(part: Part, reading: Reading, advance: Callable) -> tuple[np.ndarray, 
             labels.append(_label(label))
         planes[number] = reading.planes(picture(image), number)
         advance(1)
-    return planes, part if part.labels is not None else replace(part, labels=labels)
+    return planes, replace(part, images=(), labels=labels if part.labels is None else part.labels)
 
 
 def _label(label: Any) -> Any:

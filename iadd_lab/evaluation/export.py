@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.mtt_format import COMPANION, IMAGES, LABELS, export_mtt, has_companion, reread_mtt
@@ -98,14 +98,16 @@ def _safetensors(distilled: DistilledSet, folder: Path) -> str:
 def _image_folder(distilled: DistilledSet, folder: Path) -> str:
     """Pixels without preprocessing, clipped to [0, 1] and rounded to 8 bits.
 
-    Distilled ones leave that range, above all those of whitened sets: the sentence says by how much.
+    Grey and colours are PNGs, other numbers of channels TIFFs with a page for each. Distilled ones
+    leave that range, above all those of whitened sets: the sentence says by how much.
     """
     pixels = distilled.preprocess.invert(distilled.images)
     _write_pictures(distilled, folder, 8, (0.0, 1.0))
     beyond = 100 * ((pixels < 0) | (pixels > 1)).double().mean()
+    kept = "" if pixels.shape[1] in (1, 3) else f", whose {pixels.shape[1]} channels are pages of a TIFF"
     change = distilled.preprocess.apply((pixels.clamp(0, 1) * 255).round().byte()) - distilled.images
     return (
-        f"Format image_folder: {beyond:.1f} % of the values left [0, 1] without preprocessing (from "
+        f"Format image_folder{kept}: {beyond:.1f} % of the values left [0, 1] without preprocessing (from "
         f"{pixels.min():.2f} to {pixels.max():.2f}) and were clipped, all were rounded to 8 bits; it changed "
         f"preprocessed images by {100 * change.norm() / distilled.images.norm():.1f} % of their norm."
     )
@@ -121,7 +123,7 @@ def _png16(distilled: DistilledSet, folder: Path) -> str:
 
 
 def _write_pictures(distilled: DistilledSet, folder: Path, bits: int, ends: Sequence[float] = ()) -> None:
-    """A PNG for each image, class by class, and beside them which pixels their values stand for.
+    """A picture for each image, class by class, and beside them which pixels their values stand for.
 
     Args:
         distilled: the set.
@@ -137,16 +139,25 @@ def _write_pictures(distilled: DistilledSet, folder: Path, bits: int, ends: Sequ
         (folder / name).mkdir()  # even without a picture: readers number the folders
         for number, planes in enumerate(stored[(distilled.labels == label).numpy()]):
             # Pillow writes no colours of 16 bits: their planes stand one below the other, in a grey picture.
+            pages = [*planes] if bits == 8 and len(planes) not in (1, 3) else []
             grey = bits == 16 or len(planes) == 1
             image = planes.reshape(-1, planes.shape[2]) if grey else planes.transpose(1, 2, 0)
-            with atomic_path(folder / name / f"{number:04}.png") as temporary:
-                Image.fromarray(image).save(temporary, format="PNG")
+            with atomic_path(folder / name / f"{number:04}.{'tif' if pages else 'png'}") as temporary:
+                _save(temporary, pages or [image])
     scale = {"low": low, "high": high, "bits": bits, "pictures": len(stored)}
     save_text(folder / SCALE, json.dumps(scale))
 
 
+def _save(path: Path, pages: Sequence[np.ndarray]) -> None:
+    """A PNG; or a TIFF whose pages are channels, as ImageJ's description says."""
+    first, *others = map(Image.fromarray, pages)
+    more = {"save_all": True, "append_images": others, "compression": "tiff_adobe_deflate"}
+    more["description"] = f"ImageJ=1.11a\nimages={len(pages)}\nchannels={len(pages)}\n"
+    first.save(path, **({"format": "TIFF", **more} if others else {"format": "PNG"}))
+
+
 def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
-    """`distilled` with the images that `export_set` wrote into `folder` as PNGs, class by class.
+    """`distilled` with the images that `export_set` wrote into `folder` as pictures, class by class.
 
     Raises:
         InputError: pictures are missing or damaged.
@@ -154,9 +165,10 @@ def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
     with unpacking(folder):
         scale = json.loads((folder / SCALE).read_text(encoding="utf-8"))
         low, high, most = scale["low"], scale["high"], 2 ** scale["bits"] - 1
-        paths = [sorted((folder / name).glob("*.png")) for name in folder_names(distilled.classes)]
-        found = [np.array(Image.open(path, formats=["PNG"]), dtype=np.float64) for path in chain(*paths)]
-        planes = np.stack([each.transpose(2, 0, 1) if each.ndim == 3 else each for each in found])
+        names = folder_names(distilled.classes)
+        paths = [sorted([*(folder / name).glob("*.png"), *(folder / name).glob("*.tif")]) for name in names]
+        found = [_planes(path) for path in chain(*paths)]
+        planes = np.stack(found)
         values = torch.from_numpy(planes).view(-1, *distilled.images.shape[1:])
         pixels = low + values / most * (high - low)
         whole = len(found) == scale["pictures"] and bool(pixels.isfinite().all())
@@ -164,6 +176,13 @@ def read_pictures(distilled: DistilledSet, folder: Path) -> DistilledSet:
         labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([*map(len, paths)]))
         images = distilled.preprocess.apply(pixels.float())
         return replace(distilled, images=images, labels=labels, soft_labels=None)
+
+
+def _planes(path: Path) -> np.ndarray:
+    """The values of a picture, channel by channel where it has several: float64."""
+    with Image.open(path, formats=["PNG", "TIFF"]) as image:
+        pages = [np.array(page, dtype=np.float64) for page in ImageSequence.Iterator(image)]
+    return np.moveaxis(pages[0], -1, 0) if pages[0].ndim == 3 else np.concatenate(pages)
 
 
 def reread(folder: Path) -> DistilledSet:

@@ -50,27 +50,29 @@ class RealImages:
         """The preprocessed image (channels, size, size), or images with their count before that."""
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(planes_of(image, self.size, self.channels, self.white)))
-        _check(image)
+        _check(image, self.channels)
         batch = image if image.ndim == 4 else image[None]
         batch = _cover(_with_channels(batch, self.channels), self.size)
         ready = self.preprocess.apply(batch).float().repeat(1, self.repeat, 1, 1)
         return ready if image.ndim == 4 else ready[0]
 
 
-def _check(image: object) -> None:
+def _check(image: object, channels: int) -> None:
     is_tensor = isinstance(image, Tensor)
     found = f"{tuple(image.shape)} {image.dtype}" if is_tensor else f"a {type(image).__name__}"
+    kinds = {1, 3} if channels in (1, 3) else {channels}
+    counts = " or ".join(map(str, sorted(kinds)))
     require(
         is_tensor
-        and (image.ndim in (3, 4) and image.shape[-3] in (1, 3))
+        and (image.ndim in (3, 4) and image.shape[-3] in kinds)
         and (image.dtype == torch.uint8 or image.is_floating_point()),
-        f"a real image is {found}; give a Pillow image, or a tensor (channels, height, width) of 1 or 3 "
+        f"a real image is {found}; give a Pillow image, or a tensor (channels, height, width) of {counts} "
         "channels, alone or in a batch, of uint8 or of floats in [0, 1].",
     )
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:
-    """Images (count, 1 or 3, height, width) with `channels` channels."""
+    """Images of grey, of colours, or of `channels` channels with `channels` of them."""
     if images.shape[1] == channels:
         return images
     if channels == 3:

@@ -17,7 +17,7 @@ from iadd_lab.plots.importance import draw_boxes
 from iadd_lab.plots.layers import tensors_or_layers
 from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, LARGE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import show_rows
+from iadd_lab.plots.tiles import show_rows, shown_channels
 from iadd_lab.study.neighbours import SPACES
 from iadd_lab.study.views import View
 
@@ -62,6 +62,7 @@ def exploration(
         # The other run may have fewer classes.
         picked = view.row(min(label, len(view.distilled.classes) - 1), number)
         heading = f"{view.title}: iteration {view.iterations[place]}"
+        heading = "; ".join(filter(None, (heading, shown_channels(view.distilled.images))))
         panels["images"].set_title(heading, fontsize=LARGE, weight="bold", pad=16)
         _draw_images(panels["images"], view, place, picked)
         for name in ("loss", "alpha"):

@@ -14,7 +14,7 @@ from iadd_lab.evaluation.protocol import Evaluation
 from iadd_lab.plots.accuracy import draw_accuracies
 from iadd_lab.plots.names import fit_name, readable
 from iadd_lab.plots.style import DOUBLE, PAGE, SINGLE, SMALL, house_style, new_figure
-from iadd_lab.plots.tiles import as_bytes, show, show_rows, tile
+from iadd_lab.plots.tiles import as_bytes, show, show_rows, shown_channels, tile
 
 # All in inches.
 _LARGEST, _ENOUGH = 1.12, 0.6  # the side of a picture, however few there are, and in which one sees enough
@@ -32,7 +32,9 @@ def image_grid(
     whole has the width of a paper's page and no more than its height.
 
     Args:
-        pictures: (classes * ipc, channels, height, width) in [0, 1] or bytes, in any order.
+        pictures: (classes * ipc, channels, height, width) in [0, 1] or bytes, in any order. Of more than
+            three channels the first three are seen, and the title says so; take others by
+            `pictures[:, [6, 3, 0]]`.
         labels: (classes * ipc,).
         classes: the names.
         title: above the figure.
@@ -45,7 +47,7 @@ def image_grid(
     # In rows of blocks, each of some columns of pictures.
     choices = product(range(1, min(ipc, 10) + 1), (10, 13, 17, 20))
     sheets = [_Sheet(classes, pictures, n, columns, math.ceil(ipc / columns)) for columns, n in choices]
-    return _best(sheets).draw(blocks, title)
+    return _best(sheets).draw(blocks, _titled(title, pictures))
 
 
 @house_style()
@@ -72,7 +74,7 @@ def real_and_distilled(
     columns = pad_sequence(columns, padding_value=255)  # (rows, classes * 2, 3, height, width)
     besides, captions, classes = range(min(len(classes), 10), 0, -1), ("real", "distilled"), readable(classes)
     sheet = _best([_Sheet(classes, made, n, 2, len(columns), captions) for n in besides])
-    title = title if sheet.captions else f"{title} (left: real, right: distilled)".strip()
+    title = _titled(title if sheet.captions else f"{title} (left: real, right: distilled)".strip(), made)
     return sheet.draw([pair.flatten(0, 1) for pair in columns.split(2, dim=1)], title)
 
 
@@ -133,7 +135,9 @@ def before_after(result: DistillResult, *, title: str = "") -> Figure:
     """The first image of each class (ten at most): where it started, and where it arrived."""
     columns = min(len(result.distilled.classes), 10)
     width = DOUBLE if columns > 3 else SINGLE
-    figure = new_figure(width, 0.35 + 2 * min((width - 0.3) / columns, _LARGEST), title=title)
+    figure = new_figure(
+        width, 0.35 + 2 * min((width - 0.3) / columns, _LARGEST), title=_titled(title, result.images)
+    )
     _draw_before_after(figure, result)
     return figure
 
@@ -141,11 +145,16 @@ def before_after(result: DistillResult, *, title: str = "") -> Figure:
 @house_style()
 def overview(result: DistillResult, evaluations: Sequence[Evaluation], *, title: str = "") -> Figure:
     """The whole story in one picture: images before and after, and what they are worth."""
-    figure = new_figure(DOUBLE, 1.5, title=title)
+    figure = new_figure(DOUBLE, 1.5, title=_titled(title, result.images))
     left, right = figure.subfigures(1, 2, width_ratios=(2.9, 1), frameon=False)
     _draw_before_after(left, result)
     draw_accuracies(right.subplots(), evaluations)
     return figure
+
+
+def _titled(title: str, pictures: torch.Tensor) -> str:
+    """The title, and which channels of such pictures are seen where that is not all."""
+    return "; ".join(filter(None, (title, shown_channels(pictures))))
 
 
 def _draw_before_after(figure: Figure | SubFigure, result: DistillResult) -> None:
@@ -161,8 +170,8 @@ def _by_class(
 ) -> list[torch.Tensor]:
     """For each class its pictures, in their order: (count of that class, channels, height, width) each."""
     shape, count = tuple(pictures.shape), len(classes)
-    sentence = f"{name} has the shape {shape}; it must be (count, channels, height, width), 1 or 3 channels."
-    require(len(shape) == 4 and len(pictures) > 0 and shape[1] in (1, 3), sentence)
+    sentence = f"{name} has the shape {shape}; it must be (count, channels, height, width)."
+    require(len(shape) == 4 and len(pictures) > 0, sentence)
     sentence = f"{shape[0]} pictures need as many labels, not {tuple(labels.shape)}: give one for each."
     require(labels.shape == shape[:1], sentence)
     low, high = int(labels.min()), int(labels.max())

@@ -11,10 +11,20 @@ _FINE = 28  # pixels: smaller pictures are enlarged, or a gap of one pixel would
 
 
 def as_bytes(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures in [0, 1], or bytes already, as bytes: (count, 3, height, width) uint8."""
+    """Pictures in [0, 1], or bytes already, as bytes: (count, 3, height, width) uint8.
+
+    Of more than three channels the first three stand for red, green and blue, of two the first is grey.
+    """
     if pictures.dtype != torch.uint8:
         pictures = (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
-    return pictures.expand(-1, 3, -1, -1)
+    return pictures[:, : 3 if pictures.shape[1] > 2 else 1].expand(-1, 3, -1, -1)
+
+
+def shown_channels(pictures: torch.Tensor) -> str:
+    """What must be said of pictures (count, channels, height, width) of which not all channels are seen."""
+    channels = pictures.shape[1]
+    seen = "channel 1 as grey" if channels == 2 else "channels 1, 2, 3 as red, green, blue"
+    return "" if channels in (1, 3) else f"{seen}, of {channels}"
 
 
 def tile(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iadd_lab.data.pixels import LARGEST_SIZE
+from iadd_lab.data.pixels import LARGEST_SIZE, MOST_CHANNELS
 from iadd_lab.errors import check_whole, choose, require
 from iadd_lab.seeds import seeded
 from iadd_lab.store.configs import added_field, unstored_field
@@ -125,10 +125,10 @@ def build_network(config: NetworkConfig, *, channels: int, size: int, classes: i
 
     A function of one's own gets `size` as its network will see it: see `NetworkConfig.enlarge_to`.
 
-    Raises `InputError` unless channels is 1 or 3, size is 8 to 224 and classes is at least 2, if a ConvNet's
+    Raises `InputError` unless channels is 1 to 16, size is 8 to 224 and classes is at least 2, if a ConvNet's
     depth is too much for the size, and if the function of a stored network is not there.
     """
-    require(channels in (1, 3), f"channels is {channels!r}; it must be 1 (grey) or 3 (colour).")
+    check_whole("channels", channels, minimum=1, maximum=MOST_CHANNELS)
     check_whole("size", size, minimum=SMALLEST_SIZE, maximum=LARGEST_SIZE)
     check_whole("classes", classes, minimum=2)
     check_whole("seed", seed, minimum=0)

@@ -1,9 +1,9 @@
 """Does memory grow with the bytes of the pictures? `python -m tests.soak.large_sets TASK [COUNT]`.
 
-The task is `teacher`, `evaluation` or, one after the other, `teacher+evaluation`. So many random pictures
-(100,000) of 64 × 64 × 3 are read from an npz and split; then a teacher of width 32 is trained for an epoch,
-or a few of them are evaluated, in a process of its own. The exit code is 1 where more than 2.2 times the
-pictures' bytes and 0.5 GB were resident at once. No part of `make test`: it takes minutes.
+The task is `reading`, `teacher`, `evaluation` or, one after the other, `teacher+evaluation`. So many random
+pictures (100,000) of 64 × 64 × 3 are read from an npz and split; then a teacher of width 32 is trained for an
+epoch, or a few of them are evaluated, in a process of its own. The exit code is 1 where more than 2.2 times
+the pictures' bytes and 0.5 GB were resident at once. No part of `make test`: it takes minutes.
 """
 
 import json
@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from iadd_lab import EvaluateConfig, TeacherConfig, train_teachers
 from iadd_lab.data.preprocess import fit_preprocess
-from iadd_lab.data.readers import RawData
-from iadd_lab.data.sets import DataConfig, ImageData, _hold_out
-from iadd_lab.data.splits import Split, fingerprint_splits, hold_out
+from iadd_lab.data.sets import ImageData, load_data
 from iadd_lab.evaluation.protocol import evaluate_random
 from iadd_lab.training.networks import NetworkConfig
 
@@ -42,20 +39,6 @@ def write(path: Path, count: int, size: int) -> None:
     np.savez(path, images=images, labels=np.arange(count) % 10)
 
 
-def read(path: Path) -> ImageData:
-    """The pictures in three splits."""
-    config = DataConfig("image_folder")
-    with np.load(path) as file:
-        images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-    parts = hold_out(Split(images.permute(0, 3, 1, 2), labels), 0.2, seed=[0])
-    raw = RawData(tuple(map(str, range(10))), *parts)
-    del images, parts
-    splits = dict(zip(("train", "validation"), _hold_out(raw, config, "pictures"), strict=True))
-    splits["test"] = raw.test
-    mark = fingerprint_splits(raw.classes, splits.values())
-    return ImageData(config, raw.classes, **splits, fingerprint=mark)
-
-
 def peak() -> int:
     """The most that this process has had in memory, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -75,7 +58,7 @@ def evaluation(data: ImageData, folder: str, width: int, batch: int) -> None:
     evaluate_random(data, fitted, config, ipc=1, progress=False, device="cpu")
 
 
-TASKS = {"teacher": teacher, "evaluation": evaluation}
+TASKS = {"reading": lambda *_: None, "teacher": teacher, "evaluation": evaluation}
 
 
 def measured(tasks: str, *, count: int, size: int, width: int, batch: int) -> Peak:
@@ -90,7 +73,7 @@ def measured(tasks: str, *, count: int, size: int, width: int, batch: int) -> Pe
 def child(tasks: str, folder: str, width: str, batch: str) -> None:
     """The work of `measured`, in the process that is measured."""
     before = peak()
-    data = read(Path(folder) / "pictures.npz")
+    data = load_data(Path(folder) / "pictures.npz", progress=False)
     loaded = peak()
     for name in tasks.split("+"):
         TASKS[name](data, f"{folder}/work", int(width), int(batch))

@@ -33,7 +33,8 @@ def norm(y, gamma, beta, epsilon, relu, pool):
         pool: whether 2×2 averages follow that.
     """
     shifted = y - _mean(y)
-    inverse = (_mean(shifted.square()) + epsilon).rsqrt()
+    variance = _mean(shifted.square()) + epsilon
+    inverse = variance.rsqrt() + 0 * variance  # not a number where that is infinite: runs must not go on then
     n = shifted * inverse
     z = torch.addcmul(beta, n, gamma)
     return _finish(z.relu() if relu else z, pool), n, inverse
