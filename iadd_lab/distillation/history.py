@@ -29,10 +29,11 @@ class History:
     importance_min: list[float] = field(default_factory=list)
     importance_max: list[float] = field(default_factory=list)
     importance_share: list[float] = field(default_factory=list)  # `effective_share` of W
-    # ‖images − their average‖ / ‖images‖, where the average is the result; so it is in the snapshots then
+    # ‖images − their average‖ / ‖images‖, where the average is the result.
     average_distance: list[float] = field(default_factory=list)
     snapshot_iterations: list[int] = field(default_factory=list)
-    snapshot_images: list[torch.Tensor] = field(default_factory=list)  # each (classes * ipc, c, h, w)
+    # Each as stored, (classes * ipc, c, h, w); the average, where that is the result.
+    snapshot_images: list[torch.Tensor] = field(default_factory=list)
     snapshot_soft_labels: list[torch.Tensor] = field(default_factory=list)  # (count, classes), or none
     snapshot_importance: list[torch.Tensor] = field(default_factory=list)  # each (P,), or none at all
     back_off_iterations: list[int] = field(default_factory=list)  # after which rates were halved
