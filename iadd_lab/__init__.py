@@ -29,6 +29,7 @@ _ROOMS = {
     "distillation.config": "DistillConfig",
     "distillation.loop": "distill",
     "distillation.matching": "MATCHINGS Learned Matching Pruned Uniform",
+    "distillation.presets": "PRESETS",
     "distillation.result": "DistillResult",
     "distillation.unroll": "ENGINES",
     "baselines.features": "DistributionMatchingConfig match_distributions",

@@ -68,9 +68,10 @@ def only_numbers(arguments: ArgumentCollection) -> None:
 
 
 def note_given(arguments: ArgumentCollection) -> None:
-    """Remember the fields of configurations that were given: --suggest leaves them as they are."""
+    """Remember the fields and options that were given: --suggest and --method leave them as they are."""
+    given = [argument for argument in arguments if argument.tokens]
     _GIVEN.clear()
-    _GIVEN.update(argument.keys[-1] for argument in arguments if argument.tokens and argument.keys)
+    _GIVEN.update(one.keys[-1] if one.keys else one.field_info.name for one in given)
 
 
 def only_imported(arguments: ArgumentCollection) -> None:
@@ -98,7 +99,7 @@ app.command(data_app := App(name="data", help="List, fetch and check data sets."
 app.command(runs_app := App(name="runs", help="List what is stored in a folder of runs, and delete of it."))
 
 _REGISTRIES = {"data_sets": DATASETS, "networks": NETWORKS, "matchings": MATCHINGS, "formats": EXPORTS}
-_REGISTRIES |= {"parametrisations": PARAMETRISATIONS}
+_REGISTRIES |= {"parametrisations": PARAMETRISATIONS, "presets": lab.PRESETS}
 _REGISTRIES |= {"fits": FITS, "rates": RATES, "engines": VARIANTS}
 _CHOICES = {name: ", ".join(registry) for name, registry in _REGISTRIES.items()}
 
@@ -308,6 +309,7 @@ def distill(
     *,
     teachers: Path,
     out: Path,
+    method: str | None = None,
     matching: str = lab.Learned.name,
     learned: Annotated[lab.Learned | None, options_of("normalised", rate="weight-rate")] = None,
     literal: bool = False,
@@ -331,6 +333,7 @@ def distill(
     Args:
         teachers: folder of the teachers.
         out: folder of the result.
+        method: options of a published method, but for those given: one of {presets}.
         matching: one of {matchings}.
         literal: the paper's unnormalised loss, whose trivial minimiser is W = 0.
         pruned.fraction: share of the parameters to drop.
@@ -345,13 +348,17 @@ def distill(
     how = replace(how, device=local_device(how.device))
     place = lab.pick_device(how.device)
     check_folder(out)
+    bundle = choose("method", method, lab.PRESETS).options if method is not None else {}
+    own = {name: value for name, value in bundle.items() if name not in _GIVEN}
+    matching = own.pop("matching").name if "matching" in own else matching
+    parametrisation = own.pop("parametrisation").name if "parametrisation" in own else parametrisation
     if literal:
         learned = replace(learned or lab.Learned(), normalised=False)
     chosen = _chosen("matching", matching, MATCHINGS, learned, pruned)
     form = _chosen("parametrisation", parametrisation, PARAMETRISATIONS, formation)
     trained = lab.open_teachers(teachers)
     _require_teachers(trained, {"data": data, "network": network, "preprocess": preprocess})
-    config = replace(config, matching=chosen, parametrisation=form, augment=_augment(augment))
+    config = replace(config, matching=chosen, parametrisation=form, augment=_augment(augment), **own)
     data_root = _known_root(data_root, teachers)
     if suggest:
         config = _suggested("distillation", config, lab.load_data(trained.data, root=data_root))

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 import iadd_lab
 from iadd_lab.cli import app, join_pairs
+from iadd_lab.data.parametrisation import MultiFormation
+from iadd_lab.distillation.matching import Uniform
 from iadd_lab.distillation.result import DistillResult
 from iadd_lab.evaluation.protocol import Evaluation
 from tests.notebook_files import write_notebook
@@ -119,6 +122,17 @@ def test_distill_leaves_the_set_and_its_pictures_and_is_then_only_read(folder):
     assert path.stat().st_mtime_ns == stamp
 
 
+def test_a_method_is_a_bundle_of_options_and_those_given_come_first(folder, tmp_path):
+    words = "--method datm_labels --label-rate 3 --parametrisation multi_formation --average 0.5 --batch 12"
+    complete(f"{DISTILL} {words} --teachers {{}} --out {{}}", folder / "teachers", tmp_path)
+    made = DistillResult.load(tmp_path / "distilled.safetensors")
+    expected = {"matching": Uniform(), "labels": "soft", "label_rate": 3.0, "average": 0.5, "batch": 12}
+    assert made.config == replace(made.config, **expected, parametrisation=MultiFormation(2))
+    assert made.distilled.soft_labels.shape == (40, 10)
+    said = complete("evaluate {} --epochs 2 --networks 1 --device cpu --no-random", tmp_path).stdout
+    assert "a set of 1,040 numbers" in said
+
+
 def test_evaluate_prints_and_stores(folder):
     path = folder / "run"  # the folder does as well
     command = "evaluate {} --epochs 3 --networks 2 --device cpu --out {}"
@@ -173,6 +187,10 @@ DISTILLED = {
     "--matching uniform --mean-over tensor": "settings of matching 'learned' were given, but matching",
     "--device mps": "device is 'mps': expected auto, cpu, cuda or cuda:N",
     "--mean-over tensor --literal": "goes only with granularity 'parameter' and normalised True",
+    "--method mtd": "unknown method 'mtd' (did you mean 'mtt'?): choose one of datm_labels, ddpp,",
+    "--method mtt --weight-rate 0.1": "settings of matching 'learned' were given, but matching 'uniform'",
+    "--factor 2": "leave them out, or use --parametrisation multi_formation",
+    "--parametrisation multi_formation --factor 3": "factor is 3, but images have 8 pixels a side",
     "--batch 11": "batch is 11, but there are only 10 distilled images",
     "--data cifar10": "--data is 'cifar10', but the teachers in",
     "--network alexnet": "--network is 'alexnet', but the teachers in",

@@ -92,6 +92,7 @@ RESUMED = {
     "segments": {"segments": 2},
     "frozen": {"gradient": "frozen", "momentum": 0.0, "initial_images": "noise"},
     "averaged formations": {"average": 0.8, "parametrisation": MultiFormation(2), "batch": 5},
+    "soft labels": {"labels": "soft", "label_rate": 50.0, "average": 0.5},
     "backed off": {"alpha_rate": 1.5e-3, "alpha": 0.002, "iterations": 12},
 }
 STEEP = replace(CONFIG, **RESUMED["backed off"])  # α falls below zero without a back-off
@@ -300,6 +301,9 @@ BAD = [
     ("snapshots", 1, "snapshots is 1"),
     ("matching", "learned", "it must be a Matching"),
     ("parametrisation", "pixels", r"it must be a Parametrisation, as in Pixels\(\) or MultiFormation\(\)"),
+    ("labels", "soft labels", "unknown labels 'soft labels'"),
+    ("label_rate", -1.0, "label_rate is -1.0"),
+    ("label_momentum", 1.0, "label_momentum is 1.0"),
     ("average", 1.0, "average is 1.0; it must be .* at most 0.99999"),
 ]
 

@@ -23,6 +23,7 @@ LEARNED = {
     "tensor literal": Learned(normalised=False, granularity="tensor"),
     "within tensors": Learned(mean_over="tensor"),
 }
+RELATIVE = [Learned(relative=True), Learned(relative=True, normalised=False, granularity="tensor")]
 
 
 def flat(count):
@@ -93,7 +94,7 @@ def test_the_loss_is_the_weighted_distance_over_the_teachers(matching):
 FIXED = [Uniform(), Pruned(0.3), Pruned(0.3, "difference")]
 
 
-@pytest.mark.parametrize("matching", [*FIXED, *LEARNED.values()], ids=str)
+@pytest.mark.parametrize("matching", [*FIXED, *LEARNED.values(), *RELATIVE], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_the_loss_is_exact_in_end_and_raw(matching, seed):
     """The choice of what to prune is no part of the gradient."""
@@ -109,6 +110,42 @@ def test_the_gradient_of_the_loss_is_exact_in_end_and_raw(matching, seed):
     if matching in FIXED:
         assert raw.shape == (0,)
         assert matching.learn(raw, raw, layout=LAYOUT, iteration=3) is raw
+
+
+@pytest.mark.parametrize("matching", RELATIVE, ids=str)
+def test_the_relative_loss_has_no_trivial_minimiser_and_no_scale(matching):
+    """A ratio of distances: at W = 1 the uniform loss, blind to W's size, never below the least ratio."""
+    start, target, end = points()
+    raw, place = matching.initial(LAYOUT).double(), {"start": start, "target": target}
+    assert torch.equal(loss_of(matching, raw, end, **place), loss_of(Uniform(), raw, end, **place))
+    raw = raw + torch.linspace(0.1, 0.9, len(raw), dtype=raw.dtype)
+    weights = weights_of(matching, raw).numpy()
+    away, moved = (np.linalg.norm(weights * (at - target).numpy()) for at in (end, start))
+    found = loss_of(matching, raw, end, **place).detach()
+    assert found.item() == pytest.approx((away / moved) ** 2, rel=1e-12)
+    other = raw + 1 if matching.normalised else 3 * raw
+    torch.testing.assert_close(loss_of(matching, other, end, **place), found, rtol=1e-12, atol=0)
+    scale = torch.linspace(0.1, 5, COUNT, dtype=end.dtype)  # another unit for each parameter
+    scaled = {"start": target + scale * (start - target), "target": target}
+    ratios = ((end - target) / (start - target)).square()
+    if matching.granularity == "parameter":
+        for each, point in ((end, place), (target + scale * (end - target), scaled)):
+            moved = descended(matching, torch.zeros_like(end), each, **point)
+            loss = loss_of(Uniform(), torch.zeros(0), each, **point)
+            assert torch.equal(moved < 0, ratios > loss)  # weight leaves what is hard for how far it goes
+    least = (
+        ratios.min()
+        if matching.granularity == "parameter"
+        else min(
+            part.norm() ** 2 / own.norm() ** 2
+            for part, own in zip(
+                (end - target).split([6, 3, 1]), (start - target).split([6, 3, 1]), strict=True
+            )
+        )
+    )
+    for iteration in range(300):
+        raw = descended(replace(matching, rate=0.1), raw, end, **place, iteration=iteration)
+    assert least < loss_of(matching, raw, end, **place) < found
 
 
 # Uniform and pruned --------------------------------------------------------------------------------------
@@ -340,6 +377,7 @@ REFUSED = [
     (Pruned, {"measure": "similarty"}, MEASURE),
     (Learned, {"rate": -1e-3}, "rate is -0.001; it must be a finite number of at least 0."),
     (Learned, {"normalised": 1}, "normalised is 1; it must be True or False."),
+    (Learned, {"relative": "no"}, "relative is 'no'; it must be True or False."),
     (Learned, {"ascend": "yes"}, "ascend is 'yes'; it must be True or False."),
     (Learned, {"limit": 1.0}, "limit is 1.0; it must be a finite number above 1."),
     (Learned, {"learn_from": -1}, "learn_from is -1; it must be a whole number of at least 0."),

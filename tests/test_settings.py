@@ -5,7 +5,11 @@ import dataclasses
 import pytest
 
 from iadd_lab.data.augment import AugmentConfig
+from iadd_lab.data.parametrisation import MultiFormation
+from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Pruned, Uniform
+from iadd_lab.distillation.presets import PRESETS
+from iadd_lab.store.configs import fingerprint
 from iadd_lab.study.methods import METHODS
 from iadd_lab.study.settings import Setting
 from tests.samples import assert_refused
@@ -42,11 +46,12 @@ def test_bad_values_are_named(field, value, sentence):
 def test_every_method_of_the_family_follows_from_a_setting():
     setting = Setting(weight_rate=0.5, prune_fraction=0.3, iterations=10)
     kinds = {name: method.matching(setting) for name, method in METHODS.items() if method.matching}
+    assert {kinds.pop(name) for name in [*kinds] if name.startswith(("mtt_", "recipe"))} == {Uniform()}
     assert (kinds.pop("mtt"), kinds.pop("ddpp")) == (Uniform(), Pruned(fraction=0.3))
     learned = {"": {}, "_literal": {"normalised": False}, "_tensor": {"granularity": "tensor"}}
     learned |= {"_frozen": {"learn_until": 5}, "_late": {"learn_from": 5}, "_slow": {"rate": 0.05}}
     learned |= {"_fast": {"rate": 5.0}, "_band": {"rate": 5.0, "limit": 1.5}, "_ascent": {"ascend": True}}
-    learned |= {"_within": {"mean_over": "tensor"}}
+    learned |= {"_within": {"mean_over": "tensor"}, "_relative": {"relative": True}}
     assert kinds == {f"iadd{name}": Learned(**{"rate": 0.5} | more) for name, more in learned.items()}
 
 
@@ -64,7 +69,7 @@ def test_every_field_reaches_a_configuration():
     changed = {
         "data_name": "mnist", "preprocess": "zca", "size": 16, "train_limit": 99, "depth": 2, "batch": 7,
         "gradient": "full", "gradient_matches": 3, "gradient_network_steps": 4, "evaluation_rate": 0.1,
-        "image_optimizer": "adam", "average": 0.9,
+        "image_optimizer": "adam", "average": 0.9, "labels": "soft",
     }  # fmt: skip
     own = {"teacher_count", "whole_epochs", "seeds"}  # used by the study itself
     for field in (field for field in dataclasses.fields(Setting) if field.name not in own):
@@ -79,3 +84,17 @@ def _configurations(setting):
     made = [setting.distillation(matching) for matching in matchings]
     made += [setting.gradient_matching(AugmentConfig()), setting.distribution_matching()]
     return [*made, setting.data(), setting.teachers(), setting.evaluation()]
+
+
+def test_a_method_changes_what_is_its_own_and_presets_are_configurations():
+    setting = Setting(iterations=7, image_rate=3.0)
+    plain, recipe = (METHODS[name].distillation(setting, number=2) for name in ("mtt", "recipe"))
+    changes = {"image_optimizer": "adam", "image_rate": 0.1, "parametrisation": MultiFormation(2)}
+    assert recipe == dataclasses.replace(plain, **changes)
+    assert METHODS["mtt_average"].distillation(setting).average == 0.99
+    for name, preset in PRESETS.items():
+        config = preset.config(ipc=3, label_momentum=0.5)
+        assert (config.ipc, config.label_momentum) == (3, 0.5), name
+        assert {field: getattr(config, field) for field in preset.options} == preset.options
+    assert PRESETS["tesla"].config(label_rate=1.0).label_rate == 1.0
+    assert fingerprint(PRESETS["iadd"].config()) == fingerprint(DistillConfig())

@@ -13,6 +13,7 @@ from iadd_lab.study.bench import BenchConfig, measure
 from iadd_lab.training.fast.compiling import PLAIN, compiled_kernels
 from iadd_lab.training.fast.losses import CapturedStudentLoss, FusedStudentLoss
 from iadd_lab.training.networks import NetworkConfig, build_network
+from tests.samples import randn
 
 CLASSES, IPC, SIZE = 3, 2, 8
 LEARNED = Learned()
@@ -141,6 +142,77 @@ def test_gradients_equal_finite_differences(engine, name):
         assert relative((losses[0] - losses[1]) / 2e-6, slope) < 1e-6, part
 
 
+def soft_problem(**options):
+    """A problem whose labels are probabilities; its images are twice as many as `make_problem`'s batch."""
+    loss, segment, variables, objective = make_problem(**options)
+    logits = randn(*variables.images.shape[:1], CLASSES, seed=11)
+    return logits, (loss, segment, replaced(variables, "labels", logits.softmax(1)), objective)
+
+
+def by_logits(gradient, labels):
+    """The gradient by the logits of `labels`, from that by the labels; rows may differ by a constant."""
+    return labels * (gradient - (labels * gradient).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("problem", [{"width": 1}, {"width": 5}, {"operations": ("crop",)}], ids=str)
+def test_the_gradient_of_soft_labels_equals_that_of_plain_mtt(problem):
+    """Adjoint and full, with images and all else, against a graph from the logits on; and the step's loss."""
+    logits, (loss, segment, variables, objective) = soft_problem(**problem, matching=Uniform())
+    point = logits.clone().requires_grad_()
+    own = replaced(variables, "labels", point.softmax(1))
+    expected = plain_mtt(loss_network(problem), segment, own, variables=(point,))
+    fused = FusedStudentLoss(loss.network, PLAIN, chunk=3)  # four images are 2 + 2
+    for engine, way in (("full", loss), ("adjoint", loss), ("adjoint", fused)):
+        found = ENGINES[engine](way, segment, variables, objective, budget=1e9)
+        mine = found.loss, found.images, found.alpha, by_logits(found.soft, variables.labels)
+        for part, exact in zip(mine, expected, strict=True):
+            assert relative(part, exact) < 1e-10, engine
+    hard = ENGINES["adjoint"](*make_problem(**problem, matching=Uniform()))
+    assert hard.soft.shape == (0,)
+    assert hard.loss != found.loss
+
+
+def test_frozen_is_exact_in_the_last_step_and_soft_labels_that_are_one_hot_are_hard():
+    _, problem = soft_problem(steps=1)
+    exact, found = ENGINES["full"](*problem), ENGINES["frozen"](*problem)
+    labels = problem[2].labels
+    assert relative(by_logits(found.soft, labels), by_logits(exact.soft, labels)) < 1e-10
+    loss, segment, variables, objective = make_problem()
+    hard = replaced(variables, "labels", functional.one_hot(variables.labels).double())
+    for engine in ENGINES:
+        one, other = (ENGINES[engine](loss, segment, each, objective) for each in (hard, variables))
+        assert relative(one.images, other.images) < 1e-12
+
+
+def test_the_gradient_of_soft_labels_equals_finite_differences():
+    logits, (loss, segment, variables, objective) = soft_problem(width=3, steps=2, batch=3)
+    found, direction = ENGINES["adjoint"](loss, segment, variables, objective), randn(*logits.shape, seed=3)
+    slope = (by_logits(found.soft, variables.labels) * direction).sum()
+    moved = [replaced(variables, "labels", (logits + h * direction).softmax(1)) for h in (1e-6, -1e-6)]
+    losses = [ENGINES["full"](loss, segment, each, objective).loss for each in moved]
+    assert relative((losses[0] - losses[1]) / 2e-6, slope) < 1e-6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_step_of_training_on_soft_labels_is_an_independent_formula(fused):
+    """ℓ = −(1/B) Σ_b Σ_c y_bc log softmax(z_b)_c, and by hand its gradient at the last layer, in float64."""
+    _, (loss, segment, variables, _) = soft_problem(width=5)
+    loss = FusedStudentLoss(loss.network, PLAIN) if fused else loss
+    images, labels, flat = variables.images, variables.labels, segment.start.clone().requires_grad_()
+    scores = loss.logits(flat, images)
+    shares = scores.exp() / scores.exp().sum(1, keepdim=True)
+    expected = -(labels * shares.log()).sum() / len(images)
+    errors = (shares - labels).detach() / len(images)  # ∂ℓ/∂z
+    (slope,) = torch.autograd.grad(scores, flat, errors)
+    (value,), (own,) = loss.slopes(segment.start[None], images[None], labels[None])
+    assert relative(value, expected.detach()) < 1e-10
+    assert relative(own, slope) < 1e-10
+
+
+def loss_network(problem):
+    return build(problem.get("width", 5), seed=9)
+
+
 def replaced(variables, part, value):
     return Variables(**{**vars(variables), part: value})
 
@@ -198,24 +270,27 @@ def test_what_graphs_return_is_used_before_the_next_replay(monkeypatch, engine, 
     replayed = CapturedStudentLoss(loss)
     found = ENGINES[engine](replayed, segment, variables, objective)
     assert_equal(found, expected)
-    assert len(replayed.graphs.functions) == 2  # the way there and the way back
+    soft = replaced(variables, "labels", functional.one_hot(variables.labels).double() / 2 + 1 / 6)
+    found, expected = (ENGINES[engine](each, segment, soft, objective) for each in (replayed, loss))
+    assert_equal(found, expected, (*PARTS, "soft"))
+    assert len(replayed.graphs.functions) == 4  # the way there and back, with labels of either kind
 
 
-def plain_mtt(network, segment, variables):
+def plain_mtt(network, segment, given, variables=()):
     """MTT's loss and gradients as its paper states them, with nothing of this package but the network."""
-    images, alpha = variables.images.clone().requires_grad_(), variables.alpha.clone().requires_grad_()
+    images, alpha = given.images.clone().requires_grad_(), given.alpha.clone().requires_grad_()
     names, shapes = zip(*((name, value.shape) for name, value in network.named_parameters()), strict=True)
     student = segment.start.clone().requires_grad_()
     for step in segment.steps:
         pieces = student.split([shape.numel() for shape in shapes])
         weights = {n: p.view(s) for n, p, s in zip(names, pieces, shapes, strict=True)}
         logits = functional_call(network, weights, (step.augmentation(images[step.rows]),))
-        value = functional.cross_entropy(logits, variables.labels[step.rows])
+        value = functional.cross_entropy(logits, given.labels[step.rows])
         (gradient,) = torch.autograd.grad(value, student, create_graph=True)
         student = student - alpha * gradient
     distance = functional.mse_loss(student, segment.target, reduction="sum")
     distance = distance / functional.mse_loss(segment.start, segment.target, reduction="sum")
-    return distance, *torch.autograd.grad(distance, (images, alpha))
+    return distance, *torch.autograd.grad(distance, (images, alpha, *variables))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

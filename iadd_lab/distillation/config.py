@@ -51,6 +51,10 @@ class DistillConfig:
         average: decay of the average of the images over the iterations, in [0, 1), which then is the result,
             as in FTD (Du et al., CVPR 2023) and ATT; 0 takes the last images. The literature's is 0.999 to
             0.9999 for thousands of iterations.
+        labels: "hard", or "soft": logits of all classes for every image that networks see, learned with the
+            images, from those of the teachers that classify it rightly (DATM; Guo et al., ICLR 2024).
+        label_rate: learning rate of soft labels (DATM: 5 at IPC 1, 2 at more); 0 keeps them as they are.
+        label_momentum: of their SGD, in [0, 1).
     """
 
     ipc: int = 1
@@ -74,6 +78,9 @@ class DistillConfig:
     seed: int = 0
     parametrisation: Parametrisation = added_field(Pixels())
     average: float = added_field(0.0)
+    labels: str = added_field("hard")
+    label_rate: float = added_field(5.0)
+    label_momentum: float = added_field(0.9)
 
     def __post_init__(self):
         check_images(self)
@@ -82,6 +89,9 @@ class DistillConfig:
         if self.batch is not None:
             check_whole("batch", self.batch, minimum=1)
         check_rate("alpha_rate", self.alpha_rate, above=False)
+        check_rate("label_rate", self.label_rate, above=False)
+        check_number("label_momentum", self.label_momentum, maximum=0.999)
+        choose("labels", self.labels, dict.fromkeys(("hard", "soft")))
         check_rate("alpha", self.alpha)
         choose("image_optimizer", self.image_optimizer, OPTIMIZERS)
         choose("gradient", self.gradient, ENGINES)

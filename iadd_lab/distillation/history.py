@@ -15,7 +15,7 @@ from iadd_lab.store.resumable import under
 logger = logging.getLogger(__name__)
 
 ALL_RATES = "all rates"
-RATES = ("image_rate", "alpha_rate", "rate of W", ALL_RATES)  # what a back-off may halve
+RATES = ("image_rate", "alpha_rate", "rate of W", ALL_RATES, "label_rate")  # what a back-off may halve
 
 
 @dataclass
@@ -29,10 +29,12 @@ class History:
     importance_min: list[float] = field(default_factory=list)
     importance_max: list[float] = field(default_factory=list)
     importance_share: list[float] = field(default_factory=list)  # `effective_share` of W
-    # ‖images − their average‖ / ‖images‖, where the average is the result; so it is in the snapshots then
+    # ‖images − their average‖ / ‖images‖, where the average is the result.
     average_distance: list[float] = field(default_factory=list)
     snapshot_iterations: list[int] = field(default_factory=list)
-    snapshot_images: list[torch.Tensor] = field(default_factory=list)  # each (classes * ipc, c, h, w)
+    # Each as stored, (classes * ipc, c, h, w); the average, where that is the result.
+    snapshot_images: list[torch.Tensor] = field(default_factory=list)
+    snapshot_soft_labels: list[torch.Tensor] = field(default_factory=list)  # (count, classes), or none
     snapshot_importance: list[torch.Tensor] = field(default_factory=list)  # each (P,), or none at all
     back_off_iterations: list[int] = field(default_factory=list)  # after which rates were halved
     back_off_rates: list[int] = field(default_factory=list)  # which: an index into `RATES`
@@ -45,7 +47,7 @@ class History:
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> History:
         """The history among an artefact's tensors."""
         stored = under("history/", tensors).items()
-        states = ("snapshot_images", "snapshot_importance")
+        states = {"snapshot_images", "snapshot_importance", "snapshot_soft_labels"}
         return cls(**{n: list(t.unbind()) if n in states else t.flatten().tolist() for n, t in stored})
 
     def append(self, **values: float | torch.Tensor) -> None:
@@ -85,8 +87,9 @@ class History:
         for values in self._series().values():
             del values[iterations:]
         kept = sum(iteration <= iterations for iteration in self.snapshot_iterations)
-        for snapshots in (self.snapshot_iterations, self.snapshot_images, self.snapshot_importance):
-            del snapshots[kept:]
+        for name, snapshots in vars(self).items():
+            if name.startswith("snapshot"):
+                del snapshots[kept:]
 
     def _series(self) -> dict[str, list[float]]:
         """What has one value per iteration, by name."""

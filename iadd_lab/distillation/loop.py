@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.sampling import INITIAL_IMAGES, check_class_sizes
 from iadd_lab.data.sets import ImageData
-from iadd_lab.device import DEFAULT, Execution, executes, finite
+from iadd_lab.device import DEFAULT, Execution, executes, finite, to_device
 from iadd_lab.distillation.config import OPTIMIZERS, DistillConfig
 from iadd_lab.distillation.history import ALL_RATES, History
 from iadd_lab.distillation.matching import Uniform, effective_share
@@ -32,6 +32,8 @@ from iadd_lab.training.fast.losses import student_loss
 from iadd_lab.training.fast.memory import reuse_freed_memory
 from iadd_lab.training.teachers import Teachers
 
+# Of what each optimizer moves.
+_RATES = {"images": "image_rate", "alpha": "alpha_rate", "soft_labels": "label_rate"}
 # Forward passes that the adjoint engine's convolutions amount to, per image and step.
 ADJOINT_PASSES = 11
 
@@ -143,6 +145,8 @@ class Distillation:
         # As they are stored, (classes * ipc, channels, height, width), and the labels of what networks see.
         self.images = config.parametrisation.encode(initial.to(device))
         self.labels = torch.arange(len(data.classes), device=device).repeat_interleave(config.shown_ipc)
+        soft = config.labels == "soft"
+        self.soft_labels = self.first_soft_labels() if soft else torch.zeros(0, device=device)
         self.alpha = torch.tensor(config.alpha, device=device)  # ()
         self.raw = config.matching.initial(self.layout).to(device)  # what is learned of W
         self.importance = torch.ones(self.layout.count, device=device)  # W, (P,)
@@ -150,8 +154,12 @@ class Distillation:
             "images": OPTIMIZERS[config.image_optimizer](self.images, config.momentum),
             "alpha": torch.optim.SGD([self.alpha], momentum=config.momentum),
         }
-        # Over the iterations; the result, where there is one.
-        self.averages = {"images": self.images.clone()} if config.average else {}
+        if soft:
+            sgd = torch.optim.SGD([self.soft_labels], momentum=config.label_momentum)
+            self.optimizers["soft_labels"] = sgd
+        # Over the iterations; the result, where there are any.
+        averaged = [name for name in self.optimizers if config.average and name != "alpha"]
+        self.averages = {name: getattr(self, name).clone() for name in averaged}
         self.generator = generator(config.seed, "segments")
         self.done, self.total = 0, config.iterations
         self.history = History()
@@ -160,6 +168,22 @@ class Distillation:
         self.last_good: dict[str, Tensor] = {}  # the state before the last update, if there was one
         self.at_fault = ALL_RATES  # by the last divergence
         self.take_snapshot()
+
+    @torch.no_grad()
+    def first_soft_labels(self) -> Tensor:
+        """For each image the mean logits of the trained teachers that classify it rightly (DATM; TESLA).
+
+        Where none of them does, the mean of all, the largest logit changing places with that of its class.
+        """
+        seen, epochs = self.config.parametrisation.decode(self.images), self.teachers.config.epochs
+        ends = (to_device(self.teachers.snapshot(n, epochs), seen.device) for n in range(len(self.teachers)))
+        logits = torch.stack([self.loss.logits(end, seen) for end in ends])  # (teachers, count, classes)
+        right = (logits.argmax(2) == self.labels).to(logits.dtype)[..., None]
+        right = torch.where(right.any(0), right, torch.ones_like(right))
+        mean, rows = (right * logits).sum(0) / right.sum(0), torch.arange(len(seen), device=seen.device)
+        top, own = mean.argmax(1), mean[rows, self.labels]
+        mean[rows, self.labels], mean[rows, top] = mean[rows, top], own
+        return mean
 
     def advance(self) -> dict[str, str]:
         """One iteration: draw segments, differentiate, update images, α and W.
@@ -175,7 +199,7 @@ class Distillation:
         except ConnectionError:
             self.restore(before)
             raise
-        if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw):
+        if not finite(gradients.loss, gradients.images, gradients.alpha, gradients.raw, gradients.soft):
             # The update before led here: the state before that one is the last that is known to be good.
             self.restore(self.last_good or before)
             self.done -= bool(self.last_good)
@@ -186,8 +210,9 @@ class Distillation:
             raise DivergenceError(f"{what} ({gradients.loss.item():.4g}): lower {rates}.")
         self.update(gradients)
         alpha = self.alpha.item()
-        if not (0 < alpha < math.inf and finite(self.images, self.raw)):
-            wrong = "rate of W" if finite(self.images) else "image_rate"
+        if not (0 < alpha < math.inf and finite(self.images, self.raw, self.soft_labels)):
+            own = {"image_rate": self.images, "label_rate": self.soft_labels, "rate of W": self.raw}
+            wrong = next((rate for rate, tensor in own.items() if not finite(tensor)), "")
             self.at_fault = wrong if 0 < alpha < math.inf else "alpha_rate"
             self.restore(before)
             fall = f"alpha would fall from {self.alpha.item():.4g} to {alpha:.4g}"
@@ -210,7 +235,9 @@ class Distillation:
         """Means over the segments of all ranks: gradients and unweighted loss; and the last one's target."""
         self.ranks.agree(f"iteration {self.done}")
         form = self.config.parametrisation
-        variables = Variables(form.decode(self.images), self.labels, self.alpha, self.raw)
+        soft = self.soft_labels.softmax(-1)
+        labels = soft if len(soft) else self.labels
+        variables = Variables(form.decode(self.images), labels, self.alpha, self.raw)
         config, own = self.config, self.ranks.own(self.config.segments)
         rows = []
         for number in range(config.segments):
@@ -222,12 +249,14 @@ class Distillation:
                 given = self.loss, segment, variables, objective
                 found = ENGINES[config.gradient](*given, budget=self.budget)
                 unweighted = Uniform().loss(found.end, found.raw, **place)
-                parts = found.loss, found.images, found.alpha, found.raw, unweighted
+                parts = found.loss, found.images, found.alpha, found.raw, found.soft, unweighted
                 rows.append((*parts, found.end, segment.target))
         *columns, ends, targets = zip(*self.ranks.gather(rows), strict=True)
         means = [torch.stack(column).mean(0) if len(column) > 1 else column[0] for column in columns]
         found = Gradients(*means[:-1], ends[-1])
         found = replace(found, images=form.transpose(found.images, stored=self.images))
+        # Through the softmax, to the logits.
+        found = replace(found, soft=soft * (found.soft - (soft * found.soft).sum(-1, keepdim=True)))
         return found, means[-1], targets[-1]
 
     def back_off(self, reason: str) -> bool:
@@ -237,8 +266,9 @@ class Distillation:
     def update(self, gradients: Gradients) -> None:
         config, share_of = self.config, self.history.share_of
         self.images.grad, self.alpha.grad = gradients.images, gradients.alpha
-        for name, rate in (("images", "image_rate"), ("alpha", "alpha_rate")):
-            optimizer = self.optimizers[name]
+        self.soft_labels.grad = gradients.soft
+        for name, optimizer in self.optimizers.items():
+            rate = _RATES[name]
             optimizer.param_groups[0]["lr"] = getattr(config, rate) * share_of(rate)
             optimizer.step()
         slope = gradients.raw * share_of("rate of W")
@@ -255,17 +285,22 @@ class Distillation:
 
     def take_snapshot(self) -> None:
         if self.done in self.snapshot_at:
-            images = self.averages.get("images", self.images)
-            self.history.append(snapshot_iterations=self.done, snapshot_images=images.cpu().clone())
+            kept = {f"snapshot_{name}": value for name, value in self.learned().items()}
+            self.history.append(snapshot_iterations=self.done, **kept)
             if self.config.matching.varies:
                 self.history.append(snapshot_importance=self.importance.cpu().clone())
+
+    def learned(self) -> dict[str, Tensor]:
+        """The images and soft labels that the result would have now: the averages, where there are any."""
+        found = {n: self.averages.get(n, getattr(self, n)) for n in self.optimizers if n != "alpha"}
+        return {name: tensor.cpu().clone() for name, tensor in found.items()}
 
     def result(self) -> DistillResult:
         """What there is now."""
         config, data, teachers = self.config, self.data, self.teachers
-        images, form = self.averages.get("images", self.images), config.parametrisation
-        labels = self.labels[:: form.views].cpu()  # of stored images
-        parts = {"images": images.cpu().clone(), "labels": labels, "alpha": self.alpha.item()}
+        form = config.parametrisation
+        # Of stored images.
+        parts = self.learned() | {"labels": self.labels[:: form.views].cpu(), "alpha": self.alpha.item()}
         augment = None if config.augment == data.augmentation(None) else config.augment
         parts |= {"method": config.matching.name, "augment": augment, "parametrisation": form}
         made = DistilledSet.of(data, teachers.preprocess, **parts)
@@ -275,7 +310,7 @@ class Distillation:
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all that an iteration changes, but for the history."""
-        tensors = {name: getattr(self, name) for name in ("images", "alpha", "raw", "importance")}
+        tensors = {name: getattr(self, name) for name in (*self.optimizers, "raw", "importance")}
         tensors["generator"] = self.generator.get_state()
         tensors |= {f"average/{name}": average for name, average in self.averages.items()}
         for owner, optimizer in self.optimizers.items():
@@ -285,8 +320,8 @@ class Distillation:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to what `tensors` returned."""
-        self.images.copy_(tensors["images"])
-        self.alpha.copy_(tensors["alpha"])
+        for name in self.optimizers:
+            getattr(self, name).copy_(tensors[name])
         for name, average in self.averages.items():
             average.copy_(tensors[f"average/{name}"])
         own = {name: getattr(self, name) for name in ("raw", "importance")}
@@ -311,5 +346,5 @@ class Distillation:
         self.done = artefact.metadata["iteration"]
         check_whole("iteration", self.done, minimum=0, maximum=self.total)
         self.history = History.from_tensors(artefact.tensors)
-        for name in ("images", "importance"):  # that the next snapshot fits to those before
+        for name in (*self.learned(), "importance"):  # that the next snapshot fits to those before
             torch.stack([getattr(self, name).cpu(), *getattr(self.history, f"snapshot_{name}")])

@@ -140,6 +140,9 @@ class Learned(Matching):
         mean_over: what the mean of W² is 1 over: the "network", or each "tensor". With the first, weight goes
             from tensors whose parameters move far, and so differ much, to the others; with the second every
             tensor keeps its part of the loss, and W chooses within it.
+        relative: divide by the teacher's movement weighted alike, L = ‖W ⊙ (θ̃ − θ_{i+K})‖² /
+            ‖W ⊙ (θ_i − θ_{i+K})‖², as released code of PAD, EDF and HoP-TM does with masks. No W makes
+            that nothing, and weight leaves what is hard for how far the teacher moves it, whatever its scale.
     """
 
     rate: float = 3e-3
@@ -150,12 +153,14 @@ class Learned(Matching):
     learn_until: int | None = None
     ascend: bool = added_field(False)
     mean_over: str = added_field("network")
+    relative: bool = added_field(False)
     name: ClassVar[str] = "learned"
 
     def __post_init__(self):
         check_number("rate", self.rate)
         check_flag("normalised", self.normalised)
         check_flag("ascend", self.ascend)
+        check_flag("relative", self.relative)
         choose("granularity", self.granularity, dict.fromkeys(("parameter", "tensor")))
         choose("mean_over", self.mean_over, dict.fromkeys(("network", "tensor")))
         fits = self.mean_over == "network" or (self.normalised and self.granularity == "parameter")
@@ -178,6 +183,13 @@ class Learned(Matching):
         if self.mean_over == "tensor":
             return torch.cat([_scaled(_relative(part)) for part in raw.split(layout.sizes)])
         return _scaled(self._spread(_relative(raw), layout))
+
+    def loss(self, end, raw, *, start, target, layout):
+        """The matching loss L, a scalar, differentiable in `end` and `raw`."""
+        if not self.relative:
+            return super().loss(end, raw, start=start, target=target, layout=layout)
+        weights = self.weights(raw, end=end.detach(), target=target, layout=layout)  # (P,)
+        return (weights * (end - target)).square().sum() / (weights * (start - target)).square().sum()
 
     def learn(self, raw, gradient, *, layout, iteration):
         """One step of preconditioned gradient descent (or ascent) on `raw`, kept within its bounds."""

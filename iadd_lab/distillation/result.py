@@ -30,7 +30,7 @@ class DistillResult:
 
     @property
     def images(self) -> torch.Tensor:
-        """The distilled images, (classes * ipc, channels, height, width), preprocessed."""
+        """The distilled images as they are stored, (classes * ipc, channels, height, width), preprocessed."""
         return self.distilled.images
 
     @property

@@ -45,12 +45,17 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """What is optimised (images, alpha, raw) and the labels that go with the images."""
+    """What is optimised: images, alpha, raw and, where they are probabilities, labels."""
 
-    images: Tensor  # (classes * ipc, channels, height, width)
-    labels: Tensor  # (classes * ipc,) int64
+    images: Tensor  # as networks see them, (count, channels, height, width)
+    labels: Tensor  # (count,) int64, or (count, classes) probabilities
     alpha: Tensor  # (), the student's learning rate
     raw: Tensor  # the matching's learnable values, (0,) where there are none
+
+    @property
+    def soft(self) -> Tensor:
+        """The labels where they are probabilities, else (0,)."""
+        return self.labels if self.labels.is_floating_point() else self.images.new_zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,7 @@ class Gradients:
     images: Tensor
     alpha: Tensor
     raw: Tensor
+    soft: Tensor  # (count, classes), up to a constant in each row, as rows sum to 1; else (0,)
     end: Tensor  # θ̃_J, (P,)
 
 
@@ -71,15 +77,17 @@ def full(
     loss: StudentLoss, segment: Segment, variables: Variables, objective: Objective, *, budget: float = 0
 ) -> Gradients:
     """Exact gradients from one graph over all steps; memory grows with J × batch, whatever the budget."""
-    images, alpha, raw = (leaf(v) for v in (variables.images, variables.alpha, variables.raw))
+    own = variables.images, variables.alpha, variables.raw, variables.soft
+    learned = images, alpha, raw, soft = [leaf(each) for each in own]
+    labels = soft if len(soft) else variables.labels
     flat = leaf(segment.start)
     for step in segment.steps:
         batch = step.augmentation(images[step.rows])  # (batch, channels, height, width)
-        value = loss(flat, batch, variables.labels[step.rows])
+        value = loss(flat, batch, labels[step.rows])
         (slope,) = torch.autograd.grad(value, flat, create_graph=True)  # (P,)
         flat = flat - alpha * slope
     value = objective(flat, raw)
-    slopes = torch.autograd.grad(value, (images, alpha, raw), allow_unused=True, materialize_grads=True)
+    slopes = torch.autograd.grad(value, learned, allow_unused=True, materialize_grads=True)
     return Gradients(value.detach(), *slopes, flat.detach())
 
 
@@ -104,19 +112,23 @@ def adjoint(
     costate, raw_gradient = torch.autograd.grad(value, (end, raw), allow_unused=True, materialize_grads=True)
 
     images_gradient, alpha_gradient = torch.zeros_like(variables.images), torch.zeros_like(variables.alpha)
+    soft_gradient = torch.zeros_like(variables.soft)
     for block in reversed(_blocks(segment.steps, variables.images)):
         (source, batches, labels), sent, seen = seen or _seen(block, variables), [], None
-        for batch, targets in zip(reversed(batches), reversed(labels), strict=True):
+        for step, batch, targets in zip(reversed(block), reversed(batches), reversed(labels), strict=True):
             given = path[len(kept) - 1], costate, batch, targets, kept.pop()
-            scalar, batch_gradient, flat_gradient = loss.along(*given, curvature=curvature)
+            scalar, batch_gradient, flat_gradient, fall = loss.along(*given, curvature=curvature)
             alpha_gradient -= scalar
             sent.append(batch_gradient)
+            if fall is not None:
+                soft_gradient.index_add_(0, step.rows, fall)
             if curvature:
                 # α as a tensor: reading it would make a GPU wait in every step.
                 costate = torch.addcmul(costate, variables.alpha, flat_gradient, value=-1)
         images_gradient += torch.autograd.grad(batches[::-1], source, sent)[0]
     images_gradient *= -variables.alpha
-    return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, path[-1])
+    soft_gradient *= -variables.alpha
+    return Gradients(value.detach(), images_gradient, alpha_gradient, raw_gradient, soft_gradient, path[-1])
 
 
 def walk(loss: StudentLoss, segment: Segment, variables: Variables) -> list[Tensor]:

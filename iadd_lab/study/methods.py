@@ -1,10 +1,10 @@
 """The rows of a table: every method that is compared, in one registry."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from iadd_lab.baselines.features import match_distributions
 from iadd_lab.baselines.gradients import match_gradients
@@ -14,6 +14,7 @@ from iadd_lab.data.distilled import DistilledSet
 from iadd_lab.data.preprocess import Preprocess, preprocess_fingerprint
 from iadd_lab.data.sets import ImageData
 from iadd_lab.device import Execution
+from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.matching import Learned, Matching, Pruned, Uniform
 from iadd_lab.errors import require
 from iadd_lab.study.settings import Setting
@@ -49,6 +50,7 @@ class Method:
         iterations: the field of a setting that is None where the method is left out; "" for none.
         teacher_each: whether every set takes a teacher of its own.
         seeded: whether another seed makes another set; where it does not, one set stands for all.
+        changes: fields of the setting that it has of its own, where it matches parameters.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Method:
     iterations: str = ""
     teacher_each: bool = False
     seeded: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         sentence = f"method {self.title!r} needs either matching or sets: give it one of them."
@@ -78,6 +81,10 @@ class Method:
         """Whether the setting does without this method."""
         return bool(self.iterations) and getattr(setting, self.iterations) is None
 
+    def distillation(self, setting: Setting, *, number: int = 0) -> DistillConfig:
+        """Matching parameters by this method, for the distilled set `number`."""
+        return replace(setting, **self.changes).distillation(self.matching(setting), number=number)
+
     def check(self, setting: Setting) -> None:
         """Raise an `InputError` unless the setting has what the method needs."""
         seeds, teachers = setting.seeds, setting.teacher_count
@@ -85,7 +92,7 @@ class Method:
         sentence += f" {teachers}: lower seeds, or raise teacher_count."
         require(not self.teacher_each or seeds <= teachers, sentence)
         if self.matching is not None:
-            setting.distillation(self.matching(setting))
+            self.distillation(setting)
 
 
 def _random(study: Ingredients, setting: Setting, number: int) -> list[DistilledSet]:
@@ -130,6 +137,10 @@ def _learned(title: str, **options: object) -> Method:
     return Method(title, matching)
 
 
+def _mtt(title: str, **changes: object) -> Method:
+    return Method(title, lambda setting: Uniform(), changes=changes)
+
+
 def _half_way(setting: Setting) -> int:
     return setting.iterations // 2
 
@@ -148,7 +159,12 @@ METHODS: dict[str, Method] = {
     "dc": _by_gradients("DC", "dc", AugmentConfig(operations=())),
     "dsa": _by_gradients("DSA", "dsa", None),
     "dm": Method("DM", sets=_BY_MEANS, iterations="distribution_matching_iterations"),
-    "mtt": Method("MTT", lambda setting: Uniform()),
+    "mtt": _mtt("MTT"),
+    "mtt_adam": _mtt("MTT, Adam", image_optimizer="adam", image_rate=0.1),
+    "mtt_average": _mtt("MTT, average", average=0.99),
+    "mtt_soft": _mtt("MTT, soft labels", labels="soft"),
+    "mtt_formation": _mtt("MTT, multi-formation", factor=2),
+    "recipe": _mtt("MTT, multi-formation, Adam", factor=2, image_optimizer="adam", image_rate=0.1),
     "ddpp": Method("DDPP", lambda setting: Pruned(fraction=setting.prune_fraction)),
     "iadd": _learned("IADD"),
     "iadd_literal": _learned("IADD, literal loss", normalised=False),
@@ -160,6 +176,7 @@ METHODS: dict[str, Method] = {
     "iadd_fast": _learned("IADD, ten times the rate", rate=_tenfold),
     "iadd_band": _learned("IADD, ten times the rate, within 1.5", rate=_tenfold, limit=1.5),
     "iadd_ascent": _learned("IADD, ascent", ascend=True),
+    "iadd_relative": _learned("IADD, relative to the movement", relative=True),
     "iadd_within": _learned("IADD, within tensors", mean_over="tensor"),
     "whole": Method("Whole", sets=_whole, competes=False, seeded=False, epochs="whole_epochs", counted=_OWN),
 }

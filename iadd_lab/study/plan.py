@@ -134,7 +134,7 @@ def _evaluations(
     for network in _networks(setting, own):
         method, config = METHODS[name], setting.evaluation(network=network, number=number)
         images = setting.ipc * shape.classes if method.competes else shape.train
-        images *= setting.parametrisation.views if method.matching else 1
+        images *= method.distillation(setting).parametrisation.views if method.matching else 1
         epochs = own.get("network_epochs", {}).get(network.name, getattr(setting, method.epochs))
         title = f"{network.title}, {setting.data_title}, {images} images, {epochs} epochs"
         needed = {"kind": "evaluation", "title": title, "count": sets * config.networks, "network": network}
@@ -149,7 +149,7 @@ def _distillation(setting: Setting, shape: Shape, name: str, number: int) -> tup
     floats, vectors = total * shape.channels * shape.size**2, 0
     images = min(setting.real_batch, shape.train // shape.classes)  # of a class
     if method.matching:
-        config = setting.distillation(method.matching(setting), number=number)
+        config = method.distillation(setting, number=number)
         images = config.batch or total * config.parametrisation.views
         states = 1 + min(config.snapshots, config.iterations + 1)
         floats, vectors = floats * states, 1 + config.matching.varies * states

@@ -171,7 +171,8 @@ def engine_errors(result: DistillResult, teachers: Teachers, *, seed: int = 0) -
     variables, (_, drawn) = again.variables, again.draw(seed, 0)
     segment = replace(drawn, start=drawn.start.double(), target=drawn.target.double())
     doubled = {name: getattr(variables, name).double() for name in ("images", "alpha", "raw")}
-    variables = replace(variables, **doubled)
+    labels = variables.soft.double() if len(variables.soft) else variables.labels
+    variables = replace(variables, **doubled, labels=labels)
     found = {name: again.differentiate(segment, variables, name).images for name in ENGINES}
     full = found["full"]
     return {name: ((images - full).norm() / full.norm()).item() for name, images in found.items()}
@@ -188,7 +189,7 @@ class _Again:
         self.loss = student_loss(teachers.network(0), PLAIN, plain=True)
         self.form = result.config.parametrisation
         seen = result.distilled.decoded
-        learned = (seen.images, seen.labels, torch.tensor(result.alpha), result.raw)
+        learned = (seen.images, seen.targets, torch.tensor(result.alpha), result.raw)
         self.variables = Variables(*(each.to(device) for each in learned))
 
     def draw(self, seed: int, index: int) -> tuple[tuple[int, int, int], Segment]:

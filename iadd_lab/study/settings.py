@@ -50,6 +50,8 @@ class Setting:
         image_rate: learning rate of the images.
         image_optimizer: "sgd" or "adam".
         average: decay of the average of the images; 0 takes the last images.
+        labels: "hard" or "soft".
+        label_rate: learning rate of soft labels.
         factor: small images along a side of a stored one (`MultiFormation`); 1 stores pixels.
         alpha: the student's learning rate at the start.
         alpha_rate: learning rate of that learning rate.
@@ -91,6 +93,8 @@ class Setting:
     image_rate: float = _goes(100.0, "distillation")
     image_optimizer: str = _goes("sgd", "distillation")
     average: float = _goes(0.0, "distillation")
+    labels: str = _goes("hard", "distillation")
+    label_rate: float = _goes(5.0, "distillation")
     factor: int = 1
     alpha: float = _goes(0.01, "distillation")
     alpha_rate: float = _goes(1e-7, "distillation")

@@ -169,7 +169,7 @@ class Study:
         """The distilled set `number` by a method of parameter matching, with W."""
         matching = {name: found for name, found in METHODS.items() if found.matching}
         chosen = choose("method of parameter matching", method, matching)
-        config = setting.distillation(chosen.matching(setting), number=number)
+        config = chosen.distillation(setting, number=number)
         data, teachers = self.data(setting), self.teachers(setting)
         folder = self.folder(setting, method, config, teachers.fingerprint)
         return distill(data, teachers, config, folder=folder, how=self.how)
@@ -323,9 +323,11 @@ class Study:
         iterations, alphas = list(history.snapshot_iterations), [result.config.alpha, *history.alpha]
         shown = {"desc": f"snapshots of {METHODS[method].title}", "disable": not self.how.progress}
         accuracies = []
-        for iteration, images in zip(tqdm(iterations, **shown), history.snapshot_images, strict=True):
+        labels = history.snapshot_soft_labels or [None] * len(iterations)
+        snapshots = zip(tqdm(iterations, **shown), history.snapshot_images, labels, strict=True)
+        for iteration, images, soft in snapshots:
             # Of the rates, the first is that of before the first iteration.
-            made = replace(result.distilled, images=images, alpha=alphas[iteration])
+            made = replace(result.distilled, images=images, soft_labels=soft, alpha=alphas[iteration])
             accuracies.append(self.evaluate([made] * config.networks, setting, config).accuracies)
         return iterations, torch.stack(accuracies)
 

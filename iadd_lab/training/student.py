@@ -96,25 +96,29 @@ class StudentLoss:
         kept: Kept | None = None,
         *,
         curvature: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """s = ⟨∇_θ ℓ, λ⟩ and its gradients.
 
         Args:
             flat: θ, (P,).
             direction: λ, (P,), taken as constant.
             images: as the network sees them, (batch, channels, height, width).
-            labels: (batch,) int64.
+            labels: (batch,) int64, or probabilities (batch, classes).
             kept: what `step` gave for the same arguments, if it was kept; it is used up.
             curvature: False leaves ∇_θ s out.
 
         Returns:
-            s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None.
+            s, a scalar; ∇_x s, of the images' shape; ∇_θ s, (P,), or None; where labels are probabilities,
+            ∇_y s, up to a constant in each row, as rows sum to 1, else None.
         """
-        flat, images = leaf(flat), leaf(images)
+        wanted = {"flat": leaf(flat), "images": leaf(images)}
+        wanted |= {"labels": leaf(labels)} if labels.is_floating_point() else {}
+        flat, images, labels = wanted["flat"], wanted["images"], wanted.get("labels", labels)
         (slope,) = torch.autograd.grad(self(flat, images, labels), flat, create_graph=True)  # (P,)
         scalar = slope @ direction
-        gradients = torch.autograd.grad(scalar, (images, flat) if curvature else (images,))
-        return scalar.detach(), gradients[0], gradients[1] if curvature else None
+        wanted = {name: tensor for name, tensor in wanted.items() if curvature or name != "flat"}
+        found = dict(zip(wanted, torch.autograd.grad(scalar, [*wanted.values()]), strict=True))
+        return scalar.detach(), found["images"], found.get("flat"), found.get("labels")
 
 
 def without_state(network: nn.Module) -> nn.Module:

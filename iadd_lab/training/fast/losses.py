@@ -65,15 +65,17 @@ class FusedStudentLoss(StudentLoss):
 
     @torch.no_grad()
     def along(self, flat, direction, images, labels, kept=None, *, curvature=True):
-        directions, scalars, gradients, slopes = self.layout.split(direction), [], [], []
+        directions, scalars, gradients, slopes, falls = self.layout.split(direction), [], [], [], []
         for chunk in kept or self._there_and_back(flat[None], images[None], labels[None]):
-            scalar, gradient = chunk.along(directions, curvature=curvature)
+            scalar, gradient, fall = chunk.along(directions, curvature=curvature)
+            falls.append(fall)
             scalars.append(scalar)
             gradients.append(gradient)
             if curvature:
                 slopes.append(chunk.run.flat_gradient())
         gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)[: len(images)]
-        return _sum(scalars), gradient, _sum(slopes) if curvature else None
+        fall = torch.cat(falls)[: len(images)] if labels.is_floating_point() else None
+        return _sum(scalars), gradient, _sum(slopes) if curvature else None, fall
 
     def _there_and_back(self, flats: Tensor, images: Tensor, labels: Tensor) -> Iterator[_Chunk]:
         """Every chunk of the batch, through the networks and back."""
@@ -135,13 +137,13 @@ class _Chunk:
         values = (self.targets * self.logits.log_softmax(1)).sum(1, keepdim=True) * -self.shares
         return values.view(self.run.networks or 1, -1).sum(1)
 
-    def along(self, directions: Mapping[str, Tensor], *, curvature: bool) -> tuple[Tensor, Tensor]:
-        """The chunk's part of s, and its images' gradient; `run` then has the parameters'."""
+    def along(self, directions: Mapping[str, Tensor], *, curvature: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The chunk's part of s, its images' and its targets' gradients; `run` then has the parameters'."""
         moved = self.run.forward_along(directions)
         rise = self.probabilities * moved
         rise -= self.probabilities * rise.sum(1, keepdim=True)  # of the probabilities
         gradient = self.run.backward_along(rise * self.shares, curvature=curvature)
-        return (self.errors * moved).sum(), gradient
+        return (self.errors * moved).sum(), gradient, -moved * self.shares
 
 
 class _Chunks(list[_Chunk]):
@@ -176,8 +178,8 @@ class CapturedStudentLoss(StudentLoss):
     def along(self, flat, direction, images, labels, kept=None, *, curvature=True):
         function = functools.partial(self.loss.along, curvature=curvature)
         given = (tensor.detach() for tensor in (flat, direction, images, labels))
-        scalar, gradient, slope = self.graphs.replay(f"along, {curvature}", function, *given)
-        return scalar, gradient.clone(), slope
+        scalar, gradient, *others = self.graphs.replay(f"along, {curvature}", function, *given)
+        return scalar, gradient.clone(), *others
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
