@@ -13,7 +13,7 @@ from iadd_lab.errors import InputError, require
 
 FORMAT_VERSION = 2
 # Raised whenever the same configuration gives another result than before: part of the name of every run.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 _LATER, _UNSTORED = "added later", "not stored"
 
 
