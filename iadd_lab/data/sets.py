@@ -62,8 +62,10 @@ class DataConfig:
         range: the values that are black and white in arrays; None where only one usual range fits.
         layout: of arrays, "channels_first" or "channels_last"; None where only one fits.
         classes: their names, in the order of their labels; None takes those of the source.
-        image_column, label_column, split_column: the columns of a table or the names of arrays that hold
-            pictures, classes and parts; None where only one fits. Of a table, `groups` may be a column too.
+        image_column: the column of a table, or the name of an array, that holds the pictures; None where only
+            one fits. Of a table, `groups` may be a column too.
+        label_column: the same, of the classes.
+        split_column: the same, of the part (training, validation, test) that each picture is in.
 
     Raises:
         InputError: a value outside these ranges.

@@ -21,6 +21,7 @@ import torch
 from iadd_lab.data.augment import AugmentConfig
 from iadd_lab.data.preprocess import Zca
 from iadd_lab.data.sets import DATASETS, DataConfig, ImageData, load_data, locate
+from iadd_lab.data.splits import Split
 from iadd_lab.device import Execution
 from iadd_lab.distillation.config import DistillConfig
 from iadd_lab.distillation.loop import ADJOINT_PASSES
@@ -158,7 +159,10 @@ def _distillation(setting: Setting, shape: Shape, name: str, number: int) -> tup
         config = setting.distribution_matching(number=number)
         passes = shape.classes * images + 3 * total
     else:
-        unseen = ImageData(setting.data(), (), *[None] * 3, "")
+        # Of the images themselves, only how many channels they have counts.
+        unread = torch.empty(0, shape.channels, shape.size, shape.size, dtype=torch.uint8)
+        nothing = Split(unread, torch.empty(0, dtype=torch.int64))
+        unseen = ImageData(setting.data(), (), *[nothing] * 3, "")
         config = setting.gradient_matching(None, number=number).resolved(unseen)
         matches, steps = config.matches_per_network, config.network_steps
         # Real: forward and back; distilled: that, and once more through it; and the network's own steps.
