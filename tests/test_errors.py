@@ -13,7 +13,7 @@ from iadd_lab.errors import DivergenceError, InputError, check_number, check_who
 from iadd_lab.evaluation.export import load
 from iadd_lab.evaluation.protocol import EvaluateConfig, evaluate_random
 from iadd_lab.study.luck import repeat_segments
-from iadd_lab.study.own_data import folder_config, suggest
+from iadd_lab.study.own_data import own_config, suggest
 from iadd_lab.study.settings import Setting
 from iadd_lab.training.teachers import open_teachers, train_teachers
 from tests.samples import assert_refused
@@ -97,7 +97,7 @@ CALLS = {
     "fit": ("epochs", "rate", "momentum", "weight_decay", "batch", "seed"),
     "load": ("channels",),
     "suggest": ("ipc", "width", "seed", "mirror"),
-    "folder_config": ("size", "seed"),
+    "own_config": ("size", "seed"),
     "distillation": ("number",),
 }
 
@@ -120,7 +120,7 @@ def functions(toy_data, toy_teachers, tmp_path):
         "fit": partial(load(tmp_path).fit, toy_teachers.network(0)),
         "load": partial(load, tmp_path),
         "suggest": partial(suggest, data),
-        "folder_config": partial(folder_config, tmp_path, size=8),
+        "own_config": partial(own_config, tmp_path, size=8),
         "distillation": partial(Setting("digits").distillation, Learned()),
     }
 

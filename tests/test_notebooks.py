@@ -120,7 +120,7 @@ def test_all_in_all_a_reader_has_little_to_read():
     """`student_steps` is the sample of a hyper-parameter that once stood everywhere."""
     source = "\n".join(cell.source for path in NOTEBOOKS for cell in code_cells(path))
     lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 600
+    assert len(lines) <= 620
     library = "\n".join(path.read_text() for path in FOLDER.parent.glob("iadd_lab/**/*.py"))
     assert (source + library).count("student_steps") <= 16
     profiles = [FOLDER.parent / "iadd_lab" / "notebooks" / f"{name}.yaml" for name in PROFILES]

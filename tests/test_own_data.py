@@ -9,9 +9,10 @@ import torch
 from iadd_lab.data.sets import load_data
 from iadd_lab.study.own_data import (
     class_table,
-    folder_config,
     folds_for,
+    own_config,
     sample_pictures,
+    sample_sources,
     suggest,
     suggest_size,
 )
@@ -26,7 +27,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def data(pictures):
-    return load_data(folder_config(pictures), root=pictures, progress=False)
+    return load_data(own_config(pictures), progress=False)
 
 
 def test_sample_pictures_are_sixty_in_three_uneven_classes(pictures, data):
@@ -55,6 +56,18 @@ def test_a_folder_without_pictures_is_named_and_bad_ones_are_passed_over(tmp_pat
     save(tmp_path / "a.png", noise((16, 16, 3)))
     (tmp_path / "b.png").write_bytes(b"no picture")
     assert suggest_size(tmp_path) == 16
+
+
+def test_digits_in_four_ways_are_one_set_of_their_own_size(tmp_path):
+    ways = sample_sources(tmp_path)
+    loaded = {way: load_data(source, progress=False) for way, source in ways.items()}
+    assert len(loaded) == 4
+    assert {data.fingerprint for data in loaded.values()} == {loaded["arrays"].fingerprint}
+    for way in ("npz", "table"):
+        config = own_config(ways[way], label_column={"npz": "labels", "table": "label"}[way])
+        assert (config.size, config.bad_images) == (8, "skip")
+        assert load_data(config, progress=False).fingerprint == loaded[way].fingerprint
+    assert_refused("'kind'", own_config, ways["table"], label_column="kind")
 
 
 def test_suggestions_fit_the_size_of_the_data(data, toy_data):
