@@ -45,7 +45,7 @@ def without_kernels(monkeypatch):
     """Notebooks are only copied, and leave a picture each; one whose source says "raise" fails."""
     executed = []
 
-    def execute(order, worker):
+    def execute(order, life_line, cluster=""):
         source = Path(order["input_path"])
         executed.append(source.stem)
         content = json.loads(source.read_text())

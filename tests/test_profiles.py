@@ -70,7 +70,7 @@ def test_all_settings_are_guarded():
     assert GOLDEN.keys() == PROFILES.keys()
     for name in PROFILES:
         pages = {page for page, values in read_profile(name).pages.items() if values.get("rows")}
-        assert GOLDEN[name].keys() == pages
+        assert GOLDEN[name].keys() == pages - {"your_network"}  # of functions, which are known at run time
 
 
 @pytest.mark.parametrize("name", ["cpu", "paper"])

@@ -123,7 +123,8 @@ class DataConfig:
             told = f"range is {self.range!r}; it must be two numbers, black and white, as in (0, 16)."
             require(numbers and self.range[0] < self.range[1], told)
             object.__setattr__(self, "range", tuple(map(float, self.range)))
-        choose("layout", self.layout or LAYOUTS[0], dict.fromkeys(LAYOUTS))
+        if self.layout is not None:
+            choose("layout", self.layout, dict.fromkeys(LAYOUTS))
         if self.classes is not None:
             names = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
             names = names and len(set(self.classes)) == len(self.classes) > 1

@@ -21,8 +21,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -309,40 +308,21 @@ def _order(task: Task, scratch: Path, *, bar: bool) -> dict[str, Any]:
     return given | {name: str(path) for name, path in places.items()}
 
 
-class _Worker:
-    """A process that executes notebooks, one at a time, and ends when this is closed, or with its process."""
-
-    def __init__(self, cluster: str = ""):
-        # A kernel runs in the notebooks' folder, from where a relative path means something else.
-        self.environment = os.environ | folders_of_images() | ({"IADD_CLUSTER": cluster} if cluster else {})
-        self.process: subprocess.Popen | None = None
-
-    def carry_out(self, order: Mapping[str, Any]) -> int:
-        """The exit code of the process that did; 1 where it died."""
-        if self.process is None or self.process.poll() is not None:
-            # -P: the modules beside the script must not hide others of their names.
-            command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py"))]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen(command, env=self.environment, **pipes)
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(order), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline() or 1)
-
-    def close(self) -> None:
-        """Stop what it executes, if anything."""
-        if self.process is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
-
-
-def _execute(order: Mapping[str, Any], worker: _Worker) -> tuple[str, float]:
-    """Execute one notebook.
+def _execute(order: Mapping[str, Any], life_line: IO, cluster: str = "") -> tuple[str, float]:
+    """Execute one notebook in a process that ends when `life_line`, a pipe to read from, is closed.
 
     Returns:
         One sentence that says what went wrong, empty after success, and how many seconds it took.
     """
     start = time.perf_counter()
-    code = worker.carry_out(order)
+    # A kernel runs in the notebooks' folder, from where a relative path means something else.
+    environment = os.environ | folders_of_images() | ({"IADD_CLUSTER": cluster} if cluster else {})
+    # -P: the modules beside the script must not hide others of their names.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("execute.py")), json.dumps(order)]
+    # What a kernel's own child processes print reaches the notebook; here it would only fill the screen, or a
+    # pipe that nobody reads, and all would wait.
+    where = {"stdin": life_line, "stdout": subprocess.DEVNULL, "env": environment}
+    code = subprocess.run(command, **where, check=False).returncode
     told = Path(order["output_path"]).with_suffix(".txt")
     failure = told.read_text(encoding="utf-8") if told.is_file() else ""
     if code:
@@ -351,22 +331,18 @@ def _execute(order: Mapping[str, Any], worker: _Worker) -> tuple[str, float]:
     return failure, time.perf_counter() - start
 
 
+@contextlib.contextmanager
+def _life_line() -> Iterator[IO]:
+    """A pipe to read from that nobody ever writes into: that it is closed at the end is the news."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb"):
+        yield reader
+
+
 def _run_here(orders: Sequence[Mapping], jobs: int, bar: tqdm) -> Iterator[tuple[int, tuple[str, float]]]:
     """Each order's number and what `_execute` says of it; `bar` shows about once a second what runs."""
-    workers = [_Worker() for _ in range(min(jobs, len(orders)))]
-    idle = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def execute(order: Mapping) -> tuple[str, float]:
-        worker = idle.get()
-        try:
-            return _execute(order, worker)
-        finally:
-            idle.put(worker)
-
-    with ThreadPoolExecutor(len(workers)) as pool:
-        running = {pool.submit(execute, order): n for n, order in enumerate(orders)}
+    with ThreadPoolExecutor(jobs) as pool, _life_line() as life_line:
+        running = {pool.submit(_execute, order, life_line): n for n, order in enumerate(orders)}
         try:
             while running:
                 under_way = [orders[n]["input_path"] for future, n in running.items() if future.running()]
@@ -374,9 +350,7 @@ def _run_here(orders: Sequence[Mapping], jobs: int, bar: tqdm) -> Iterator[tuple
                 for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # before the workers are told to end
-            for worker in workers:
-                worker.close()
+            pool.shutdown(wait=False, cancel_futures=True)  # before the life line ends those that run
 
 
 def _run_on(runner: DaskRunner, orders: Sequence[Mapping]) -> Iterator[tuple[int, tuple[str, float]]]:
@@ -392,8 +366,8 @@ def _execute_there(order: Mapping[str, Any], cluster: str) -> tuple[str, float]:
     from distributed import secede
 
     secede()  # it waits for them, and is no work of its worker's
-    with contextlib.closing(_Worker(cluster)) as worker:
-        return _execute(order, worker)
+    with _life_line() as life_line:
+        return _execute(order, life_line, cluster)
 
 
 def _keep_failure(task: Task, copy: Path, failure: str) -> Path:

@@ -233,7 +233,7 @@ def _step(network: nn.Module, images: Tensor, labels: Tensor) -> Sequence[Tensor
     loss = StudentLoss(network)
     flat = loss.layout.flatten(network.parameters()).detach()
     costate = flat - loss.slope(flat, images, labels)
-    _, of_images, of_flat = loss.along(flat, costate, images, labels)
+    _, of_images, of_flat, _ = loss.along(flat, costate, images, labels)
     return -of_images, costate - of_flat
 
 
