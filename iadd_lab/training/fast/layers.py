@@ -12,6 +12,7 @@ The layers are those of `iadd_lab.training.networks`; `has_rules` tells whether 
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -130,7 +131,9 @@ class _Layer:
     """A layer in one pass: a rule for each of the four ways. It keeps what the next ones need."""
 
     def __init__(self, run: Pass, layer: nn.Module):
-        self.run, self.layer, self.name = run, layer, run.names[layer]
+        # Weakly: in a circle, what a pass holds would wait for Python's collector of garbage.
+        self.run = run if isinstance(run, weakref.ProxyType) else weakref.proxy(run)
+        self.layer, self.name = layer, run.names[layer]
 
     def parameters(self, source: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The layer's weight and bias, or what `source` has for them; None for a bias that is not there."""
