@@ -58,7 +58,7 @@ $(VENV)/.%: FORCE
 
 # Executes the notebooks in place and keeps only the outputs that nbval compares; run it after changing one.
 notebooks: $(VENV)/.installed-dev
-	IADD_RUNS=$(CURDIR)/runs $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	TQDM_DISABLE=1 IADD_RUNS=$(CURDIR)/runs $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
