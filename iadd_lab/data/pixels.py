@@ -43,6 +43,8 @@ def _parsers(ending: str) -> list[str]:
 
 def open_picture(path: str) -> Image.Image:
     """The image file, opened by its content: its header is read, no pixels yet. Parsers raise any error."""
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        raise OSError(f"{path} is no regular file")
     return Image.open(path, formats=_parsers(os.path.splitext(path)[1].lower()))
 
 
