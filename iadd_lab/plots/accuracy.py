@@ -97,6 +97,8 @@ def confusion_matrix(evaluation: Evaluation, *, title: str = "") -> Figure:
 def paired_intervals(differences: Sequence[PairedDifference], *, title: str = "") -> Figure:
     """Each mean difference with its 95 % interval, and above it a dot for every seed; zero is no difference.
 
+    A single seed has no interval: its dot stands alone.
+
     What all of them share, the setting or the method compared with, is said once: in the title, on the axis.
 
     Raises:
@@ -113,16 +115,21 @@ def paired_intervals(differences: Sequence[PairedDifference], *, title: str = ""
     dot = {"marker": "o", "ls": "", "color": "C0", "alpha": 0.5, "markersize": 3, "mew": 0}
     mean = {"marker": "D", "color": "C0", "markersize": 5, "lw": 1.6, "mec": "C0"}
     for height, found in enumerate(differences):
-        ax.plot(found.each, [height - 0.24] * found.seeds, **dot)  # above the interval, which they would hide
-        ax.plot([found.low95, found.high95], [height, height], color="C0", lw=1.6)  # none of a single seed
-        ax.plot(found.difference, height, **mean, mfc="C0" if found.is_sure else "white")
+        several = found.seeds > 1
+        # Above the interval, which they would hide.
+        ax.plot(found.each, [height - 0.24 * several] * found.seeds, **dot)
+        if several:
+            ax.plot([found.low95, found.high95], [height, height], color="C0", lw=1.6)
+            ax.plot(found.difference, height, **mean, mfc="C0" if found.is_sure else "white")
     ax.set_yticks(range(len(differences)), [_label(each, varies) for each in differences])
     what = "difference of accuracies" if varies["method_b"] else f"accuracy minus that of {found.titles[1]}"
     ax.set(xlabel=f"{what} (percentage points)", ylim=(len(differences) - 0.5, -0.6))
     ax.grid(axis="y", visible=False)
-    ax.plot([], [], **dot, label="a seed")
-    ax.plot([], [], **mean, label="mean and 95 % interval, without zero")
-    ax.plot([], [], **mean, mfc="white", label="the same, with zero in it")
+    many = any(found.seeds > 1 for found in differences)
+    ax.plot([], [], **dot, label="a seed" if many else "one seed, which has no interval: it may be luck")
+    if many:
+        ax.plot([], [], **mean, label="mean and 95 % interval, without zero")
+        ax.plot([], [], **mean, mfc="white", label="the same, with zero in it")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
