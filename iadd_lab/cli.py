@@ -348,10 +348,7 @@ def distill(
     how = replace(how, device=local_device(how.device))
     place = lab.pick_device(how.device)
     check_folder(out)
-    bundle = choose("method", method, lab.PRESETS).options if method is not None else {}
-    own = {name: value for name, value in bundle.items() if name not in _GIVEN}
-    matching = own.pop("matching").name if "matching" in own else matching
-    parametrisation = own.pop("parametrisation").name if "parametrisation" in own else parametrisation
+    matching, parametrisation, own = _of_method(method, matching, parametrisation)
     if literal:
         learned = replace(learned or lab.Learned(), normalised=False)
     chosen = _chosen("matching", matching, MATCHINGS, learned, pruned)
@@ -373,6 +370,14 @@ def distill(
     if ranks.first:
         _note_root(data_root, out)
         _show_distilled(result, out)
+
+
+def _of_method(method: str | None, matching: str, parametrisation: str) -> tuple[str, str, dict[str, Any]]:
+    """The names of matching and parametrisation, and other options: of `method`, where none was given."""
+    bundle = choose("method", method, lab.PRESETS).options if method is not None else {}
+    own = {name: value for name, value in bundle.items() if name not in _GIVEN}
+    named = {"matching": matching, "parametrisation": parametrisation}
+    return *(own.pop(kind).name if kind in own else name for kind, name in named.items()), own
 
 
 def _show_distilled(result: lab.DistillResult, out: Path) -> None:

@@ -205,6 +205,7 @@ def _class_files(classes: Mapping[str, Sequence[Path]], left: LeftOut) -> list[I
 
 
 def image_file(path: str, label: int) -> ImageFile:
+    """The file at `path`, of the class with this index, as it is now."""
     status = (os.stat if os.path.exists(path) else os.lstat)(path)  # decoding names a link to nothing
     return ImageFile(path, label, status.st_size, status.st_mtime_ns)
 

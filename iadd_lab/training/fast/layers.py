@@ -69,9 +69,8 @@ class Pass:
         self.curvature = True  # whether `backward_along` gives those too
         self.names, self.first = _structure(network)
         bias = values[f"{self.names[network.classifier]}.bias"]
-        self.networks = (
-            len(bias) if bias.ndim == 2 else None
-        )  # None: one, whose parameters have no dimension more
+        # None is one, whose parameters have no dimension more.
+        self.networks = len(bias) if bias.ndim == 2 else None
         self.features, self.classifier = _Sequence(self, network.features), _Linear(self, network.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -169,10 +168,8 @@ class _Sequence(_Layer):
         return maps
 
     def convolution(self, layer, maps):
-        weight, options = (
-            self.run.values[f"{self.run.names[layer]}.weight"],
-            (layer.stride[0], layer.padding[0]),
-        )
+        weight = self.run.values[f"{self.run.names[layer]}.weight"]
+        options = layer.stride[0], layer.padding[0]
         if layer is self.run.first:
             by_patches = self.run.networks is None and patches.suits(maps, weight, *options)
             return (_Patches if by_patches else _Convolution)(self.run, layer)
@@ -299,11 +296,9 @@ class _Linear(_Layer):
         return self._joint(above @ weight + self.above @ dweight)
 
     def _plus(self, bias, x, weight):
-        return (
-            torch.addmm(bias, x, weight)
-            if x.ndim == 2
-            else torch.baddbmm(bias[:, None], x, weight).flatten(0, 1)
-        )
+        if x.ndim == 2:
+            return torch.addmm(bias, x, weight)
+        return torch.baddbmm(bias[:, None], x, weight).flatten(0, 1)
 
     def _apart(self, rows):
         networks = self.run.networks
@@ -397,9 +392,8 @@ class _Convolution(_Layer):
 
     def backward(self, above):
         self.above = laid_out(above)
-        x_bar, weight_bar = self._back(
-            self.above, self.x, self.parameters(self.run.values)[0], self.layer is not self.run.first
-        )
+        weight, wants_x = self.parameters(self.run.values)[0], self.layer is not self.run.first
+        x_bar, weight_bar = self._back(self.above, self.x, weight, wants_x)
         self.found(weight_bar, self.of_network(self.above.sum((2, 3))))
         return x_bar
 
@@ -433,15 +427,8 @@ class _Convolution(_Layer):
 
     def _back(self, above, x, weight, wants_x, wants_weight=True):
         """The gradients of x and of the weight, each where it is wanted."""
-        options = (
-            self.layer.stride,
-            self.layer.padding,
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [wants_x, wants_weight, False],
-        )
+        wanted = [wants_x, wants_weight, False]
+        options = self.layer.stride, self.layer.padding, [1, 1], False, [0, 0], 1, wanted
         if self.run.networks is None:
             return torch.ops.aten.convolution_backward(above, x, weight, None, *options)[:2]
         shares = zip(above.chunk(len(weight)), x.chunk(len(weight)), weight, strict=True)
@@ -486,9 +473,8 @@ class _Winograd(_Layer):
     def _found(self, above, *pairs):
         products = winograd.correlate(*pairs, networks=self.run.networks or 1)
         weight_bar = winograd.weight_gradient(products, self.constants.g)
-        self.found(
-            weight_bar[0] if self.run.networks is None else weight_bar, self.of_network(above.sum((2, 3)))
-        )
+        weight_bar = weight_bar[0] if self.run.networks is None else weight_bar
+        self.found(weight_bar, self.of_network(above.sum((2, 3))))
 
     def _output(self, products, bias):
         images = products.shape[1] * 16 // (self.sides[0] * self.sides[1])
@@ -512,7 +498,6 @@ def _for_images(parameter: Tensor, count: int) -> Tensor:
 
 def laid_out(maps: Tensor) -> Tensor:
     """`maps` in the one layout that all passes have: with the channels last in memory on a CPU."""
-    last = (
-        maps.device.type == "cpu"
-    )  # where loops then have stride 1 inside, and convolutions convert nothing
+    # There loops then have stride 1 inside, and convolutions convert nothing.
+    last = maps.device.type == "cpu"
     return maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
