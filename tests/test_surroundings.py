@@ -12,7 +12,15 @@ import pytest
 import torch
 from cyclopts import App
 
-from iadd_lab import ranks
+from iadd_lab import (
+    DistillConfig,
+    EvaluateConfig,
+    distill,
+    evaluate,
+    open_teachers,
+    ranks,
+    train_teachers,
+)
 from iadd_lab.__main__ import main
 from iadd_lab.cli import command
 from iadd_lab.data.sets import DataConfig, cache_root, data_root, load_data
@@ -117,6 +125,19 @@ def test_home_is_known_by_its_tilde_wherever_a_path_is_given(monkeypatch, tmp_pa
     batch = batch_in(profile="~/own.yaml", figures="~/figures")
     assert (batch.profile, batch.folder) == (tmp_path / "own.yaml", tmp_path / "figures" / "own")
     assert check_folder("~/new") == tmp_path / "new"
+    assert not (tmp_path / "~").exists()
+
+
+def test_home_is_known_by_its_tilde_where_python_is_called(monkeypatch, tmp_path, toy_data, toy_config):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train_teachers(toy_data, toy_config, "~/teachers", count=1, progress=False)
+    config = DistillConfig(iterations=1, student_steps=1)
+    made = distill(toy_data, open_teachers("~/teachers"), config, folder="~/made", progress=False).distilled
+    options = EvaluateConfig(network=toy_config.network, networks=1, epochs=1)
+    evaluate(made, toy_data, options, save_to="~/made/evaluation.safetensors", progress=False)
+    kept = {path.name for path in (tmp_path / "made").glob("*.safetensors")}
+    assert kept == {"distilled.safetensors", "evaluation.safetensors"}
     assert not (tmp_path / "~").exists()
 
 
